@@ -1,0 +1,53 @@
+"""bitlens: low-bit networks for video snapshot compressive imaging that keep their quality and run faster.
+
+The public names; everything else is reached through its module (`bitlens.operators`, `bitlens.quant`, ...):
+
+    load           a network from a packed .safetensors checkpoint, float or quantized
+    save           a network into one, with its recipe and provenance
+    from_official  a network from an official state dict, float or low-bit, with a key-by-key report
+    quantize       a float network and a recipe (or a published method's name) -> a fake-quantized network
+    VideoSCI       the camera: A, A_adjoint, A_dagger, prox_l2 for one mask
+    measure        a video file or tensor -> the coded measurement that a camera would take of it
+
+Nothing is imported before it is used: `import bitlens` takes milliseconds and does not import torch.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitlens.checkpoint import load, save
+    from bitlens.data.capture import measure
+    from bitlens.methods import quantize
+    from bitlens.official import from_official
+    from bitlens.operators import VideoSCI
+
+__version__ = "0.1.0"
+
+__all__ = ["VideoSCI", "__version__", "from_official", "load", "measure", "quantize", "save"]
+
+_HOME = {
+    "load": "bitlens.checkpoint",
+    "save": "bitlens.checkpoint",
+    "from_official": "bitlens.official",
+    "quantize": "bitlens.methods",
+    "VideoSCI": "bitlens.operators",
+    "measure": "bitlens.data.capture",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a module of this package, when it is first asked for."""
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module 'bitlens' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
