@@ -1,0 +1,215 @@
+"""Training clips: videos decoded once into a cache, and seeded random crops of them with fresh masks.
+
+Every batch is a pure function of (seed, step, rank), so a resumed run sees exactly the data that an
+uninterrupted one would have seen, and every process of a distributed run sees its own.
+[Q-SCI sec. 4.1; its official code for the augmentations].
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from bitlens.data.masks import random_mask, read_mask
+from bitlens.data.synthetic import moving_layers
+from bitlens.data.video import read_video
+from bitlens.files import atomic_path
+from bitlens.operators import VideoSCI
+
+__all__ = ["ClipSampler", "Clips", "load_clips", "load_mask", "measurements"]
+
+VIDEO_SUFFIXES = {".avif", ".mp4", ".avi", ".mkv", ".mov", ".gif", ".tif", ".npz"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Videos for training or validation: uint8 grey arrays (t, h, w), memory-mapped, with their names."""
+
+    videos: list[np.ndarray]
+    names: list[str]
+
+    def identity(self) -> str:
+        """A short hash of names and sizes, written into checkpoints as the identity of the training data."""
+        text = json.dumps([[name, *video.shape] for name, video in zip(self.names, self.videos, strict=True)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_clips(folder: str | os.PathLike[str], split: str | None = None, min_frames: int = 8) -> Clips:
+    """Decode every video of a folder (files, or subfolders of frames) into the cache and map it into memory.
+
+    Args:
+        folder: where the videos are. A `manifest.json` there may list `file` and `split` of each.
+        split: take only the files of this split of the manifest, such as "train" or "val".
+        min_frames: leave out shorter videos.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no video of that split and length in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; wanted training videos; check the path")
+    videos, names = [], []
+    for path in clip_paths(root, split):
+        video = np.load(cached(path), mmap_mode="r")
+        if len(video) >= min_frames:
+            videos.append(video)
+            names.append(path.name)
+    if not videos:
+        what = f"of the split {split!r} " if split else ""
+        raise ValueError(f"{root} holds no video {what}of {min_frames} frames or more; give another folder or split")
+    return Clips(videos, names)
+
+
+def clip_paths(root: Path, split: str | None) -> list[Path]:
+    """The videos of a folder, sorted by name; a manifest decides where there is one."""
+    manifest = root / "manifest.json"
+    if manifest.is_file():
+        entries = json.loads(manifest.read_text())
+        return sorted(root / e["file"] for e in entries if split is None or e["split"] == split)
+    if split is not None:
+        raise ValueError(f"{root} has no manifest.json, so no split {split!r}; leave the split out")
+    return sorted(p for p in root.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES or p.is_dir())
+
+
+def cached(path: Path) -> Path:
+    """The decoded video as .npy in the user's cache; decoded now if it is not there yet."""
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    base = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bitlens" / "clips"
+    target = base / f"{path.stem}-{key}.npy"
+    if not target.is_file():
+        frames = np.round(read_video(path) * 255).astype(np.uint8)
+        with atomic_path(target) as temporary:
+            np.save(temporary, frames)
+    return target
+
+
+class ClipSampler:
+    """Random crops of videos with masks, as batches that depend only on (seed, step, rank).
+
+    Augmentation: a window of `crop * s` pixels with s uniform in `scale` is resized to `crop`, then flipped in
+    x, y and time and transposed, each with probability 1/2, and its contrast may be lowered.
+
+    Differs: the official code resizes by 0.8 to 1.2 and draws one mask per process. A wider range of scales
+    makes 640 x 360 videos as sharp as the 256 x 256 benchmark, and a new mask for every sample keeps the
+    network from learning one mask by heart.
+
+    Args:
+        clips: the videos.
+        frames: frames per sample.
+        crop: height and width of a sample.
+        batch: samples per batch.
+        seed: what decides everything.
+        mask: None for fresh random binary masks, or a fixed mask (t, h, w) that is cropped at random places.
+        scale: range of the window's size relative to the crop.
+        images: still photographs (h, w) in [0, 1]; a share `synthetic` of the samples is made of them by
+            pans, zooms, turns and layered objects.
+        synthetic: share of samples made from `images`.
+    """
+
+    def __init__(
+        self,
+        clips: Clips,
+        *,
+        frames: int = 8,
+        crop: int = 64,
+        batch: int = 4,
+        seed: int = 0,
+        mask: np.ndarray | None = None,
+        scale: tuple[float, float] = (1.0, 2.0),
+        images: Sequence[np.ndarray] = (),
+        synthetic: float = 0.0,
+    ):
+        if mask is not None and (len(mask) != frames or min(mask.shape[1:]) < crop):
+            raise ValueError(
+                f"the mask is {mask.shape}; wanted {frames} frames of at least {crop}x{crop}; give another mask or crop"
+            )
+        for name, video in zip(clips.names, clips.videos, strict=True):
+            if len(video) < frames or min(video.shape[1:]) < crop // 2:
+                raise ValueError(
+                    f"{name} is {video.shape}; wanted {frames} frames of at least {crop // 2}x{crop // 2} for crops of "
+                    f"{crop}x{crop}; leave it out or choose a smaller crop"
+                )
+        self.clips, self.images = clips, list(images)
+        self.frames, self.crop, self.batch, self.seed = frames, crop, batch, seed
+        self.mask, self.scale = mask, scale
+        self.synthetic = synthetic if self.images else 0.0
+        lengths = np.array([len(video) - frames + 1 for video in clips.videos], dtype=np.float64)
+        self.weights = lengths / lengths.sum()
+
+    def draw(self, step: int, rank: int = 0) -> tuple[Float[Tensor, "b t h w"], Float[Tensor, "b t h w"]]:
+        """Videos and masks of one step."""
+        random = np.random.default_rng([self.seed, step, rank])
+        samples = [self.sample(random) for _ in range(self.batch)]
+        videos, masks = zip(*samples, strict=True)
+        return torch.stack(videos), torch.stack(masks)
+
+    def sample(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """One video (t, h, w) in [0, 1] and its mask."""
+        made = self.synthetic and random.random() < self.synthetic
+        video = self.made_video(random) if made else self.real_video(random)
+        for axis in (0, 1, 2):
+            if random.random() < 0.5:
+                video = video.flip(axis)
+        if random.random() < 0.5:
+            video = video.transpose(1, 2)
+        if random.random() < 0.25:
+            low, high = sorted(random.uniform(0, 1, 2))
+            if high - low > 0.3:
+                video = low + (high - low) * video
+        return video.contiguous(), torch.from_numpy(self.draw_mask(random))
+
+    def real_video(self, random: np.random.Generator) -> Tensor:
+        """A random window in space and time of a random video."""
+        video = self.clips.videos[random.choice(len(self.weights), p=self.weights)]
+        start = int(random.integers(len(video) - self.frames + 1))
+        size = round(self.crop * random.uniform(*self.scale))
+        size = max(self.crop // 2, min(size, *video.shape[1:]))
+        top = int(random.integers(video.shape[1] - size + 1))
+        left = int(random.integers(video.shape[2] - size + 1))
+        window = np.array(video[start : start + self.frames, top : top + size, left : left + size])
+        frames = torch.from_numpy(window).float().div_(255)
+        if size == self.crop:
+            return frames
+        shape = (self.crop, self.crop)
+        resized = F.interpolate(frames[None], shape, mode="bilinear", antialias=True, align_corners=False)
+        return resized[0].clamp_(0, 1)
+
+    def made_video(self, random: np.random.Generator) -> Tensor:
+        """Layers of still photographs in motion."""
+        count = int(random.integers(1, 4))
+        chosen = [self.images[i] for i in random.integers(len(self.images), size=count)]
+        made = moving_layers(chosen, self.frames, self.crop, self.crop, int(random.integers(2**31)), speed=2.0)
+        return torch.from_numpy(made)
+
+    def draw_mask(self, random: np.random.Generator) -> np.ndarray:
+        """A fresh random binary mask, or a random window of the fixed one."""
+        if self.mask is None:
+            return random_mask(self.frames, self.crop, self.crop, int(random.integers(2**31)))
+        top = int(random.integers(self.mask.shape[1] - self.crop + 1))
+        left = int(random.integers(self.mask.shape[2] - self.crop + 1))
+        return np.ascontiguousarray(self.mask[:, top : top + self.crop, left : left + self.crop])
+
+
+def measurements(sampler: ClipSampler, count: int) -> list[tuple[Tensor, Tensor]]:
+    """(measurement, mask) of the first `count` batches: what a network is calibrated with."""
+    batches = []
+    for step in range(count):
+        videos, masks = sampler.draw(step)
+        batches.append((VideoSCI(masks).A(videos.unsqueeze(1)), masks))
+    return batches
+
+
+def load_mask(path: str | os.PathLike[str] | None) -> np.ndarray | None:
+    """A fixed mask for training, or None for fresh random ones."""
+    return None if path is None else read_mask(path)

@@ -1,0 +1,109 @@
+"""Writes every output whole or not at all: a temporary name beside the target, renamed at the end."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["atomic_folder", "atomic_path"]
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, same suffix; renamed to it on success, removed on any failure.
+
+    Missing parent folders are made, and removed again on failure. An existing file is replaced only at the
+    end.
+
+    Raises:
+        OSError: the folder cannot be made or written to, `path` is a folder, or the body wrote nothing.
+
+    Example:
+        >>> with atomic_path("out/table.csv") as temporary:  # doctest: +SKIP
+        ...     temporary.write_text("a,b")
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; wanted the path of a file; add a file name to it")
+    made = _prepare_parent(target)
+    temporary = _temporary_name(target)
+    try:
+        yield temporary
+        if not temporary.is_file():
+            raise OSError(
+                f"nothing was written for {target}; wanted one file at the path handed out; "
+                "write to that path inside the with block"
+            )
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        _remove_empty(made)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` on success, remove it on any failure.
+
+    Raises:
+        OSError: the parent cannot be made or written to, or `path` is a file or a folder that is not empty
+            (files of an earlier run are never mixed with new ones).
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{target} is a file; wanted the path of a folder; choose another name or remove it")
+    if target.is_dir() and any(target.iterdir()):
+        raise FileExistsError(
+            f"folder {target} is not empty; wanted a new or an empty folder; remove it or choose another name"
+        )
+    made = _prepare_parent(target)
+    temporary = _temporary_name(target)
+    try:
+        temporary.mkdir()
+        yield temporary
+        if target.is_dir():
+            target.rmdir()  # empty, checked above; rename onto a folder is not portable
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
+        raise
+
+
+def _temporary_name(target: Path) -> Path:
+    """A hidden name in the same folder, with the same suffix, since writers look at the suffix."""
+    return target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+
+
+def _prepare_parent(target: Path) -> list[Path]:
+    """Make the missing parent folders of `target`, writable; return those made, deepest first."""
+    parent = target.parent
+    missing = []
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
+    if not parent.is_dir():
+        raise NotADirectoryError(f"cannot write {target}: {parent} is a file; wanted a folder; choose another path")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"cannot write {target}: no permission in folder {parent}; wanted a writable folder; "
+            "choose another path or change its permissions"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _remove_empty(missing)
+        raise OSError(
+            f"cannot write {target}: folder {target.parent} cannot be made ({error.strerror}); "
+            "wanted a writable folder; choose another path"
+        ) from error
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders that this write made, deepest first, as far as they are empty."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
