@@ -1,0 +1,167 @@
+"""Official EfficientSCI and Q-SCI weights: their names mapped onto bitlens's, with a key-by-key report.
+
+Q-SCI's official code names layers differently at 8 and at 4/3/2 bits, which made its own loader skip the feature
+extraction and reconstruction modules silently; here every key must find its place, or the import fails with a list.
+"""
+
+import os
+import pickle
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bitlens.methods import recipe_of
+from bitlens.networks.efficientsci import EfficientSCI, config_from_state_dict
+from bitlens.quant.layers import declare_ready, quantized_layers
+from bitlens.quant.prepare import prepare
+
+__all__ = ["KeyReport", "from_official", "load_official", "read_official"]
+
+PRODUCTS = {
+    "q_act": "scores.left_grid",
+    "k_act": "scores.right_grid",
+    "attn_act": "mix.left_grid",
+    "v_act": "mix.right_grid",
+}
+"""Official names of the grids of attention's factors."""
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """Where every official key went."""
+
+    mapped: dict[str, str]
+    """Official key -> name in the bitlens network."""
+    flags: list[str]
+    """Keys that only say whether an official quantizer was initialized."""
+
+
+def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> EfficientSCI:
+    """Build the network that an official state dict belongs to; width, depth and options are read off its shapes.
+
+    Args:
+        state_dict: of EfficientSCI (grey or colour, any size), or of Q-SCI's low-bit networks.
+        bits: 8, 4, 3 or 2 for a low-bit state dict (it does not say); None for a float one.
+
+    Returns:
+        The network in eval mode; its attribute `key_report` says where every key went. Low-bit networks have the
+        official per-input-channel grids.
+
+    Raises:
+        ValueError: unknown or missing keys (all are listed), wrong shapes, or bits missing or out of place.
+    """
+    state = {re.sub(r"^module\.", "", key): value for key, value in state_dict.items()}
+    renamed = {bitlens_name(key): key for key in state}
+    low_bit = any(key.endswith(".alpha") for key in state)
+    if low_bit and bits is None:
+        raise ValueError(
+            "these are low-bit Q-SCI weights, which do not say their bits; wanted bits=8, 4, 3 or 2; pass it"
+        )
+    if bits is not None and not low_bit:
+        raise ValueError(
+            f"bits={bits} was given with float weights; wanted none; import first, then use bitlens.quantize"
+        )
+    config = config_from_state_dict({name: state[key] for name, key in renamed.items()})
+    network = EfficientSCI(**config)  # type: ignore[arg-type]
+    if low_bit and bits is not None:
+        recipe = recipe_of("qsci", bits, "official")
+        prepare(network, recipe)
+        network.recipe = recipe  # type: ignore[assignment]
+    values, mapped, flags = {}, {}, []
+    for name, key in renamed.items():
+        place = quantized_name(name, network) if low_bit else name
+        if place is None:
+            flags.append(key)
+        else:
+            values[place], mapped[key] = state[key], place
+    place_all(network, values, mapped)
+    network.key_report = KeyReport(mapped, flags)  # type: ignore[assignment]
+    return network.eval()
+
+
+def bitlens_name(key: str) -> str:
+    """The name of a layer in bitlens: Q-SCI's `fem_conv2_1.0` is `fem.2`, its `fem_conv2_2.0` `fem_shortcut.1`."""
+
+    def layer(match: re.Match[str]) -> str:
+        module, number, branch = match[1], int(match[2]), match[3]
+        return f"{module}.{2 * (number - 1)}" if branch == "1" else f"{module}_shortcut.{number - 1}"
+
+    return re.sub(r"^(fem|vrm)_conv([123])_([12])(?:\.0(?=\.))?", layer, key)
+
+
+def quantized_name(name: str, network: nn.Module) -> str | None:
+    """The name inside the fake-quantized network of a key whose layer is renamed already; None: not needed."""
+    layer, _, leaf = name.rpartition(".")
+    if leaf == "init_state":
+        return None
+    leaf = {"alpha": "scale", "signed": "signed_codes"}.get(leaf, leaf)
+    if leaf in {"scale", "zero_point", "signed_codes"}:
+        owner, _, act = layer.rpartition(".")
+        if act in PRODUCTS:
+            return f"{owner}.{PRODUCTS[act]}.{leaf}"
+        return f"{owner}.input_grid.{leaf}" if act == "act" else f"{layer}.weight_grid.{leaf}"
+    return f"{layer}.layer.{leaf}" if layer in quantized_layers(network) else name
+
+
+def place_all(network: nn.Module, values: dict[str, Tensor], mapped: dict[str, str]) -> None:
+    """Copy every value to its place; anything left over or left out is an error that lists it."""
+    places = dict(network.state_dict(keep_vars=True))
+    origin = {place: key for key, place in mapped.items()}
+    unknown = sorted(origin[place] for place in set(values) - set(places))
+    missing = sorted(set(places) - set(values))
+    shapes = []
+    with torch.no_grad():
+        for place, value in values.items():
+            if place not in places:
+                continue
+            target = places[place]
+            if target.numel() != value.numel() or ("_grid." not in place and target.shape != value.shape):
+                shapes.append(f"{origin[place]} {tuple(value.shape)} instead of {tuple(target.shape)}")
+                continue
+            target.copy_(value.reshape(target.shape).float())
+    if unknown or missing or shapes:
+        parts = [
+            f"{what}: {', '.join(keys)}"
+            for what, keys in (("unknown keys", unknown), ("missing keys", missing), ("wrong shapes", shapes))
+            if keys
+        ]
+        raise ValueError(
+            f"the state dict does not fit {type(network).__name__}; {'; '.join(parts)}; give the whole official one"
+        )
+    declare_ready(network)
+
+
+def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state dict in an official .pth file, read as numbers only (`weights_only=True`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds anything but tensors (it is not executed), is damaged, or has no state dict.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}; wanted official weights (.pth); check the path")
+    try:
+        with warnings.catch_warnings():  # the refusal below says it in one line
+            warnings.simplefilter("ignore")
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        blocked = re.search(r"(?:Unsupported global:(?: GLOBAL)?|Unsupported class|GLOBAL) ([\w.]+)", str(error))
+        what = f"it holds {blocked[1]}, which is code" if blocked else next(iter(str(error).splitlines()), "it ends too early")
+        raise ValueError(f"{file} was refused: {what}; wanted a .pth of tensors; save its state dict alone") from error
+    for key in ("state_dict", "model_state_dict", "params"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    items = loaded.items() if isinstance(loaded, dict) else ()
+    if not items or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items):
+        raise ValueError(f"{file} holds no state dict of tensors; wanted official weights; save model.state_dict()")
+    return loaded
+
+
+def load_official(path: str | os.PathLike[str], bits: int | None = None) -> EfficientSCI:
+    """`from_official` of a .pth file."""
+    return from_official(read_official(path), bits)

@@ -1,0 +1,1 @@
+"""Float network + Recipe -> fake-quantized network: grids, ranges, layers, preparation, calibration."""

@@ -1,0 +1,218 @@
+"""Codes and values: the only place in bitlens that rounds and clamps.
+
+    code  = clamp(round(value / scale + zero_point), qmin, qmax)          value' = scale * (code - zero_point)
+
+One grid, two trainable parametrizations of it: `StepGrid` learns scale and zero-point (LSQ, LSQ+, Q-SCI),
+`BoundGrid` learns the lowest and highest value (PAMS, 2DQuant). Rounding is half to even and passes gradients
+straight through; everything else is differentiated as it stands, which gives exactly the papers' gradients.
+
+| granularity    | tensor it is for                   | shape of scale and zero_point    |
+|----------------|------------------------------------|----------------------------------|
+| tensor         | anything                           | ()                               |
+| channel        | weight (out, in, ...)              | (out, 1, ...)                    |
+| head           | attention operand (b, heads, ...)  | (1, heads, 1, 1, 1)              |
+| input_channel  | input of a convolution / linear    | (1, c, 1, 1, 1) / (c,)           |
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Granularity = Literal["tensor", "channel", "head", "input_channel"]
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Round half to even; the gradient passes unchanged."""
+    return x + (x.round() - x).detach()
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """x itself, with its gradient multiplied by `factor` [LSQ sec. 2.2]."""
+    if factor == 1.0:
+        return x
+    scaled = x * factor
+    return x.detach() + (scaled - scaled.detach())  # the bracket is exactly 0, so the value is exactly x
+
+
+def quantize(values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Integer codes (as floats) of values; broadcasts scale and zero_point."""
+    return (values / scale + zero_point).clamp(qmin, qmax).round()
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Values of codes."""
+    return (codes - zero_point) * scale
+
+
+def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """`dequantize(quantize(values))` with straight-through gradients.
+
+    d/d values = 1 inside the range, 0 outside; d/d scale = code - zero_point - values/scale inside,
+    code - zero_point outside; d/d zero_point = 0 inside, -scale outside [LSQ eq. 3, LSQ+ eq. 5].
+    """
+    codes = round_through((values / scale + zero_point).clamp(qmin, qmax))
+    return (codes - zero_point) * scale
+
+
+def code_range(bits: int, signed: bool) -> tuple[int, int]:
+    """Smallest and largest code: -2^(b-1) .. 2^(b-1) - 1 signed, 0 .. 2^b - 1 unsigned.
+
+    Raises:
+        ValueError: bits is not 1 to 8.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"{bits} bits; wanted 1 to 8; change the recipe (float layers need no rule)")
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+class Grid(nn.Module):
+    """What every grid has: bits, code range, and the calibrated / frozen state.
+
+    A grid is calibrated from outside (`set_range`) and refuses to run before; nothing initializes itself in
+    `forward`.
+    """
+
+    def __init__(self, bits: int, signed: bool, shape: tuple[int, ...]):
+        super().__init__()
+        self.bits, self.signed = bits, signed
+        self.qmin, self.qmax = code_range(bits, signed)
+        self.scales = math.prod(shape)
+        self.ready = False
+
+    def scale_and_zero_point(self, values_per_scale: int = 0) -> tuple[Tensor, Tensor]:
+        """The step and the code of zero, as tensors that broadcast against the values.
+
+        `values_per_scale`, where it is not 0, tells LSQ how far to scale the gradients down.
+        """
+        raise NotImplementedError
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Calibrate: choose the grid that spans [low, high]."""
+        raise NotImplementedError
+
+    def declare_ready(self) -> None:
+        """The parameters were loaded and hold a calibrated range."""
+        self.ready = True
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.ready:
+            raise ValueError("a grid has no range yet; wanted a calibrated network; run bitlens.quant.calibrate first")
+        dtype = values.dtype
+        with torch.autocast(values.device.type, enabled=False):
+            scale, zero_point = self.scale_and_zero_point(values.numel() // self.scales)
+            return fake_quantize(values.float(), scale, zero_point, self.qmin, self.qmax).to(dtype)
+
+    def codes(self, values: Tensor) -> Tensor:
+        """The integer codes of values, as int16 (they all fit)."""
+        scale, zero_point = self.scale_and_zero_point()
+        return quantize(values.detach().float(), scale, zero_point, self.qmin, self.qmax).to(torch.int16)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """The values of integer codes."""
+        scale, zero_point = self.scale_and_zero_point()
+        return dequantize(codes.float(), scale, zero_point)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, codes={self.qmin}..{self.qmax}"
+
+
+class StepGrid(Grid):
+    """A grid that learns its step (LSQ) and, if asymmetric, its zero-point (LSQ+).
+
+    Gradients of scale and zero-point are multiplied by 1 / sqrt(N Qp), N values per scale [LSQ sec. 2.2].
+
+    Args:
+        bits: 1 to 8. One signed bit stands for -scale/2 and +scale/2.
+        signed: signed codes.
+        shape: shape of scale and zero_point (see the table above).
+        zero_point: "none" (symmetric), "integer" (a code of the grid: what integer kernels execute), "rounded"
+            (an integer, but it may leave the code range: Q-SCI's code), "free" (any real number).
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        signed: bool,
+        shape: tuple[int, ...] = (),
+        zero_point: Literal["none", "integer", "rounded", "free"] = "none",
+    ):
+        super().__init__(bits, signed, shape)
+        self.kind = zero_point
+        self.scale = nn.Parameter(torch.ones(shape))
+        if zero_point == "none":
+            centre = -0.5 if bits == 1 and signed else 0.0
+            self.register_buffer("zero_point", torch.full(shape, centre), persistent=False)
+        else:
+            self.zero_point = nn.Parameter(torch.zeros(shape))
+        if zero_point == "rounded":  # official checkpoints choose the sign of each grid's codes
+            self.register_buffer("signed_codes", torch.tensor(float(signed)))
+
+    def declare_ready(self) -> None:
+        if self.kind == "rounded":
+            self.signed = bool(self.signed_codes)
+            self.qmin, self.qmax = code_range(self.bits, self.signed)
+        super().declare_ready()
+
+    def scale_and_zero_point(self, values_per_scale: int = 0) -> tuple[Tensor, Tensor]:
+        factor = lsq_factor(values_per_scale, self.qmax) if values_per_scale else 1.0
+        scale = scale_gradient(self.scale, factor)
+        if self.kind == "none":
+            return scale, self.zero_point
+        zero_point = scale_gradient(self.zero_point, factor)
+        if self.kind == "integer":
+            zero_point = zero_point.clamp(self.qmin, self.qmax)
+        return scale, zero_point if self.kind == "free" else round_through(zero_point)
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Span [low, high]; a symmetric grid spans max(|low|, |high|) on both sides."""
+        low, high = low.reshape(self.scale.shape), high.reshape(self.scale.shape)
+        if self.kind == "none":
+            reach = torch.maximum(low.abs(), high.abs())
+            scale = 2 * reach if self.bits == 1 and self.signed else reach / max(self.qmax, 1)
+        else:
+            low = low.clamp(max=0.0)  # zero stays inside, so that padding and silence are exact
+            high = torch.maximum(high, low)
+            scale = (high - low) / (self.qmax - self.qmin)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale)).clamp_min(1e-8)
+        self.scale.copy_(scale)
+        if self.kind != "none":
+            zero_point = (self.qmin - low / scale).clamp(self.qmin, self.qmax)
+            self.zero_point.copy_(zero_point if self.kind == "free" else zero_point.round())
+        self.ready = True
+
+
+class BoundGrid(Grid):
+    """A grid that learns the values `low` and `high` of its first and last code [2DQuant eq. 1-3].
+
+        d v'/d high = [v > high] + [inside] * (code / n - (v - low) / (high - low)),   n = 2^bits - 1
+        d v'/d low  = [v < low]  + [inside] * ((v - low) / (high - low) - code / n)
+
+    Differs: eq. 2 of the paper prints [high - v] for the first term, a sign error.
+    With `integer`, the zero-point is rounded, so that integer kernels can execute the grid; the gradients above
+    then hold up to that rounding, which is passed straight through.
+    """
+
+    def __init__(self, bits: int, shape: tuple[int, ...] = (), integer: bool = False):
+        super().__init__(bits, False, shape)
+        self.integer = integer
+        self.low = nn.Parameter(torch.zeros(shape))
+        self.high = nn.Parameter(torch.ones(shape))
+
+    def scale_and_zero_point(self, values_per_scale: int = 0) -> tuple[Tensor, Tensor]:
+        scale = (self.high - self.low) / self.qmax
+        zero_point = -self.low / scale
+        return scale, round_through(zero_point) if self.integer else zero_point
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        self.low.copy_(low.reshape(self.low.shape))
+        self.high.copy_(torch.maximum(high, low + 1e-8).reshape(self.high.shape))
+        self.ready = True
+
+
+def lsq_factor(values_per_scale: int, qmax: int) -> float:
+    """LSQ's gradient scale, 1 / sqrt(N Qp) [LSQ sec. 2.2]."""
+    return 1.0 / math.sqrt(values_per_scale * max(qmax, 1))
