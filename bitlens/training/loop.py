@@ -1,0 +1,353 @@
+"""One training loop for float and fake-quantized networks: time budget, exact resume, EMA, distillation, DDP.
+
+    state(step + 1) = f(state(step), batch(seed, step, rank))
+
+Everything the next step depends on is in the saved state or follows from (seed, step, rank), so a run that was
+killed and resumed continues on the loss curve of an uninterrupted one, bit for bit on one CPU.
+"""
+
+import json
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bitlens.data.clips import ClipSampler
+from bitlens.files import atomic_path
+from bitlens.operators import VideoSCI
+from bitlens.quant.grid import Grid
+from bitlens.training.losses import LOSSES, Distillation
+from bitlens.training.processes import Processes, stop_requests
+from bitlens.training.settings import FREE_TO_CHANGE, Training
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a call of `train` ended."""
+
+    step: int
+    """Steps done in all."""
+    reason: Literal["finished", "minutes", "interrupted"]
+    """Why it stopped."""
+    psnr: float | None
+    """Last validation PSNR in dB (psnr_sci), if there was one."""
+    writes: bool = True
+    """Whether this process is the one that writes files (rank 0)."""
+
+
+Validation = list[tuple[Tensor, Tensor, Tensor]]
+"""Measurement (b, h, w), mask (b, t, h, w) and video (b, t, h, w) of each validation batch."""
+
+
+def train(
+    network: nn.Module,
+    sampler: ClipSampler,
+    settings: Training,
+    folder: str | os.PathLike[str],
+    *,
+    validation: Validation | None = None,
+    teacher: nn.Module | None = None,
+    blocks: list[str] | None = None,
+    device: str | torch.device = "cpu",
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Result:
+    """Train a video-SCI network in place; resume from `folder` if a run with these settings stands there.
+
+    `folder` receives `state.pt` (atomic, every `save_minutes`, at the end, at SIGTERM and Ctrl-C), `log.jsonl`
+    and `settings.json`. When the run has finished, `network` holds the averaged (EMA) weights.
+
+    Under `torchrun` every process trains on its own samples and gradients are averaged; rank 0 writes.
+
+    Args:
+        network: called as network(measurement, mask); float or fake-quantized.
+        sampler: where batches come from.
+        validation: batches for the PSNR in the log.
+        teacher: float network for the distillation terms.
+        blocks: modules whose outputs are distilled.
+        device: where to train.
+        on_log: receives every line of the log. on_step: receives every finished step.
+
+    Raises:
+        ValueError: `folder` holds a run with other settings, or the loss stays infinite.
+    """
+    group = Processes.start(device)
+    device = group.device
+    network.to(device).train()
+    loss_of = LOSSES[settings.loss]
+    distillation = None
+    if settings.distill_output > 0 or settings.distill_features > 0:
+        if teacher is None:
+            raise ValueError("distillation was asked for without a teacher; give the float network")
+        distillation = Distillation(
+            network, teacher.to(device), blocks or [], settings.distill_output, settings.distill_features
+        )
+    state = State(network, settings)
+    run = Run(Path(folder), settings, group.rank == 0)
+    step, window = run.resume(state)
+    model: nn.Module = network
+    if group.world > 1:
+        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    if settings.compile:
+        compile_blocks(network)
+    last_psnr, reason = None, "finished"
+    started = saved = time.monotonic()
+    bad_steps = 0
+
+    with stop_requests() as stopped:
+        while step < settings.steps:
+            videos, masks = (x.to(device) for x in sampler.draw(step, group.rank))
+            state.set_rate(settings.rate(step))
+            value, norm = one_step(model, state, videos, masks, loss_of, distillation, settings)
+            bad_steps = 0 if math.isfinite(norm) else bad_steps + 1
+            if bad_steps > 20:
+                raise ValueError(
+                    f"the loss or its gradient was not finite for {bad_steps} steps before step {step}; wanted finite "
+                    "numbers; lower learning_rate or set bf16 to false"
+                )
+            step += 1
+            window.append(value)
+            if on_step:
+                on_step(step)
+            validate = validation is not None and (step % settings.validate_every == 0 or step == settings.steps)
+            if step % settings.log_every == 0 or validate:
+                record = {"step": step, "loss": sum(window) / len(window), "rate": settings.rate(step - 1)}
+                record["seconds"] = round(time.monotonic() - started, 2)
+                window = []
+                if validate:
+                    assert validation is not None
+                    with state.averaged():
+                        last_psnr = record["psnr"] = validation_psnr(network, validation, settings.bf16)
+                run.log(record)
+                if on_log and run.writes:
+                    on_log(record)
+            elapsed = time.monotonic() - started
+            out_of_time = settings.minutes is not None and elapsed > 60 * settings.minutes
+            if group.any(bool(stopped) or out_of_time):
+                reason = "interrupted" if stopped else "minutes"
+                break
+            if time.monotonic() - saved > 60 * settings.save_minutes:
+                run.save(state, step, window)
+                saved = time.monotonic()
+        run.save(state, step, window)
+    if distillation:
+        distillation.remove()
+    if step >= settings.steps:
+        reason = "finished"
+        state.load_average()
+    group.stop()
+    network.eval()
+    return Result(step, reason, last_psnr, run.writes)  # type: ignore[arg-type]
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile each block of a network in place; equal blocks share one compilation."""
+    for child in network.children():
+        for block in child if isinstance(child, nn.ModuleList) else [child]:
+            block.compile()
+
+
+def one_step(
+    model: nn.Module,
+    state: "State",
+    videos: Float[Tensor, "b t h w"],
+    masks: Float[Tensor, "b t h w"],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    distillation: Distillation | None,
+    settings: Training,
+) -> tuple[float, float]:
+    """Forward, backward, clip, update; returns the loss and the norm of its gradient."""
+    measurement = VideoSCI(masks).A(videos.unsqueeze(1))  # b h w
+    with torch.autocast(videos.device.type, torch.bfloat16, enabled=settings.bf16):
+        target = None
+        if distillation:
+            distillation.clear()
+            with torch.no_grad():
+                target = distillation.teacher(measurement, masks).float()
+        output = model(measurement, masks).float()
+    loss = loss_of(output, videos.unsqueeze(1))
+    total = loss if target is None or distillation is None else loss + distillation.term(output, target)
+    state.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    limit = settings.clip_norm or math.inf
+    norm = float(nn.utils.clip_grad_norm_(state.parameters, limit))
+    if math.isfinite(norm) and math.isfinite(float(total.detach())):
+        state.optimizer.step()
+        state.update_average()
+    else:
+        norm = math.inf
+    return float(loss.detach()), norm
+
+
+def validation_psnr(network: nn.Module, validation: Validation, bf16: bool) -> float:
+    """Mean PSNR in dB over frames of the validation batches (psnr_sci)."""
+    training = network.training
+    network.eval()
+    values = []
+    for measurement, mask, video in validation:
+        device = next(network.parameters()).device
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            output = network(measurement.to(device), mask.to(device)).float().cpu().squeeze(1)
+        errors = (output - video).square().mean(dim=(-2, -1)).clamp_min(1e-10)
+        values.append(float(-10 * errors.log10().mean()))
+    network.train(training)
+    return sum(values) / len(values)
+
+
+def validation_batches(sampler: ClipSampler, count: int) -> Validation:
+    """The first `count` batches of a sampler, as a fixed validation set."""
+    batches = []
+    for step in range(count):
+        videos, masks = sampler.draw(step)
+        batches.append((VideoSCI(masks).A(videos.unsqueeze(1)), masks, videos))
+    return batches
+
+
+class State:
+    """What a step changes: parameters, optimizer, moving average."""
+
+    def __init__(self, network: nn.Module, settings: Training):
+        self.network = network
+        self.decay = settings.ema
+        scales = {id(p) for m in network.modules() if isinstance(m, Grid) for p in m.parameters()}
+        named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        scale_rate = settings.scale_learning_rate or settings.learning_rate
+        groups = [
+            (
+                [p for _, p in named if id(p) not in scales and p.ndim > 1],
+                settings.learning_rate,
+                settings.weight_decay,
+            ),
+            ([p for _, p in named if id(p) not in scales and p.ndim <= 1], settings.learning_rate, 0.0),
+            ([p for _, p in named if id(p) in scales], scale_rate, 0.0),
+        ]
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+        self.optimizer = kind(
+            [dict(params=p, lr=lr, weight_decay=decay, peak=lr) for p, lr, decay in groups if p], foreach=True
+        )
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.updates = 0
+
+    def set_rate(self, relative: float) -> None:
+        """Set every group's learning rate to `relative` times its peak."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * relative
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moving average of the parameters, with a shorter memory in the first steps."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.decay else 0.0
+        for average, parameter in zip(self.average, self.parameters, strict=True):
+            average.lerp_(parameter.detach(), 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Use the averaged parameters inside the block."""
+        with torch.no_grad():
+            current = [p.detach().clone() for p in self.parameters]
+            copy_all(self.parameters, self.average)
+            try:
+                yield
+            finally:
+                copy_all(self.parameters, current)
+
+    def load_average(self) -> None:
+        """Put the averaged parameters into the network for good."""
+        with torch.no_grad():
+            copy_all(self.parameters, self.average)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        copy_all(self.average, state["average"])
+        self.updates = state["updates"]
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+class Run:
+    """The folder of a run: settings, log and the last state, each written whole or not at all."""
+
+    def __init__(self, folder: Path, settings: Training, writes: bool):
+        self.folder, self.settings, self.writes = folder, settings, writes
+        self.state_path, self.log_path = folder / "state.pt", folder / "log.jsonl"
+
+    def resume(self, state: State) -> tuple[int, list[float]]:
+        """Load the last state, if there is one, and cut the log back to it.
+
+        Returns:
+            Its step, and the losses since the last line of the log.
+
+        Raises:
+            ValueError: the run there has other settings, or its state is damaged.
+        """
+        step, window = 0, []
+        if self.state_path.is_file():
+            try:
+                saved = torch.load(self.state_path, map_location="cpu", weights_only=True)
+                step, window = int(saved["step"]), list(saved.get("window", ()))
+                before = saved["settings"]
+                self.check_settings(before)
+                state.load_state_dict(saved)
+            except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+                what = next(iter(str(error).splitlines()), type(error).__name__)
+                raise ValueError(
+                    f"{self.state_path} is not a state of this network ({what}); wanted the "
+                    "run's own; give another folder to start anew"
+                ) from error
+        if self.writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self.folder / "settings.json") as path:
+                path.write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
+            kept = []
+            if self.log_path.is_file():
+                lines = self.log_path.read_text().splitlines()
+                kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            with atomic_path(self.log_path) as path:
+                path.write_text("".join(line + "\n" for line in kept))
+        return step, window
+
+    def check_settings(self, before: dict[str, Any]) -> None:
+        """Refuse to resume with settings that would make another run of it."""
+        now = asdict(self.settings)
+        changed = [f.name for f in fields(Training) if before.get(f.name) != now[f.name]]
+        refused = [name for name in changed if name not in FREE_TO_CHANGE]
+        if refused:
+            what = ", ".join(f"{name} ({before.get(name)} -> {now[name]})" for name in refused)
+            raise ValueError(f"{self.folder} holds a run with other settings: {what}; give another folder, or the same")
+
+    def save(self, state: State, step: int, window: list[float]) -> None:
+        """Write the state, atomically, with the losses since the last line of the log."""
+        if self.writes:
+            with atomic_path(self.state_path) as path:
+                torch.save({**state.state_dict(), "step": step, "window": window, "settings": asdict(self.settings)}, path)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to the log."""
+        if self.writes:
+            with self.log_path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
