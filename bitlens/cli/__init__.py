@@ -1,0 +1,124 @@
+"""`bitlens <verb>`: finds the verb, lets tyro read its flags, runs it, and turns every error into one line.
+
+A verb is one frozen dataclass in a file of its name: its fields are the flags, `run()` does the work. Only
+the file of the verb that was typed is imported, and numpy and torch only inside `run()`, so `--help` is
+immediate.
+"""
+
+import difflib
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from importlib import import_module
+from inspect import cleandoc
+
+__all__ = ["VERBS", "main"]
+
+VERBS = {
+    "demo": "see it work: one coded picture in, a high-speed video out, by every shipped network",
+    "measure": "simulate the camera: a video becomes coded measurements",
+    "reconstruct": "turn measurements, simulated or from a camera, into a video",
+    "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
+    "train": "train a float network",
+    "quantize": "turn a float network into a low-bit one",
+    "info": "what a checkpoint holds: bits per layer, size, operations, provenance",
+    "models": "the checkpoints that come with bitlens",
+}
+"""Verb -> what it does. The verb `demo` is the class `Demo` in `bitlens/cli/demo.py`, and so on."""
+
+FLAGS = (
+    (r"allow_saturated=True", "--allow-saturated"),
+    (r"\(mask_path\)", "(--mask)"),
+    (r"crop=\(top, left, height, width\)", "--crop top,left,height,width"),
+    (r"crop=\(top, left, (\d+), (\d+)\)", r"--crop top,left,\1,\2"),
+    (r"\b(gain|key|axes)=\.\.\.", r"--\1 ..."),
+    (r"\b(key|axes)='(\w+)'", r"--\1 \2"),
+)
+"""How the library's messages name an argument -> how one types it here."""
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; `argv` is what follows `bitlens`, None: the process's.
+
+    0: done. 2: refused, with one line on stderr. 130: interrupted. `BITLENS_DEBUG=1` shows the traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_overview())
+            return 0
+        if arguments[0] in ("-V", "--version"):
+            from bitlens import __version__
+
+            print(f"bitlens {__version__}")
+            return 0
+        return _run(*arguments)
+    except KeyboardInterrupt:
+        return _complain(arguments, "interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `bitlens models | head -1`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, OSError, MemoryError) as error:
+        if os.environ.get("BITLENS_DEBUG") == "1":
+            raise
+        return _complain(arguments, in_flags(str(error)) or type(error).__name__, USAGE_ERROR)
+
+
+def in_flags(message: str) -> str:
+    """The message with arguments written as flags: `pass gain=...` -> `pass --gain ...`."""
+    for pattern, flag in FLAGS:
+        message = re.sub(pattern, flag, message)
+    return message
+
+
+def _run(verb: str, *arguments: str) -> int:
+    """Read the verb's flags and run it."""
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ValueError(f"unknown verb '{verb}'; {hint}wanted one of {', '.join(VERBS)}; bitlens --help explains them")
+    import tyro
+
+    kind = getattr(import_module(f"bitlens.cli.{verb}"), verb.capitalize())
+    config = (tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
+    if {"-h", "--help"} & set(arguments):
+        print(_description(kind.__doc__) + "\n")  # tyro would leave the example out and join the lines
+    try:
+        command = tyro.cli(kind, prog=f"bitlens {verb}", args=arguments, description="", config=config)
+    except SystemExit as leaving:  # --help, or flags that tyro has explained on stderr
+        return leaving.code if isinstance(leaving.code, int) else USAGE_ERROR
+    return command.run() or 0
+
+
+def _description(docstring: str) -> str:
+    """A verb's docstring, wrapped to the terminal; the example as it is."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    paragraphs = cleandoc(docstring).split("\n\n")
+    return "\n\n".join(
+        paragraph if paragraph.startswith("Example") else textwrap.fill(paragraph, width) for paragraph in paragraphs
+    )
+
+
+def _overview() -> str:
+    """What `bitlens --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return (
+        "usage: bitlens VERB [OPTIONS]\n\n"
+        "Low-bit networks that rebuild a high-speed video from one coded picture.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "`bitlens VERB --help` explains a verb. `bitlens --version` prints the version.\n\n"
+        "Example:\n    bitlens demo"
+    )
+
+
+def _complain(arguments: Sequence[str], message: str, code: int) -> int:
+    """One line on stderr, whatever line breaks the message has."""
+    name = f"bitlens {arguments[0]}" if arguments and arguments[0] in VERBS else "bitlens"
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    return code

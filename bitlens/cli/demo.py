@@ -1,0 +1,139 @@
+"""`bitlens demo`: one coded picture in, a high-speed video out, by gap-tv and the shipped networks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitlens.data.capture import Capture
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Take one coded picture of a made high-speed scene and rebuild the video with every shipped network.
+
+    Prints quality, size and time side by side and writes an animation (.gif) and a contact sheet (.png). With
+    --capture it does the same to a picture from a real camera, for which there is no truth to compare with.
+
+    Example:
+        bitlens demo
+        bitlens demo --capture fan.mat --mask fan_mask.mat --out fan
+    """
+
+    out: Path = Path("demo")
+    """Folder for the pictures."""
+    model: tuple[str, ...] = ()
+    """Checkpoints to compare, names or paths. Default: gap-tv and every shipped efficientsci-t."""
+    seed: int = 0
+    """Seed of the scene and of the mask."""
+    frames: int = 8
+    """Frames in the coded picture."""
+    size: int = 256
+    """Height and width of the scene in pixels."""
+    capture: Path | None = None
+    """A measurement from a real camera instead of the made scene: .mat .npz .npy .tif .png."""
+    mask: Path | None = None
+    """The camera's calibrated mask, with --capture. Default: the one inside the capture's file."""
+
+    def run(self) -> None:
+        from bitlens import checkpoint
+        from bitlens.cli import in_flags
+        from bitlens.report import console
+
+        out = console()
+        capture = self._made() if self.capture is None else self._real()
+        for note in capture.notes:
+            out.print(in_flags(note), style="yellow" if note.startswith("warning:") else None)
+        names = self.model or _default_models()
+        networks = [(checkpoint.describe(name), checkpoint.load(name)) for name in names]
+        count, height, width = capture.measurement.shape
+        what = "a made scene" if self.capture is None else str(self.capture)
+        out.print(
+            f"{what}: {count} coded picture(s) of {height}x{width}, {len(capture.mask)} frames in each; "
+            f"rebuilding with {len(networks)} method(s) ..."
+        )
+        self._compare(capture, networks, out)
+
+    def _made(self) -> "Capture":
+        """A measurement of the seeded scene with a seeded random mask."""
+        from bitlens.cli.shared import check_seed
+        from bitlens.data.capture import simulate
+        from bitlens.data.masks import random_mask
+        from bitlens.data.synthetic import high_speed_scene
+
+        if self.mask is not None:
+            raise ValueError(f"--mask {self.mask} without --capture; wanted both; the made scene has its own mask")
+        check_seed(self.seed)
+        scene = high_speed_scene(self.seed, self.frames, self.size, self.size)
+        return simulate(scene, random_mask(self.frames, self.size, self.size, self.seed))
+
+    def _real(self) -> "Capture":
+        from bitlens.data.capture import read_capture
+
+        assert self.capture is not None
+        return read_capture(self.capture, self.mask)
+
+    def _compare(self, capture: "Capture", networks: list[tuple[Any, Any]], out: Any) -> None:
+        """Reconstruct with every network, write the two pictures, print the table."""
+        from statistics import fmean
+
+        from bitlens.cli.shared import output_file, reconstruct, score
+        from bitlens.report import Panel, exposed, table, write_contact_sheet, write_side_by_side
+
+        truth = capture.reference
+        frames = len(capture.mask)
+        animation, sheet = self.out / "side_by_side.gif", self.out / "contact_sheet.png"
+        rows, panels = [], []
+        with output_file(animation) as animation_path, output_file(sheet) as sheet_path:
+            assert animation_path is not None and sheet_path is not None
+            for about, network in networks:
+                video, seconds = reconstruct(network, capture.measurement, capture.mask, about.name)
+                quality, caption = [], "no weights" if about.path is None else f"{about.bytes / 1e6:.2f} MB"
+                if truth is not None:
+                    scores = score(video[: len(truth)], truth)
+                    quality = [f"{scores['psnr']:.2f}", f"{scores['ssim']:.3f}"]
+                    caption = f"{quality[0]} dB, SSIM {quality[1]}, {caption}"
+                rows.append([about.name, *quality, f"{about.bytes / 1e6:.2f}", f"{fmean(seconds):.1f}"])
+                panels.append(Panel(about.name, caption, video))
+            seen = exposed(capture.measurement, frames)
+            measured = Panel("measurement", f"all the camera gives: {frames} frames in one picture", seen)
+            if truth is not None and len(truth) == len(seen):
+                panels.append(Panel("truth", "the scene that was coded", truth))
+            write_side_by_side(animation_path, [measured, *panels])
+            write_contact_sheet(sheet_path, measured, panels)
+
+        columns = ["method", *([] if truth is None else ["PSNR (dB)", "SSIM"]), "MB", "seconds"]
+        title = f"{len(capture.measurement)} coded picture(s) -> {len(seen)} frames"
+        out.print(table(title, columns, rows))
+        out.print(f"watch   {animation}\nlook at {sheet}")
+        out.print(self._closing(truth is not None, frames))
+
+    def _closing(self, made: bool, frames: int) -> str:
+        """What was seen, and what to try next."""
+        tries = [
+            ("bitlens demo --capture FILE --mask FILE", "the same for a picture from your own camera"),
+            ("bitlens reconstruct --help", "write a reconstruction to a file"),
+            ("bitlens info NAME", "the bits of every layer of a network, and what they cost"),
+        ]
+        lines = "\n".join(f"  {command:<41}{what}" for command, what in tries[0 if made else 1 :])
+        return (
+            f"\nEach method saw only the coded picture and the mask, and rebuilt its {frames} frames.\n"
+            "MB: the weights on disk. seconds: per coded picture here, low bits simulated in float32.\n"
+            f"\nTry next:\n{lines}"
+        )
+
+
+def _default_models() -> tuple[str, ...]:
+    """gap-tv, then the shipped EfficientSCI-T: float first, then from many bits to few."""
+    from bitlens import checkpoint
+
+    shipped = [name for name in checkpoint.shipped() if name.split("-qsci")[0] == "efficientsci-t"]
+    return ("gap-tv", *sorted(shipped, key=lambda name: -_weight_bits(name)))
+
+
+def _weight_bits(name: str) -> int:
+    """32 for `efficientsci-t`, 4 for `efficientsci-t-qsci-w4a4`."""
+    import re
+
+    found = re.search(r"-w(\d+)a\d+$", name)
+    return int(found[1]) if found else 32

@@ -1,0 +1,136 @@
+"""`bitlens evaluate`: PSNR and SSIM of networks on a test set, scene by scene, as a table and as JSON."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bitlens.data.benchmarks import Scene
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure the scenes of a test set with one mask, reconstruct them, and compare with the truth.
+
+    PSNR and SSIM are video SCI's: grey floats, neither rounded nor clipped, mean over the frames of a scene,
+    then mean over the scenes. Numbers are comparable only with the same mask.
+
+    Example:
+        bitlens evaluate gap-tv efficientsci-t-qsci-w4a4 --data six-scenes --json results.json
+    """
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """One or more checkpoints: shipped names (see `bitlens models`), paths of .safetensors, or gap-tv."""
+    data: str = "six-scenes"
+    """A named test set (six-scenes), or a folder or file of scenes (.npz .mat .mp4 .avi .mkv .gif .avif)."""
+    json: Path | None = None
+    """Write scenes, average and settings to this file: one object, or for several models a list of them."""
+    mask: Path | None = None
+    """The mask to measure with. Default: the benchmark's for six-scenes, else a random one from --seed."""
+    frames: int = 8
+    """Frames per measurement of a random mask."""
+    seed: int = 0
+    """Seed of a random mask."""
+    ssim: bool = True
+    """Compute SSIM too, which takes longer."""
+
+    def run(self) -> None:
+        from bitlens import checkpoint
+        from bitlens.cli.shared import check_seed, output_file
+        from bitlens.data.benchmarks import load_scenes
+        from bitlens.report import console
+
+        if not self.models:
+            raise ValueError("no model; wanted at least one name or path; for example gap-tv")
+        check_seed(self.seed)
+        with output_file(self.json) as json_path:
+            networks = [(checkpoint.describe(model), checkpoint.load(model)) for model in self.models]
+            scenes = load_scenes(self.data)
+            masks, source = self._masks(scenes)
+            results = [self._evaluate(about, network, scenes, masks, source) for about, network in networks]
+            if json_path is not None:
+                content = results[0] if len(results) == 1 else results
+                json_path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        out = console()
+        out.print(self._table(results))
+        for result in results:
+            settings = result["settings"]
+            out.print(
+                f"{settings['model']}: {settings['seconds_per_measurement']:.2f} s per measurement of "
+                f"{settings['frames_per_measurement']} frames, {settings['threads']} threads; {source}"
+            )
+        if self.json:
+            out.print(f"settings and scores: {self.json}")
+
+    def _masks(self, scenes: "list[Scene]") -> "tuple[list[np.ndarray], str]":
+        """The mask of every scene, and where it comes from in words."""
+        from bitlens.data.benchmarks import BENCHMARKS, benchmark_mask
+        from bitlens.data.masks import random_mask, read_mask
+
+        if self.mask is not None:
+            return [read_mask(self.mask)] * len(scenes), f"mask from {self.mask}"
+        if self.data in BENCHMARKS:
+            return [benchmark_mask()] * len(scenes), "mask benchmark.npz, stored with the scenes"
+        sizes = [scene.video.shape[1:] for scene in scenes]
+        masks = [random_mask(self.frames, height, width, self.seed) for height, width in sizes]
+        return masks, f"random mask with half the pixels open, seed {self.seed}"
+
+    def _evaluate(self, about: Any, network: Any, scenes: "list[Scene]", masks: list, source: str) -> dict[str, Any]:
+        """One model's result, as it is written to the file."""
+        from statistics import fmean, median
+
+        from bitlens.cli.shared import describe_run, reconstruct, score, sha256
+        from bitlens.data.capture import simulate
+
+        scores: dict[str, Any] = {}
+        seconds, used = [], {}
+        for scene, mask in zip(scenes, masks, strict=True):
+            if scene.name in scores:
+                raise ValueError(f"{scene.source}: a second scene '{scene.name}'; wanted one of each name; rename one")
+            try:
+                capture = simulate(scene.video, mask)
+            except ValueError as error:
+                raise ValueError(f"{scene.source}: {error}") from error
+            label = f"{about.name}: {scene.name}"
+            video, times = reconstruct(network, capture.measurement, capture.mask, label)
+            assert capture.reference is not None
+            scores[scene.name] = score(video, capture.reference, self.ssim)
+            used[scene.name] = len(video)
+            seconds += times
+        average: dict[str, Any] = {"psnr": fmean(one["psnr"] for one in scores.values())}
+        average["ssim"] = fmean(one["ssim"] for one in scores.values()) if self.ssim else None
+        settings = {
+            "model": about.name,
+            "checkpoint": None if about.path is None else str(about.path),
+            "sha256": sha256(about.path),
+            "data": self.data,
+            "mask": source,
+            "frames_per_measurement": len(masks[0]),
+            "frames_used": used,
+            "psnr": "psnr_sci: grey floats, not rounded, not clipped, mean over frames, then over scenes",
+            "ssim": "ssim_sci: as psnr_sci, Gaussian window 11x11, sigma 1.5" if self.ssim else None,
+            "seconds_per_measurement": median(seconds),
+            **describe_run(),
+        }
+        head = {} if len(self.models) == 1 else {"model": about.name}
+        return head | {"scenes": scores, "average": average, "settings": settings}
+
+    def _table(self, results: list[dict[str, Any]]) -> Any:
+        from bitlens.report import table
+
+        columns = ["scene"]
+        for result in results:
+            columns += [f"{result['settings']['model']}\nPSNR (dB)", *(["\nSSIM"] if self.ssim else [])]
+        rows = []
+        for name in [*results[0]["scenes"], "average"]:
+            row = [name]
+            for result in results:
+                one = result["average"] if name == "average" else result["scenes"][name]
+                row += [f"{one['psnr']:.2f}", *([f"{one['ssim']:.4f}"] if self.ssim else [])]
+            rows.append(row)
+        return table(f"{self.data}", columns, rows)

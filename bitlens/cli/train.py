@@ -1,0 +1,244 @@
+"""`bitlens train`: a float network from clips, or a low-bit one by quantization-aware training (QAT)."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from bitlens.training.settings import Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bitlens.data.clips import Clips, ClipSampler
+    from bitlens.training.loop import Result, Validation
+
+CALIBRATION_BATCHES = 8
+VALIDATION_BATCHES = 4
+VALIDATION_SEED = 7
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network on clips. After Ctrl-C, a kill or --minutes the same command resumes from its --run folder.
+
+    Without --start a float EfficientSCI of --size is trained. With --start CHECKPOINT training goes on from those
+    weights. With --method and --bits too, that float network is quantized, calibrated on the clips and trained
+    with its grids, and the float network may teach it (--distill-output, --distill-features).
+
+    Under `torchrun --nproc_per_node N -m bitlens train ...` N processes train together.
+
+    Example:
+        bitlens train --clips clips --run runs/t --out t.safetensors --size t --steps 5000 --compile
+        bitlens train --clips clips --run runs/t4 --out t4.safetensors --start t.safetensors --method qsci --bits 4
+    """
+
+    clips: Path
+    """Folder of training videos (files or folders of frames); where a manifest.json splits them, the split train."""
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+    """Folder of the run: state, log and settings. An unfinished run in it is resumed."""
+    out: Path
+    """The checkpoint that is written when the run has finished (.safetensors)."""
+    size: Literal["t", "s", "b", "l"] = "t"
+    """Size of EfficientSCI for a run without --start."""
+    start: str | None = None
+    """Start from this float checkpoint, a path or a shipped name."""
+    method: str | None = None
+    """Quantize by this method before training: qsci or direct."""
+    bits: int = 4
+    """Bits for --method."""
+    grid: Literal["deployable", "official"] = "deployable"
+    """Grids for --method: what integer kernels execute, or those of Q-SCI's official code."""
+    recipe: Path | None = None
+    """TOML file with any of these settings of the loop; flags that are given win over it."""
+    mask: Path | None = None
+    """Train for this fixed mask. Default: a fresh random mask for every sample."""
+    crop: int = 64
+    """Height and width of a training sample."""
+    batch: int = 4
+    """Samples per step and process."""
+    frames: int = 8
+    """Frames per measurement."""
+    images: Path | None = None
+    """Folder of photographs for synthetic motion."""
+    synthetic: float = 0.0
+    """Share of the samples that are made from --images."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    loop: Annotated[Training, tyro.conf.arg(name="")] = field(default_factory=Training)
+
+    def run(self) -> int:
+        from bitlens.cli.shared import keep_freed_memory
+        from bitlens.data.clips import ClipSampler, load_clips, load_mask
+
+        settings = self.settings()
+        check_target(self.out)
+        keep_freed_memory()
+        split = "train" if (self.clips / "manifest.json").is_file() else None
+        clips = load_clips(self.clips, split, self.frames)
+        sampler = ClipSampler(
+            clips,
+            frames=self.frames,
+            crop=self.crop,
+            batch=self.batch,
+            seed=settings.seed,
+            mask=load_mask(self.mask),
+            images=read_images(self.images) if self.images else (),
+            synthetic=self.synthetic,
+        )
+        network, teacher = self.networks(sampler, settings.seed)
+        result = self.train(network, teacher, sampler, self.validation() if split else None, settings)
+        if result.reason != "finished":
+            print(f"stopped at step {result.step} of {settings.steps} ({result.reason}); the same command goes on")
+            return 130 if result.reason == "interrupted" else 0
+        from bitlens.checkpoint import save
+
+        if result.writes:
+            save(network, self.out, provenance=self.provenance(clips, settings, result))
+            print(f"wrote {self.out}")
+        return 0
+
+    def settings(self) -> Training:
+        """The recipe's settings, with the flags that differ from the defaults on top."""
+        if self.recipe is None:
+            return self.loop
+        default = Training()
+        given = {f.name: getattr(self.loop, f.name) for f in fields(Training)}
+        given = {name: value for name, value in given.items() if value != getattr(default, name)}
+        return replace(read_settings(self.recipe), **given)
+
+    def networks(self, sampler: "ClipSampler", seed: int) -> "tuple[nn.Module, nn.Module | None]":
+        """The network to train and its float teacher."""
+        import torch
+
+        from bitlens.checkpoint import load
+        from bitlens.networks.efficientsci import efficientsci, initialize_identity
+
+        torch.manual_seed(seed)
+        if self.start is None:
+            if self.method is not None:
+                raise ValueError("--method quantizes a trained network; wanted --start CHECKPOINT too; give it")
+            network = efficientsci(self.size)
+            initialize_identity(network)
+            return network.to(memory_format=torch.channels_last_3d), None  # type: ignore[call-overload]
+        start = load(self.start).requires_grad_(True)
+        if self.method is None:
+            return start, None
+        from bitlens.data.clips import measurements
+        from bitlens.methods import quantize
+
+        batches = measurements(sampler, CALIBRATION_BATCHES)
+        network, _ = quantize(start, self.method, batches, bits=self.bits, grid=self.grid)
+        return network.to(memory_format=torch.channels_last_3d), start  # type: ignore[call-overload]
+
+    def validation(self) -> "Validation":
+        """Fixed crops of the validation split."""
+        from bitlens.data.clips import ClipSampler, load_clips
+        from bitlens.training.loop import validation_batches
+
+        clips = load_clips(self.clips, "val", self.frames)
+        sampler = ClipSampler(clips, frames=self.frames, crop=2 * self.crop, batch=4, seed=VALIDATION_SEED)
+        return validation_batches(sampler, VALIDATION_BATCHES)
+
+    def train(
+        self,
+        network: "nn.Module",
+        teacher: "nn.Module | None",
+        sampler: "ClipSampler",
+        validation: "Validation | None",
+        settings: Training,
+    ) -> "Result":
+        """The loop, with a progress bar on the terminal."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        from bitlens.report import console
+        from bitlens.training.loop import train
+
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            Remaining(),
+            TextColumn("{task.description}"),
+        )
+        blocks = [
+            name for name, _ in network.named_modules() if name.startswith("resdnet_list.") and name.count(".") == 1
+        ]
+        with Progress(*columns, console=console()) as progress:
+            task = progress.add_task("compiling" if settings.compile else "starting", total=settings.steps)
+
+            def show(record: dict[str, Any]) -> None:
+                quality = f"  {record['psnr']:.2f} dB on validation clips" if "psnr" in record else ""
+                progress.update(task, description=f"loss {record['loss']:.4f}{quality}")
+
+            return train(
+                network,
+                sampler,
+                settings,
+                self.run_folder,
+                validation=validation,
+                teacher=teacher,
+                blocks=blocks,
+                device=self.device,
+                on_log=show,
+                on_step=lambda step: progress.update(task, completed=step),
+            )
+
+    def provenance(self, clips: "Clips", settings: Training, result: "Result") -> dict[str, Any]:
+        """What the checkpoint will say about its origin."""
+        from bitlens.cli.shared import describe_run
+
+        return {
+            "trained": f"{result.step} steps of {self.batch} samples of {self.frames}x{self.crop}x{self.crop}",
+            "start": self.start,
+            "data": {"clips": len(clips.videos), "identity": clips.identity(), "synthetic": self.synthetic},
+            "masks": "random binary, fresh for every sample" if self.mask is None else self.mask.name,
+            "settings": asdict(settings),
+            "validation_psnr": result.psnr,
+            "run": describe_run(),
+        }
+
+
+def check_target(out: Path) -> None:
+    """Refuse a place that cannot be written to now, not after hours."""
+    from bitlens.cli.shared import output_file
+
+    class Checked(Exception):
+        pass
+
+    try:
+        with output_file(out, ".safetensors"):
+            raise Checked
+    except Checked:
+        pass
+
+
+def read_settings(path: Path) -> Training:
+    """Settings of the loop from the table [training] of a TOML file; unknown keys are refused by name."""
+    import tomllib
+
+    from bitlens.recipe import check_keys
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; wanted a recipe in TOML; check the path")
+    try:
+        table = tomllib.loads(path.read_text()).get("training", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML ({error}); wanted a recipe; correct the file") from error
+    check_keys(Training, table, f"[training] of {path}")
+    return Training(**table)
+
+
+def read_images(folder: Path) -> list[Any]:
+    """Grey photographs (h, w) in [0, 1] of a folder."""
+    from bitlens.data.clips import IMAGE_SUFFIXES
+    from bitlens.data.images import read_image, to_float, to_grey
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(
+            f"{folder} holds no images; wanted photographs ({', '.join(sorted(IMAGE_SUFFIXES))}); check it"
+        )
+    return [to_grey(to_float(read_image(path))) for path in paths]

@@ -1,0 +1,413 @@
+"""Render every number that the documentation shows from the files in results/; nothing is typed by hand.
+
+python docs/render_results.py            write the tables and the picture
+python docs/render_results.py --check    exit 1 and name the files that are out of date
+
+results/*.json           `bitlens evaluate ... --json FILE`      -> docs/results.md, the table in README.md
+results/training-*.json  name, steps, samples, minutes, curve    -> the table in docs/training.md,
+                         (curve: [[step, PSNR in dB], ...])         docs/learning-curve.png
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitlens import checkpoint
+from bitlens.cli.info import bits_in_words
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARK = "six-scenes"
+RESULTS_MARK, TRAINING_MARK = "results", "training"
+NOT_MEASURED = "Nothing is measured yet: `results/` holds no file for this table."
+FINGERPRINT = "bitlens curves"
+"""Text field of the PNG: which curves it shows. Pixels differ between machines, this does not."""
+
+PAPER = (
+    ("GAP-TV", "no weights", 26.94, 0.833),
+    ("EfficientSCI-T †", "float", 34.22, 0.961),
+    ("EfficientSCI-S", "float", 35.51, 0.970),
+    ("Q-SCI on EfficientSCI-S", "8", 35.57, 0.969),
+    ("Q-SCI on EfficientSCI-S", "4", 34.69, 0.963),
+    ("Q-SCI on EfficientSCI-S", "3", 33.62, 0.953),
+    ("Q-SCI on EfficientSCI-S", "2", 31.62, 0.928),
+)
+"""Published averages over the six scenes: method, bits, PSNR in dB, SSIM."""
+
+PAPER_NOTE = (
+    "These were trained by their authors on another training set (DAVIS 2017) and for far longer, and measured with "
+    "another mask: they say what the method can reach, and are no comparison of implementations. Q-SCI published no "
+    "EfficientSCI-T; compare what it loses against its own float network. GAP-TV has no training, and is comparable. "
+    "† quoted second hand, not checked against the paper."
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """PSNR in dB, and SSIM where it was computed."""
+
+    psnr: float
+    ssim: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one test set, as `bitlens evaluate` measured it."""
+
+    model: str
+    source: str
+    """Name of the file it was read from."""
+    scenes: dict[str, Score]
+    average: Score
+    settings: dict[str, Any]
+    bits: str
+    """Bits of weights and activations, in words."""
+    size: int | None
+    """Bytes of the checkpoint; None: it is not here."""
+
+    @property
+    def data(self) -> str:
+        """The test set: its name, or the last part of its path."""
+        return Path(self.settings["data"]).name
+
+    @property
+    def conditions(self) -> tuple[str, str, int]:
+        """What results in one table share."""
+        return self.data, self.settings["mask"], self.settings["frames_per_measurement"]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training run."""
+
+    name: str
+    steps: int
+    samples: int
+    minutes: float
+    curve: list[tuple[int, float]]
+    """(step, PSNR in dB on validation clips)."""
+
+
+def read_evaluations(folder: Path) -> list[Evaluation]:
+    """Every evaluation of the folder's `*.json`, gap-tv first, then by name.
+
+    Raises:
+        ValueError: a file is not an evaluation, the checkpoint here is not the one that was measured, or a model
+            was measured twice under the same conditions.
+    """
+    found: dict[tuple[str, tuple[str, str, int]], Evaluation] = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("training-"):
+            continue
+        content = read_json(path)
+        for one in content if isinstance(content, list) else [content]:
+            made = as_evaluation(one, path)
+            key = made.model, made.conditions
+            if key in found:
+                raise ValueError(
+                    f"{path} and {found[key].source} both hold {made.model} on {made.data}; wanted it once; remove one"
+                )
+            found[key] = made
+    return sorted(found.values(), key=lambda one: (one.model != checkpoint.CLASSICAL, _family(one.model)))
+
+
+def as_evaluation(content: Any, path: Path) -> Evaluation:
+    """Check one object of `bitlens evaluate`, and look its checkpoint up."""
+    try:
+        settings = content["settings"]
+        scenes = {name: Score(one["psnr"], one["ssim"]) for name, one in content["scenes"].items()}
+        average = Score(content["average"]["psnr"], content["average"]["ssim"])
+        model, digest = settings["model"], settings["sha256"]
+        for key in ("data", "mask", "frames_per_measurement", "seconds_per_measurement", "threads", "dtype"):
+            settings[key]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a result of `bitlens evaluate` ({type(error).__name__}: {error}); wanted scenes, average "
+            "and settings; write it with --json, or move it elsewhere"
+        ) from error
+    for name in (model, settings.get("checkpoint")):
+        try:
+            about = checkpoint.describe(name) if name else None
+        except FileNotFoundError:
+            continue
+        if about is None:
+            continue
+        if about.path is not None and hashlib.sha256(about.path.read_bytes()).hexdigest() != digest:
+            raise ValueError(
+                f"{path} measured another {model} than the one here (SHA-256 {str(digest)[:12]}...); wanted a result "
+                f"of this checkpoint; run bitlens evaluate {model} again"
+            )
+        bits = bits_in_words(about).replace("float, float", "float")
+        return Evaluation(model, path.name, scenes, average, settings, bits, about.bytes)
+    return Evaluation(model, path.name, scenes, average, settings, "unknown", None)
+
+
+def read_training(folder: Path) -> list[TrainingRun]:
+    """Every `training-*.json` of the folder.
+
+    Raises:
+        ValueError: a key is missing or is not what it should be.
+    """
+    runs = []
+    for path in sorted(folder.glob("training-*.json")):
+        content = read_json(path)
+        try:
+            curve = [(int(step), float(psnr)) for step, psnr in content["curve"]]
+            numbers = int(content["steps"]), int(content["samples"]), float(content["minutes"])
+            runs.append(TrainingRun(str(content["name"]), *numbers, curve))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is not the record of a training run ({type(error).__name__}: {error}); wanted name, steps, "
+                "samples, minutes and curve, a list of [step, psnr]; write it again"
+            ) from error
+    return runs
+
+
+def readme_table(evaluations: Sequence[Evaluation]) -> str:
+    """dB, MB and ms of every model on the benchmark."""
+    chosen = [one for one in evaluations if one.settings["data"] == BENCHMARK]
+    if not chosen:
+        return NOT_MEASURED
+    rows = [[f"`{one.model}`", one.bits, _db(one.average), _ssim(one.average), _mb(one), _ms(one)] for one in chosen]
+    columns = ["network", "bits (weights, activations)", "PSNR (dB)", "SSIM", "MB", "ms per measurement"]
+    return (
+        f"{markdown(columns, rows, texts=2)}\n\n"
+        f"Six grey 256 x 256 scenes, 8 frames from each coded picture, `psnr_sci` and `ssim_sci`. MB: the checkpoint "
+        f"file. ms: {_machine(chosen)}. **Low bits are simulated in float arithmetic here, so they take longer than "
+        "float, not less.** Scene by scene, with the papers' numbers: [docs/results.md](docs/results.md). "
+        "Rendered by `docs/render_results.py`."
+    )
+
+
+def results_page(evaluations: Sequence[Evaluation]) -> str:
+    """docs/results.md."""
+    parts = ["# Results", "Rendered by `docs/render_results.py` from `results/*.json`; do not edit."]
+    if not evaluations:
+        parts.append(NOT_MEASURED)
+    for conditions in dict.fromkeys(one.conditions for one in evaluations):
+        group = [one for one in evaluations if one.conditions == conditions]
+        data, mask, frames = conditions
+        parts += [f"## {data}", f"{frames} frames in each measurement; {_mask_words(mask)}."]
+        parts += [_scene_table(group), _cost_table(group)]
+        if data == BENCHMARK:
+            parts += ["### The papers' numbers", _paper_table(group), PAPER_NOTE]
+        parts += ["### How it was measured", _settings_list(group)]
+    return "\n\n".join(parts) + "\n"
+
+
+def training_table(runs: Sequence[TrainingRun]) -> str:
+    """What each run cost, and what it gained on its validation clips."""
+    if not runs:
+        return NOT_MEASURED
+    rows = []
+    for run in runs:
+        ends = [f"{run.curve[0][1]:.2f}", f"{run.curve[-1][1]:.2f}"] if run.curve else ["–", "–"]
+        rows.append([f"`{run.name}`", f"{run.steps:,}", f"{run.samples:,}", f"{run.minutes:.0f}", *ends])
+    table = markdown(["run", "steps", "samples", "minutes", "first dB", "last dB"], rows, texts=1)
+    drawn = "\n\n![learning curves](learning-curve.png)" if any(run.curve for run in runs) else ""
+    return f"{table}\n\ndB: PSNR on validation clips, which is not the PSNR on the six scenes.{drawn}"
+
+
+def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:
+    """The validation PSNR of every run over its steps, as a PNG that carries a fingerprint of its data."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for run in runs:
+        if run.curve:
+            steps, values = zip(*run.curve, strict=True)
+            label = f"{run.name}: {values[-1]:.2f} dB after {run.minutes:.0f} min"
+            axes.plot(steps, values, linewidth=2, marker="o", markersize=3, label=label)
+    axes.set_xlabel("optimizer steps", fontsize=13)
+    axes.set_ylabel("PSNR on validation clips (dB)", fontsize=13)
+    axes.tick_params(labelsize=11)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=11, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={FINGERPRINT: fingerprint(runs)})
+
+
+def fingerprint(runs: Sequence[TrainingRun]) -> str:
+    """A hash of what the picture shows."""
+    return hashlib.sha256(json.dumps([[run.name, run.minutes, run.curve] for run in runs]).encode()).hexdigest()
+
+
+def drawn_fingerprint(path: Path) -> str | None:
+    """The fingerprint in a picture; None where there is no picture or no fingerprint."""
+    if not path.is_file():
+        return None
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.info.get(FINGERPRINT)
+
+
+def between_marks(page: Path, mark: str, content: str) -> str:
+    """The page's text with `content` between `<!-- mark:begin -->` and `<!-- mark:end -->`.
+
+    Raises:
+        ValueError: the page does not have each marker once.
+    """
+    text = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{page} lacks the lines {begin} and {end}; wanted each once, in this order; put them back")
+    return f"{text.split(begin)[0]}{begin}\n{content}\n{end}{text.split(end)[1]}"
+
+
+def render(root: Path, check: bool = False) -> list[Path]:
+    """Bring all files up to date, or with `check` only find out.
+
+    Returns:
+        The files that were (or are) out of date.
+    """
+    evaluations, runs = read_evaluations(root / "results"), read_training(root / "results")
+    readme, page, training = root / "README.md", root / "docs" / "results.md", root / "docs" / "training.md"
+    wanted = {
+        readme: between_marks(readme, RESULTS_MARK, readme_table(evaluations)),
+        page: results_page(evaluations),
+        training: between_marks(training, TRAINING_MARK, training_table(runs)),
+    }
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    picture = root / "docs" / "learning-curve.png"
+    outdated = any(run.curve for run in runs) and drawn_fingerprint(picture) != fingerprint(runs)
+    if not check:
+        for path in stale:
+            path.write_text(wanted[path], encoding="utf-8")
+        if outdated:
+            draw_curves(runs, picture)
+    return [*stale, picture] if outdated else stale
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
+    """A Markdown table whose first `texts` columns are text and whose others are numbers, set to the right."""
+    rule = ["---" if index < texts else "---:" for index in range(len(columns))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rule, *rows])
+
+
+def _scene_table(group: Sequence[Evaluation]) -> str:
+    """PSNR / SSIM of every model, scene by scene."""
+    names = list(group[0].scenes)
+    rows = []
+    for one in group:
+        if list(one.scenes) != names:
+            raise ValueError(
+                f"{one.source} has the scenes {', '.join(one.scenes)}, {group[0].source} {', '.join(names)}; wanted "
+                "the same; evaluate both again"
+            )
+        scores = [one.average, *one.scenes.values()]
+        rows.append([f"`{one.model}`", *(f"{_db(score)} / {_ssim(score)}" for score in scores)])
+    return "PSNR in dB / SSIM:\n\n" + markdown(["network", "average", *names], rows, texts=1)
+
+
+def _cost_table(group: Sequence[Evaluation]) -> str:
+    """What a model costs, and what it loses against its float network."""
+    floats = {one.model: one.average.psnr for one in group}
+    rows = []
+    for one in group:
+        base = one.model.partition("-qsci-")[0].partition("-direct-")[0]
+        loss = f"{one.average.psnr - floats[base]:+.2f}" if base != one.model and base in floats else "–"
+        seconds = one.settings["seconds_per_measurement"]
+        rows.append([f"`{one.model}`", one.bits, loss, _mb(one), f"{seconds:.2f}", str(one.settings["threads"])])
+    columns = ["network", "bits (weights, activations)", "dB against float", "MB", "s per measurement", "threads"]
+    return (
+        f"{markdown(columns, rows, texts=2)}\n\n"
+        "MB: 10^6 bytes of the checkpoint file. Seconds: the median over the measurements, in PyTorch. Low bits are "
+        "simulated in float arithmetic: these times say nothing about integer execution."
+    )
+
+
+def _paper_table(group: Sequence[Evaluation]) -> str:
+    """Published averages, and ours below them."""
+    rows = [[method, bits, f"{psnr:.2f}", f"{ssim:.3f}", "the papers"] for method, bits, psnr, ssim in PAPER]
+    rows += [[f"`{one.model}`", one.bits, _db(one.average), _ssim(one.average), "here"] for one in group]
+    return markdown(["method", "bits", "PSNR (dB)", "SSIM", "measured by"], rows, texts=2)
+
+
+def _settings_list(group: Sequence[Evaluation]) -> str:
+    """Conventions, versions and identities behind the tables."""
+    lines = []
+    for one in group:
+        held = one.settings
+        digest = f", SHA-256 {held['sha256'][:16]}" if held.get("sha256") else ""
+        revision = f", revision {held['git_revision'][:12]}" if held.get("git_revision") else ""
+        lines.append(
+            f"* `{one.model}`: results/{one.source}, {held.get('date', 'undated')}, bitlens {held.get('bitlens', '?')}"
+            f"{revision}, torch {held.get('torch', '?')}, {held['dtype']}, {held['threads']} threads{digest}"
+        )
+    conventions = [f"* {group[0].settings[key]}" for key in ("psnr", "ssim") if group[0].settings.get(key)]
+    return "\n".join([*conventions, *lines])
+
+
+def _machine(group: Sequence[Evaluation]) -> str:
+    """`median of PyTorch on the CPU with 8 threads, float32`."""
+    threads = " or ".join(sorted({str(one.settings["threads"]) for one in group}))
+    dtype = " or ".join(sorted({str(one.settings["dtype"]) for one in group}))
+    return f"the median, PyTorch on the CPU, {threads} threads, {dtype}"
+
+
+def _mask_words(mask: str) -> str:
+    """How it was masked, without the folder of a file."""
+    return f"mask from {Path(mask[10:]).name}" if mask.startswith("mask from ") else mask
+
+
+def _family(model: str) -> tuple[str, int]:
+    """Sort key: a float network, then its low-bit ones from many bits to few."""
+    base, _, rest = model.partition("-w")
+    bits = rest.partition("a")[0]
+    return (base.partition("-qsci")[0].partition("-direct")[0], -int(bits)) if bits.isdigit() else (model, -32)
+
+
+def _db(score: Score) -> str:
+    return f"{score.psnr:.2f}"
+
+
+def _ssim(score: Score) -> str:
+    return "–" if score.ssim is None else f"{score.ssim:.4f}"
+
+
+def _mb(one: Evaluation) -> str:
+    return "–" if one.size is None else f"{one.size / 1e6:.2f}"
+
+
+def _ms(one: Evaluation) -> str:
+    return f"{1000 * one.settings['seconds_per_measurement']:,.0f}"
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); wanted a result file; write it again") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; see the top of this file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to work on")
+    given = parser.parse_args(arguments)
+    try:
+        changed = render(given.root, given.check)
+    except (ValueError, OSError) as error:
+        print(f"render_results: {error}", file=sys.stderr)
+        return 2
+    for path in changed:
+        print(f"{'out of date' if given.check else 'wrote'}: {path.relative_to(given.root)}")
+    return 1 if given.check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

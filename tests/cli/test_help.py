@@ -1,0 +1,70 @@
+"""Every verb explains itself with an example, at once: `--help` loads neither torch nor numpy."""
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import bitlens
+from bitlens.cli import VERBS, in_flags, main
+
+REPOSITORY = Path(bitlens.__file__).resolve().parents[1]
+BUILT = [verb for verb in VERBS if find_spec(f"bitlens.cli.{verb}") is not None]
+
+
+def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"], ["help"]):
+        assert main(arguments) == 0
+        shown = capsys.readouterr().out
+        assert all(re.search(rf"^  {verb} +\S", shown, re.MULTILINE) for verb in VERBS)
+        assert "Example:\n    bitlens demo" in shown
+
+
+@pytest.mark.parametrize("verb", BUILT)
+def test_help_has_an_example_and_explains_every_flag(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"^Example:\n    bitlens {verb}", shown, re.MULTILINE), shown
+    assert all(len(line) <= 120 for line in shown.splitlines())
+    assert not re.search(r"--\w[\w-]* [A-Z|{}a-z]* +\((required|default)", shown), "a flag without help"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in BUILT)])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    heavy = {"torch", "numpy", "scipy", "PIL", "av", "h5py", "matplotlib"}
+    code = (
+        "import sys; from bitlens.cli import main; code = main(sys.argv[1:]); "
+        f"print(*sorted({heavy!r} & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (run.returncode, run.stderr.split()) == (0, [])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"bitlens {bitlens.__version__}\n"
+
+
+def test_messages_name_flags() -> None:
+    assert in_flags("pass gain=... or crop=(top, left, 8, 16)") == "pass --gain ... or --crop top,left,8,16"
+    assert in_flags("choose with key='meas'") == "choose with --key meas"
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITLENS_DEBUG", "1")
+    with pytest.raises(ValueError, match="unknown verb"):
+        main(["evalute"])
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from bitlens.cli.models import Models
+
+    def interrupted(_: Models) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Models, "run", interrupted)
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "bitlens models: interrupted\n"
