@@ -36,6 +36,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 f"nothing was written for {target}; wanted one file at the path handed out; "
                 "write to that path inside the with block"
             )
+        os.chmod(temporary, 0o666 & ~_umask())  # some writers make private files
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -65,11 +66,19 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         if target.is_dir():
             target.rmdir()  # empty, checked above; rename onto a folder is not portable
+        os.chmod(temporary, 0o666 & ~_umask())  # some writers make private files
         os.replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         _remove_empty(made)
         raise
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _temporary_name(target: Path) -> Path:

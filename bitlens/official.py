@@ -151,7 +151,8 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         blocked = re.search(r"(?:Unsupported global:(?: GLOBAL)?|Unsupported class|GLOBAL) ([\w.]+)", str(error))
-        what = f"it holds {blocked[1]}, which is code" if blocked else next(iter(str(error).splitlines()), "it ends too early")
+        first = next(iter(str(error).splitlines()), "it ends too early")
+        what = f"it holds {blocked[1]}, which is code" if blocked else first
         raise ValueError(f"{file} was refused: {what}; wanted a .pth of tensors; save its state dict alone") from error
     for key in ("state_dict", "model_state_dict", "params"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):

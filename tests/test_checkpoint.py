@@ -23,7 +23,7 @@ from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI, efficientsci
 from bitlens.quant.calibrate import calibrate
 from bitlens.quant.grid import StepGrid
-from bitlens.quant.layers import Quantized, quantized_layers
+from bitlens.quant.layers import Quantized, quantized_layers, real_weight
 from bitlens.quant.prepare import prepare
 from bitlens.recipe import Bits, Recipe, Rule
 
@@ -101,6 +101,10 @@ def test_low_bit_network_bit_for_bit(tmp_path: Path, method: str, bits: int, gri
     loaded = load(save(network, tmp_path / "net.safetensors"))
     assert isinstance(loaded, EfficientSCI)
     assert loaded.recipe == network.recipe
+    layers = quantized_layers(loaded)
+    for name, layer in quantized_layers(network).items():
+        if isinstance(layer, Quantized):
+            assert torch.equal(layers[name].layer.get_parameter("weight"), real_weight(layer)), name
     assert torch.equal(output(loaded, batch), output(network, batch))
     again = load(save(loaded, tmp_path / "again.safetensors"))
     assert torch.equal(output(again, batch), output(network, batch))

@@ -47,10 +47,10 @@ def unchecked(kind: type, **settings: Any) -> None:
 @given(data=RECIPES)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
     recipe = Recipe.from_dict(data)
-    for given, rule in zip(data["rules"], recipe.rules, strict=True):
-        assert rule.pattern == given["pattern"]
-        if given.get("bits") is not None:
-            assert {key: getattr(rule.bits, key) for key in given["bits"]} == given["bits"]
+    for wanted, rule in zip(data["rules"], recipe.rules, strict=True):
+        assert rule.pattern == wanted["pattern"]
+        if wanted.get("bits") is not None:
+            assert {key: getattr(rule.bits, key) for key in wanted["bits"]} == wanted["bits"]
     file = tmp_path_factory.getbasetemp() / "recipe.toml"
     file.write_text(recipe.to_toml())
     assert Recipe.from_toml(file) == recipe

@@ -106,7 +106,7 @@ class Evaluate:
         average["ssim"] = fmean(one["ssim"] for one in scores.values()) if self.ssim else None
         settings = {
             "model": about.name,
-            "checkpoint": None if about.path is None else str(about.path),
+            "checkpoint": None if about.path is None else about.path.name,
             "sha256": sha256(about.path),
             "data": self.data,
             "mask": source,

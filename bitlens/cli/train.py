@@ -121,7 +121,7 @@ class Train:
                 raise ValueError("--method quantizes a trained network; wanted --start CHECKPOINT too; give it")
             network = efficientsci(self.size)
             initialize_identity(network)
-            return network.to(memory_format=torch.channels_last_3d), None  # type: ignore[call-overload]
+            return network, None
         start = load(self.start).requires_grad_(True)
         if self.method is None:
             return start, None
@@ -130,7 +130,7 @@ class Train:
 
         batches = measurements(sampler, CALIBRATION_BATCHES)
         network, _ = quantize(start, self.method, batches, bits=self.bits, grid=self.grid)
-        return network.to(memory_format=torch.channels_last_3d), start  # type: ignore[call-overload]
+        return network, start
 
     def validation(self) -> "Validation":
         """Fixed crops of the validation split."""

@@ -147,6 +147,21 @@ class ClipSampler:
         lengths = np.array([len(video) - frames + 1 for video in clips.videos], dtype=np.float64)
         self.weights = lengths / lengths.sum()
 
+    def identity(self) -> dict[str, object]:
+        """What decides the batches, so that a run is only resumed on the same data."""
+        mask = None if self.mask is None else hashlib.sha256(np.ascontiguousarray(self.mask).tobytes()).hexdigest()[:16]
+        return {
+            "clips": self.clips.identity(),
+            "frames": self.frames,
+            "crop": self.crop,
+            "batch": self.batch,
+            "data_seed": self.seed,
+            "scale": list(self.scale),
+            "mask": mask,
+            "images": len(self.images),
+            "synthetic": self.synthetic,
+        }
+
     def draw(self, step: int, rank: int = 0) -> tuple[Float[Tensor, "b t h w"], Float[Tensor, "b t h w"]]:
         """Videos and masks of one step."""
         random = np.random.default_rng([self.seed, step, rank])

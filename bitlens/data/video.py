@@ -124,11 +124,11 @@ def check_video(video: np.ndarray, label: str = "video") -> np.ndarray:
 
 
 def write_video(path: str | os.PathLike[str], video: np.ndarray, fps: float | int = 25) -> None:
-    """Write (t, h, w) or (t, h, w, 3) floats, whole or not at all; clipped to [0, 1], except in .npz.
+    """Write (t, h, w) or (t, h, w, 3) floats, whole or not at all; clipped to [0, 1].
 
     By suffix: `.avi .mkv` FFV1 (grey: lossless at 8 bits); `.mp4` H.264 in 4:2:0 (lossy; an odd height or
     width is padded by repeating the last row or column, since players want even sizes); `.gif` 8 bits (the
-    format merges equal neighbouring frames); `.npz` float32 as `video`, exact; `.tif` 16-bit grey or 8-bit
+    format merges equal neighbouring frames); `.npz` float32 as `video`; `.tif` 16-bit grey or 8-bit
     colour pages; no suffix or a closing '/': a folder of 8-bit PNG frames.
 
     Raises:
@@ -142,7 +142,8 @@ def write_video(path: str | os.PathLike[str], video: np.ndarray, fps: float | in
         raise ValueError(
             "video to write holds NaN or infinite values; wanted finite numbers; find where they come from"
         )
-    check_video(np.clip(video, 0.0, 1.0), "video to write")
+    video = np.clip(video, 0.0, 1.0)
+    check_video(video, "video to write")
     folder = os.fspath(path).endswith(("/", os.sep))
     path = Path(path)
     suffix = path.suffix.lower()

@@ -15,7 +15,7 @@ straight through; everything else is differentiated as it stands, which gives ex
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,40 @@ def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, 
     d/d values = 1 inside the range, 0 outside; d/d scale = code - zero_point - values/scale inside,
     code - zero_point outside; d/d zero_point = 0 inside, -scale outside [LSQ eq. 3, LSQ+ eq. 5].
     """
-    codes = round_through((values / scale + zero_point).clamp(qmin, qmax))
-    return (codes - zero_point) * scale
+    return cast(Tensor, FakeQuantize.apply(values, scale, zero_point, qmin, qmax))
+
+
+class FakeQuantize(torch.autograd.Function):
+    """`fake_quantize` with its gradients written out: a third of the memory traffic of composing operators."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+        ctx.save_for_backward(values, scale, zero_point)
+        ctx.range = qmin, qmax
+        codes = (values / scale).add_(zero_point).clamp_(qmin, qmax).round_()
+        return codes.sub_(zero_point).mul_(scale)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        values, scale, zero_point = ctx.saved_tensors
+        position = (values / scale).add_(zero_point)  # where the value lies, in codes
+        clamped = position.clamp(*ctx.range)
+        inside = clamped == position
+        to_values = gradient * inside
+        to_scale = to_zero_point = None
+        if ctx.needs_input_grad[2]:
+            to_zero_point = reduce_like((to_values - gradient).mul_(scale), zero_point)
+        if ctx.needs_input_grad[1]:
+            # inside: round(position) - position; outside: bound - zero_point
+            slope = torch.where(inside, clamped.round().sub_(position), clamped.sub_(zero_point))
+            to_scale = reduce_like(slope.mul_(gradient), scale)
+        return to_values, to_scale, to_zero_point, None, None
+
+
+def reduce_like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Sum a gradient over the axes along which its parameter was broadcast."""
+    return gradient.sum_to_size(parameter.shape)
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -173,8 +205,7 @@ class StepGrid(Grid):
             reach = torch.maximum(low.abs(), high.abs())
             scale = 2 * reach if self.bits == 1 and self.signed else reach / max(self.qmax, 1)
         else:
-            low = low.clamp(max=0.0)  # zero stays inside, so that padding and silence are exact
-            high = torch.maximum(high, low)
+            low, high = low.clamp(max=0.0), high.clamp(min=0.0)  # zero stays inside: padding and silence are exact
             scale = (high - low) / (self.qmax - self.qmin)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale)).clamp_min(1e-8)
         self.scale.copy_(scale)

@@ -13,7 +13,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,13 +93,15 @@ def train(
             network, teacher.to(device), blocks or [], settings.distill_output, settings.distill_features
         )
     state = State(network, settings)
-    run = Run(Path(folder), settings, group.rank == 0)
+    run = Run(Path(folder), settings, sampler.identity(), group.rank == 0)
     step, window = run.resume(state)
     model: nn.Module = network
     if group.world > 1:
         model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     if settings.compile:
         compile_blocks(network)
+        if distillation:
+            compile_blocks(distillation.teacher)
     last_psnr, reason = None, "finished"
     started = saved = time.monotonic()
     bad_steps = 0
@@ -151,10 +153,11 @@ def train(
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compile each block of a network in place; equal blocks share one compilation."""
-    for child in network.children():
-        for block in child if isinstance(child, nn.ModuleList) else [child]:
-            block.compile()
+    """Compile a network part by part, in place, as it says itself (`compile_parts`), or else as a whole."""
+    if hasattr(network, "compile_parts"):
+        network.compile_parts()  # type: ignore[operator]
+    else:
+        network.compile()
 
 
 def one_step(
@@ -292,8 +295,8 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 class Run:
     """The folder of a run: settings, log and the last state, each written whole or not at all."""
 
-    def __init__(self, folder: Path, settings: Training, writes: bool):
-        self.folder, self.settings, self.writes = folder, settings, writes
+    def __init__(self, folder: Path, settings: Training, data: dict[str, Any], writes: bool):
+        self.folder, self.settings, self.data, self.writes = folder, settings, data, writes
         self.state_path, self.log_path = folder / "state.pt", folder / "log.jsonl"
 
     def resume(self, state: State) -> tuple[int, list[float]]:
@@ -310,8 +313,7 @@ class Run:
             try:
                 saved = torch.load(self.state_path, map_location="cpu", weights_only=True)
                 step, window = int(saved["step"]), list(saved.get("window", ()))
-                before = saved["settings"]
-                self.check_settings(before)
+                self.check_same(saved["settings"], saved["data"])
                 state.load_state_dict(saved)
             except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
                 what = next(iter(str(error).splitlines()), type(error).__name__)
@@ -331,11 +333,10 @@ class Run:
                 path.write_text("".join(line + "\n" for line in kept))
         return step, window
 
-    def check_settings(self, before: dict[str, Any]) -> None:
-        """Refuse to resume with settings that would make another run of it."""
-        now = asdict(self.settings)
-        changed = [f.name for f in fields(Training) if before.get(f.name) != now[f.name]]
-        refused = [name for name in changed if name not in FREE_TO_CHANGE]
+    def check_same(self, settings: dict[str, Any], data: dict[str, Any]) -> None:
+        """Refuse to resume with settings or data that would make another run of it."""
+        before, now = {**data, **settings}, {**self.data, **asdict(self.settings)}
+        refused = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
         if refused:
             what = ", ".join(f"{name} ({before.get(name)} -> {now[name]})" for name in refused)
             raise ValueError(f"{self.folder} holds a run with other settings: {what}; give another folder, or the same")
@@ -344,7 +345,8 @@ class Run:
         """Write the state, atomically, with the losses since the last line of the log."""
         if self.writes:
             with atomic_path(self.state_path) as path:
-                torch.save({**state.state_dict(), "step": step, "window": window, "settings": asdict(self.settings)}, path)
+                about = {"step": step, "window": window, "settings": asdict(self.settings), "data": self.data}
+                torch.save({**state.state_dict(), **about}, path)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to the log."""

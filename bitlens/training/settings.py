@@ -2,9 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
-
-from bitlens.recipe import check_choices
+from typing import Literal, get_args
 
 __all__ = ["FREE_TO_CHANGE", "Training"]
 
@@ -58,7 +56,10 @@ class Training:
     """Steps between validations."""
 
     def __post_init__(self):
-        check_choices(self)
+        for name in ("optimizer", "loss"):
+            choices = get_args(type(self).__annotations__[name])
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} = {getattr(self, name)!r}; wanted one of {', '.join(choices)}; choose one")
         for name in ("steps", "learning_rate", "log_every", "validate_every", "save_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted more than 0; change the setting")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bitlens.data.arrays import write_npz
-from bitlens.data.clips import ClipSampler, Clips, cached, clip_paths, load_clips, load_mask
+from bitlens.data.clips import Clips, ClipSampler, cached, clip_paths, load_clips, load_mask
 from bitlens.data.masks import random_mask
 
 

@@ -69,9 +69,7 @@ def test_rounding_is_half_to_even() -> None:
     integer=st.booleans(),
     values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50),
 )
-def test_laws_of_codes(
-    bits: int, signed: bool, scale: float, share: float, integer: bool, values: list[float]
-) -> None:
+def test_laws_of_codes(bits: int, signed: bool, scale: float, share: float, integer: bool, values: list[float]) -> None:
     """Codes lie in the range; values of codes are quantized to themselves; the error is half a step inside."""
     qmin, qmax = code_range(bits, signed)
     centre = qmin + share * (qmax - qmin)
@@ -244,6 +242,18 @@ def test_integer_zero_point(bits: int, low: float, high: float) -> None:
     with torch.no_grad():
         assert float(grid(torch.zeros(1))) == 0.0
         assert float(grid.codes(torch.zeros(1))) == float(zero_point)
+
+
+@pytest.mark.parametrize("kind", ["integer", "rounded", "free"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("low", "high"), [(-1.3, 2.1), (0.5, 2.0), (-3.0, -0.5)])
+def test_range_is_spanned(kind: str, bits: int, low: float, high: float) -> None:
+    """Every value of the range, widened to hold zero, is a step away from a code at most."""
+    grid = make(kind, bits, low=low, high=high)
+    x = torch.linspace(min(low, 0), max(high, 0), 99)
+    with torch.no_grad():
+        assert float((grid(x) - x).abs().max()) <= 1.001 * float(grid.get_parameter("scale"))
+    assert float(grid.get_parameter("scale").detach()) <= 1.001 * (max(high, 0) - min(low, 0)) / (2**bits - 1)
 
 
 def test_integer_zero_point_stays_a_code_in_training() -> None:

@@ -182,9 +182,9 @@ def test_products(heads: int | None, granularity: Any, bits: int) -> None:
 
 
 def test_symmetric_and_bound_activations() -> None:
-    layer, x = calibrated("linear", Bits(4, 4, zero_point="none"))
+    layer, _ = calibrated("linear", Bits(4, 4, zero_point="none"))
     assert (layer.input_grid.qmin, layer.input_grid.qmax) == (-8, 7)
-    layer, x = calibrated("linear", Bits(4, 4, parametrization="bound"))
+    layer, _ = calibrated("linear", Bits(4, 4, parametrization="bound"))
     assert isinstance(layer.input_grid, BoundGrid) and layer.input_grid.integer
     zero_point = float(layer.input_grid.scale_and_zero_point()[1].detach())
     assert zero_point == round(zero_point)

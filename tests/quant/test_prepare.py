@@ -130,7 +130,9 @@ def test_refuses_twice() -> None:
 @pytest.mark.parametrize("rules", [(Rule("nothing.*", Bits(4, 4)), Rule("x")), (Rule("*"),)])
 def test_refuses_to_quantize_nothing(rules: tuple[Rule, ...]) -> None:
     network = Toy()
-    with pytest.raises(ValueError, match=rf"no layer .* by the rules '{re.escape(rules[0].pattern)}.*correct the patterns"):
+    with pytest.raises(
+        ValueError, match=rf"no layer .* by the rules '{re.escape(rules[0].pattern)}.*correct the patterns"
+    ):
         prepare(network, recipe(*rules))
     assert not quantized_layers(network)
 

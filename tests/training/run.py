@@ -1,6 +1,6 @@
-"""A small training run as a program of its own, for tests that kill it: run.py FOLDER SETTINGS [SECONDS PER STEP].
+"""A small training run as a program of its own, for tests that kill it: run.py FOLDER SETTINGS SECONDS.
 
-Prints each finished step; writes the final weights to FOLDER/final.pt.
+Prints each finished step, after which it waits so many seconds, and writes the final weights to FOLDER/final.pt.
 """
 
 import json
@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitlens.data.clips import ClipSampler, Clips
+from bitlens.data.clips import Clips, ClipSampler
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI, initialize_identity
 from bitlens.training.loop import train, validation_batches
 from bitlens.training.settings import Training
 
 
-def main(folder: Path, given: dict, seconds: float) -> None:
+def main(folder: Path, given: dict, seconds: float = 0.0) -> str:
+    """How and where the run ended."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    given = dict(given)
     quantized, validated = given.pop("quantized", False), given.pop("validated", False)
     random = np.random.default_rng(0)
     ramp = np.linspace(0, 200, 24 * 24).reshape(24, 24)
@@ -47,9 +49,9 @@ def main(folder: Path, given: dict, seconds: float) -> None:
         on_step=on_step,
     )
     if result.writes:
-        print(result.reason, result.step, flush=True)
         torch.save(network.state_dict(), folder / "final.pt")
+    return f"{result.reason} {result.step}"
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
+    print(main(Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3])), flush=True)

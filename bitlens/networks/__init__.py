@@ -1,0 +1,1 @@
+"""Float networks, one file each, plain torch; they know nothing of quantization."""
