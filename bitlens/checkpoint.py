@@ -8,6 +8,7 @@ No pickle is ever read here; official .pth files go through `bitlens.official`.
 """
 
 import difflib
+import hashlib
 import json
 import os
 import struct
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-__all__ = ["Description", "Layer", "describe", "load", "save", "shipped"]
+__all__ = ["Description", "Layer", "describe", "load", "save", "set_claims", "shipped", "weights_sha256"]
 
 FORMAT = "bitlens-1"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -163,6 +164,32 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"{path} has wrong metadata under {wrong[0]!r}; {wanted}; copy or save it again")
     return parts
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of everything in a checkpoint but its header: the identity of its weights, whatever it claims."""
+    data = path.read_bytes()
+    return hashlib.sha256(data[8 + struct.unpack("<Q", data[:8])[0] :]).hexdigest()
+
+
+def set_claims(path: str | os.PathLike[str], claims: dict[str, Any]) -> None:
+    """Write measured quality into the header of a checkpoint; its weights stay the same bytes.
+
+    Raises:
+        ValueError: not a bitlens checkpoint, or damaged.
+    """
+    from bitlens.files import atomic_path
+
+    file = Path(path)
+    read_metadata(file)
+    data = file.read_bytes()
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:end])
+    header["__metadata__"]["claims"] = json.dumps(claims, separators=(",", ":"))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # safetensors aligns what follows
+    with atomic_path(file) as temporary:
+        temporary.write_bytes(struct.pack("<Q", len(text)) + text + data[end:])
 
 
 def save(

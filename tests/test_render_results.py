@@ -1,6 +1,5 @@
 """docs/render_results.py: made result files in, tables, picture and a verdict out."""
 
-import hashlib
 import importlib.util
 import json
 import sys
@@ -35,7 +34,7 @@ def made_result(model: str, psnr: float, path: Path | None = None, **settings: A
     held = {
         "model": model,
         "checkpoint": None if path is None else str(path),
-        "sha256": None if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": None if path is None else checkpoint.weights_sha256(path),
         "data": "six-scenes",
         "mask": "mask benchmark.npz, stored with the scenes",
         "frames_per_measurement": 8,

@@ -1,6 +1,5 @@
 """What several verbs share: checked outputs, a network run with progress, scores, the facts of a run."""
 
-import hashlib
 import math
 import os
 import subprocess
@@ -186,14 +185,6 @@ def describe_run() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def sha256(path: Path | None) -> str | None:
-    """The SHA-256 of a file in hexadecimal; None where there is no file (gap-tv)."""
-    if path is None:
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git_revision() -> str | None:
