@@ -84,6 +84,7 @@ class Evaluate:
         """One model's result, as it is written to the file."""
         from statistics import fmean, median
 
+        from bitlens.checkpoint import weights_sha256
         from bitlens.cli.shared import describe_run, reconstruct, score
         from bitlens.data.capture import simulate
 
@@ -107,7 +108,7 @@ class Evaluate:
         settings = {
             "model": about.name,
             "checkpoint": None if about.path is None else about.path.name,
-            "sha256": None if about.path is None else checkpoint.weights_sha256(about.path),
+            "sha256": None if about.path is None else weights_sha256(about.path),
             "data": self.data,
             "mask": source,
             "frames_per_measurement": len(masks[0]),

@@ -80,7 +80,7 @@ class Reconstruct:
                     "measurement": str(self.measurement),
                     "mask": str(self.mask or self.measurement),
                     "model": about.name,
-                    "sha256": shared.sha256(about.path),
+                    "sha256": None if about.path is None else checkpoint.weights_sha256(about.path),
                     "gain": capture.gain,
                     "gain_source": capture.gain_source,
                     "notes": list(capture.notes),
