@@ -113,14 +113,16 @@ class Train:
         import torch
 
         from bitlens.checkpoint import load
-        from bitlens.networks.efficientsci import efficientsci, initialize_identity
+        from bitlens.networks.efficientsci import efficientsci, initialize_copy
+        from bitlens.operators import VideoSCI
 
         torch.manual_seed(seed)
         if self.start is None:
             if self.method is not None:
                 raise ValueError("--method quantizes a trained network; wanted --start CHECKPOINT too; give it")
             network = efficientsci(self.size)
-            initialize_identity(network)
+            videos, masks = sampler.draw(0)
+            initialize_copy(network, VideoSCI(masks).A(videos.unsqueeze(1)), masks, videos.unsqueeze(1))
             return network, None
         start = load(self.start).requires_grad_(True)
         if self.method is None:

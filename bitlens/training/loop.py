@@ -26,6 +26,7 @@ from bitlens.data.clips import ClipSampler
 from bitlens.files import atomic_path
 from bitlens.operators import VideoSCI
 from bitlens.quant.grid import Grid
+from bitlens.quant.layers import fuse_grids, quantized_layers
 from bitlens.training.losses import LOSSES, Distillation
 from bitlens.training.processes import Processes, stop_requests
 from bitlens.training.settings import FREE_TO_CHANGE, Training
@@ -153,8 +154,10 @@ def train(
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compile a network part by part, in place, as it says itself (`compile_parts`), or else as a whole."""
-    if hasattr(network, "compile_parts"):
+    """Compile a network in place: its grids, or part by part as it says itself (`compile_parts`), or as a whole."""
+    if quantized_layers(network):
+        fuse_grids(network)
+    elif hasattr(network, "compile_parts"):
         network.compile_parts()  # type: ignore[operator]
     else:
         network.compile()
