@@ -117,23 +117,12 @@ class EfficientSCI(nn.Module):
     def with_options(self, *, shift: bool, shortcuts: bool) -> "EfficientSCI":
         """A copy with Q-SCI's additions, which starts out computing almost what this network computes.
 
-        Shifts start at zero. Shortcuts start small, but for the last one: it takes over the centre tap of the last
-        convolution, whose sum with it is linear, so that the strongest weights of the network are 8-bit ones.
+        Shifts start at zero, shortcuts where `start_shortcuts` puts them.
         """
         network = EfficientSCI(**{**self.config, "shift": shift, "shortcuts": shortcuts})
         network.load_state_dict(self.state_dict(), strict=False)
         if shortcuts and not self.config["shortcuts"]:
-            generator = torch.Generator().manual_seed(0)
-            with torch.no_grad():
-                for shortcut in [*network.fem_shortcut, *list(network.vrm_shortcut)[:2]]:
-                    weight, bias = shortcut.get_parameter("weight"), shortcut.get_parameter("bias")
-                    spread = 0.1 / weight.shape[1] ** 0.5
-                    weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
-                    bias.zero_()
-                last, side = network.vrm[4].get_parameter("weight"), network.vrm_shortcut[2]
-                side.get_parameter("weight").copy_(last[:, :, 1:2, 1:2, 1:2])
-                side.get_parameter("bias").zero_()
-                last[:, :, 1, 1, 1] = 0.0
+            start_shortcuts(network)
         return network.train(self.training)
 
     def compile_parts(self) -> None:
@@ -319,6 +308,58 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | bool]:
         shift="resdnet_list.0.cformer_list.0.tsab.moveq.bias" in state,
         shortcuts="fem_shortcut.0.weight" in state,
     )
+
+
+@torch.no_grad()
+def start_shortcuts(network: EfficientSCI) -> None:
+    """Let Q-SCI's 8-bit shortcuts take over the strongest weights of the low-bit convolutions beside them.
+
+    A weight far above the others of its row makes a low-bit grid so coarse that it rounds the others to zero. Those
+    at the taps that a shortcut sees move there: W x = (W - S) x + S x. The two sums pass through LeakyReLUs of their
+    own, so the function is kept where both are positive. What is left of a row in the second layer of FEM, which
+    sharpens, often is negative: it goes through two of the weakest channels instead, as
+    1.01 r = LeakyReLU(r) - LeakyReLU(-r). All other weights of the shortcuts start small.
+
+    Differs: the official code starts all of FEM and VRM from PyTorch's default initialization.
+    """
+    generator = torch.Generator().manual_seed(0)
+    main = [network.fem[0], network.fem[2], network.fem[4], network.vrm[0], network.vrm[2], network.vrm[4]]
+    for i, side in enumerate([*network.fem_shortcut, *network.vrm_shortcut]):
+        weight, bias = main[i].get_parameter("weight"), main[i].get_parameter("bias")
+        taps = shared_taps(weight, strided=i == 2)
+        typical = weight.square().mean(dim=(1, 2, 3, 4)).sqrt()[:, None, None, None]
+        exact = i >= 4  # the same taps, or no LeakyReLU after the sum: all of them may move
+        strong = taps * (taps.abs() > (0.0 if exact else 8.0) * typical)
+        small = torch.randn(strong.flatten(1).shape, generator=generator) * 0.01 / strong.flatten(1).shape[1] ** 0.5
+        moved = strong.flatten(1).any(1)
+        side.get_parameter("weight").copy_((strong.flatten(1) + small * ~moved[:, None])[..., None, None, None])
+        side.get_parameter("bias").zero_()
+        taps -= strong
+        if i == 1:
+            for row in moved.nonzero().flatten().tolist():
+                split_row(main[1], side, main[2], row)
+        if i == 4:
+            side.get_parameter("bias").copy_(bias)
+            bias.zero_()
+            weight.copy_(small.reshape(weight.shape))
+
+
+def shared_taps(weight: Float[Tensor, "o i t h w"], strided: bool) -> Float[Tensor, "o i h2 w2"]:
+    """The weights at the taps that the shortcut sees too: the centre, or the 2x2 block of a stride. A view."""
+    t, h, w = (size // 2 for size in weight.shape[2:])
+    return weight[:, :, t, h : h + 2, w : w + 2] if strided else weight[:, :, t, h : h + 1, w : w + 1]
+
+
+def split_row(conv: nn.Module, side: nn.Module, after: nn.Module, row: int) -> None:
+    """Send the rest r of a row, whose strong part has moved to the shortcut, through the two weakest other rows."""
+    weight, bias, following = conv.get_parameter("weight"), conv.get_parameter("bias"), after.get_parameter("weight")
+    power = weight.square().sum(dim=(1, 2, 3, 4)) * following.square().sum(dim=(0, 2, 3, 4))
+    power[side.get_parameter("weight").abs().amax(dim=(1, 2, 3, 4)) > 0.1] = torch.inf
+    for channel, sign in zip(power.topk(2, largest=False).indices.tolist(), (1.0, -1.0), strict=True):
+        weight[channel], bias[channel] = sign * weight[row], sign * bias[row]
+        side.get_parameter("weight")[channel] = 0.0
+        following[:, channel] = sign / 1.01 * following[:, row]
+    weight[row], bias[row] = 0.0, 0.0
 
 
 def initialize_copy(

@@ -163,6 +163,8 @@ def fuse_grids(network: nn.Module) -> None:
 
     Whole fake-quantized networks take torch.compile minutes, and come out no faster; their grids are the slow part.
     """
+    # A kernel for each type, rank and layout of a tensor that meets a grid; torch stops at 8 of them.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # type: ignore[assignment]
     for layer in quantized_layers(network).values():
         for grid, _ in layer.calibration_groups().values():
             grid.fused = True
