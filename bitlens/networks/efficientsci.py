@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitlens.networks.parts import HeadShift, MatMul, pixel_shuffle, start_shortcuts, with_shortcuts
 from bitlens.operators import normalized_measurement
 
 SIZES = {
@@ -123,17 +124,7 @@ class EfficientSCI(nn.Module):
         network = EfficientSCI(**{**self.config, "shift": shift, "shortcuts": shortcuts})
         network.load_state_dict(self.state_dict(), strict=False)
         if shortcuts and not self.config["shortcuts"]:
-            generator = torch.Generator().manual_seed(0)
-            with torch.no_grad():
-                for shortcut in [*network.fem_shortcut, *list(network.vrm_shortcut)[:2]]:
-                    weight, bias = shortcut.get_parameter("weight"), shortcut.get_parameter("bias")
-                    spread = 0.1 / weight.shape[1] ** 0.5
-                    weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
-                    bias.zero_()
-                last, side = network.vrm[4].get_parameter("weight"), network.vrm_shortcut[2]
-                side.get_parameter("weight").copy_(last[:, :, 1:2, 1:2, 1:2])
-                side.get_parameter("bias").zero_()
-                last[:, :, 1, 1, 1] = 0.0
+            start_shortcuts([*network.fem_shortcut, *network.vrm_shortcut], network.vrm[4])
         return network.train(self.training)
 
     def compile_parts(self) -> None:
@@ -147,27 +138,12 @@ class EfficientSCI(nn.Module):
             block.compile()
 
     def extract_features(self, x: Float[Tensor, "b 1 t h w"]) -> Float[Tensor, "b c4 t h2 w2"]:
-        """The feature extraction module (FEM), with Q-SCI's shortcut beside every convolution if asked for.
-
-        [Q-SCI sec. 3.2] adds LeakyReLU(conv_1x1x1(x)) to LeakyReLU(conv(x)); where the main branch strides, the
-        shortcut folds each 2x2 block of pixels into channels (pixel-unshuffle) instead.
-        """
-        if not self.config["shortcuts"]:
-            return self.fem(x)
-        for i, shortcut in enumerate(self.fem_shortcut):
-            main = self.fem[2 * i + 1](self.fem[2 * i](x))
-            side = shortcut(pixel_unshuffle(x) if i == 2 else x)
-            x = main + F.leaky_relu(side)
-        return x
+        """The feature extraction module (FEM), with Q-SCI's shortcuts if asked for [Q-SCI sec. 3.2]."""
+        return with_shortcuts(self.fem, self.fem_shortcut, x) if self.config["shortcuts"] else self.fem(x)
 
     def reconstruct_video(self, x: Float[Tensor, "b c2 t h w"]) -> Float[Tensor, "b c t h w"]:
         """The video reconstruction module (VRM), with Q-SCI's shortcuts if asked for [Q-SCI sec. 3.3]."""
-        if not self.config["shortcuts"]:
-            return self.vrm(x)
-        for i in range(2):
-            main = self.vrm[2 * i + 1](self.vrm[2 * i](x))
-            x = main + F.leaky_relu(self.vrm_shortcut[i](x))
-        return self.vrm[4](x) + self.vrm_shortcut[2](x)
+        return with_shortcuts(self.vrm, self.vrm_shortcut, x) if self.config["shortcuts"] else self.vrm(x)
 
 
 class ResDNet(nn.Module):
@@ -244,55 +220,12 @@ class TemporalAttention(nn.Module):
         return rearrange(mixed, "b t h w c -> b c t h w")
 
 
-class HeadShift(nn.Module):
-    """Adds one learned scalar per head [Q-SCI eq. 8]; the official code calls the parameter `bias` too."""
-
-    def __init__(self, heads: int):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1, heads, 1, 1))
-
-    def forward(self, x: Float[Tensor, "b n t d p"]) -> Float[Tensor, "b n t d p"]:
-        return x + self.bias.unsqueeze(-1)
-
-
-class MatMul(nn.Module):
-    """One small matrix product per pixel, out[i, j] = sum_k left[i, k] * right[k, j], pixels in the last axis.
-
-    A module, so that it can be quantized, lowered and counted like every layer.
-    """
-
-    def forward(
-        self, left: Float[Tensor, "b n i k p"], right: Float[Tensor, "b n k j p"]
-    ) -> Float[Tensor, "b n i j p"]:
-        if torch.is_grad_enabled():  # one expression: the compiler fuses it, and its gradients, into single loops
-            return (left.unsqueeze(4) * right.unsqueeze(2)).sum(3)
-        return pixel_product(left, right)
-
-
-def pixel_product(left: Float[Tensor, "b n i k p"], right: Float[Tensor, "b n k j p"]) -> Float[Tensor, "b n i j p"]:
-    """sum_k left[i, k] * right[k, j], accumulated term by term so that no (i, k, j) array is ever stored."""
-    total = left[:, :, :, 0, None] * right[:, :, None, 0]
-    for k in range(1, left.shape[3]):
-        total = total + left[:, :, :, k, None] * right[:, :, None, k]
-    return total
-
-
 def initial_estimate(
     measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]
 ) -> Float[Tensor, "b 1 t h w"]:
     """What the network sees: e + mask * e with e = measurement / sum_t mask [EfficientSCI eq. 5]."""
     estimate = normalized_measurement(measurement, mask).unsqueeze(1)  # b 1 h w
     return (estimate + mask * estimate).unsqueeze(1)
-
-
-def pixel_shuffle(x: Float[Tensor, "b c4 t h w"]) -> Float[Tensor, "b c t h2 w2"]:
-    """PixelShuffle(2) of every frame."""
-    return rearrange(x, "b (c i j) t h w -> b c t (h i) (w j)", i=2, j=2)
-
-
-def pixel_unshuffle(x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c4 t h2 w2"]:
-    """PixelUnshuffle(2) of every frame."""
-    return rearrange(x, "b c t (h i) (w j) -> b (c i j) t h w", i=2, j=2)
 
 
 def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | bool]:
