@@ -31,7 +31,7 @@ PRODUCTS = {
 }
 """Official names of the grids of attention's factors."""
 
-IDLE = re.compile(r"\.conv_cat\.(weight|bias)$|\.relative_position_index$")
+IDLE = re.compile(r"^layers\..*\.conv_cat\.(weight|bias)$|\.relative_position_index$")
 """Official STFormer keys that a network needs no value for: a layer that is never called, and constants."""
 
 

@@ -32,9 +32,9 @@ Network = Literal[
 class Train:
     """Train a network on clips. After Ctrl-C, a kill or --minutes the same command resumes from its --run folder.
 
-    Without --start the float --network is trained. With --start CHECKPOINT training goes on from those weights. With
-    --method and --bits too, that float network is quantized, calibrated on the clips and trained
-    with its grids, and the float network may teach it (--distill-output, --distill-features).
+    Without --start a float --network is trained. With --start CHECKPOINT training goes on from those weights. With
+    --method and --bits too, that float network is quantized, calibrated on the clips and trained with its grids, and
+    the float network may teach it (--distill-output, --distill-features).
 
     Under `torchrun --nproc_per_node N -m bitlens train ...` N processes train together.
 
@@ -132,7 +132,7 @@ class Train:
                 raise ValueError("--method quantizes a trained network; wanted --start CHECKPOINT too; give it")
             architecture, _, size = self.network.partition("-")
             if architecture == "stformer":
-                return stformer(size), None
+                return stformer(size, frames=self.frames), None
             network = efficientsci(size)
             videos, masks = sampler.draw(0)
             initialize_copy(network, VideoSCI(masks).A(videos.unsqueeze(1)), masks, videos.unsqueeze(1))

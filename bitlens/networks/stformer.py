@@ -27,8 +27,10 @@ SIZES = {
 """The published sizes; S and B have 1.22 and 19.48 million parameters (grey) beside their tables of position biases."""
 
 
-def stformer(size: str, *, colour: bool = False, shift: bool = False, shortcuts: bool = False) -> "STFormer":
-    """Build one of the published sizes, `"s"`, `"b"` or `"l"`.
+def stformer(
+    size: str, *, colour: bool = False, frames: int = 8, shift: bool = False, shortcuts: bool = False
+) -> "STFormer":
+    """Build one of the published sizes, `"s"`, `"b"` or `"l"`, for videos of up to `frames` frames.
 
     >>> sum(p.numel() for name, p in stformer("s").named_parameters() if "relative_position" not in name)
     1224609
@@ -38,7 +40,7 @@ def stformer(size: str, *, colour: bool = False, shift: bool = False, shortcuts:
     """
     if size not in SIZES:
         raise ValueError(f"STFormer has no size {size!r}; the published ones are {', '.join(SIZES)}: choose one.")
-    return STFormer(**SIZES[size], color_channels=3 if colour else 1, shift=shift, shortcuts=shortcuts)
+    return STFormer(**SIZES[size], color_channels=3 if colour else 1, frames=frames, shift=shift, shortcuts=shortcuts)
 
 
 class STFormer(nn.Module):
