@@ -139,11 +139,11 @@ class EfficientSCI(nn.Module):
 
     def extract_features(self, x: Float[Tensor, "b 1 t h w"]) -> Float[Tensor, "b c4 t h2 w2"]:
         """The feature extraction module (FEM), with Q-SCI's shortcuts if asked for [Q-SCI sec. 3.2]."""
-        return with_shortcuts(self.fem, self.fem_shortcut, x) if self.config["shortcuts"] else self.fem(x)
+        return with_shortcuts([*self.fem], self.fem_shortcut, x) if self.config["shortcuts"] else self.fem(x)
 
     def reconstruct_video(self, x: Float[Tensor, "b c2 t h w"]) -> Float[Tensor, "b c t h w"]:
         """The video reconstruction module (VRM), with Q-SCI's shortcuts if asked for [Q-SCI sec. 3.3]."""
-        return with_shortcuts(self.vrm, self.vrm_shortcut, x) if self.config["shortcuts"] else self.vrm(x)
+        return with_shortcuts([*self.vrm], self.vrm_shortcut, x) if self.config["shortcuts"] else self.vrm(x)
 
 
 class ResDNet(nn.Module):

@@ -48,7 +48,7 @@ class HeadShift(nn.Module):
 
 
 def with_shortcuts(
-    convolutions: nn.Sequential, shortcuts: nn.ModuleList, x: Float[Tensor, "b c t h w"]
+    convolutions: list[nn.Module], shortcuts: nn.ModuleList, x: Float[Tensor, "b c t h w"]
 ) -> Float[Tensor, "b o t h2 w2"]:
     """Run convolutions, each with a 1x1x1 branch beside it, as Q-SCI's FEM and VRM do [Q-SCI sec. 3.2, 3.3].
 

@@ -159,7 +159,7 @@ class STFormer(nn.Module):
         """Token generation, with Q-SCI's shortcuts if asked for [Q-SCI sec. 3.2]."""
         if not self.config["shortcuts"]:
             return self.token_gen(x)
-        return with_shortcuts(self.token_gen, self.token_gen_shortcut, x)
+        return with_shortcuts([*self.token_gen], self.token_gen_shortcut, x)
 
     def reconstruct_video(self, x: Float[Tensor, "b c4 t h2 w2"]) -> Float[Tensor, "b c t h w"]:
         """Video reconstruction, with Q-SCI's shortcuts if asked for [Q-SCI sec. 3.3].
@@ -168,7 +168,8 @@ class STFormer(nn.Module):
         """
         if not self.config["shortcuts"]:
             return self.conv2(x)
-        return with_shortcuts(self.conv2[2:], self.conv2_shortcut, self.conv2[:2](x))
+        double, activation, *rest = self.conv2
+        return with_shortcuts(rest, self.conv2_shortcut, activation(double(x)))
 
 
 class STFormerLayer(nn.Module):

@@ -54,7 +54,7 @@ def test_shortcuts() -> None:
     x = torch.rand(2, 1, 3, 6, 8)
     a = F.leaky_relu(convolutions[0](x)) + F.leaky_relu(shortcuts[0](x))
     b = F.leaky_relu(convolutions[2](a)) + F.leaky_relu(shortcuts[1](pixel_unshuffle(a)))
-    torch.testing.assert_close(with_shortcuts(convolutions, shortcuts, x), convolutions[4](b) + shortcuts[2](b))
+    torch.testing.assert_close(with_shortcuts([*convolutions], shortcuts, x), convolutions[4](b) + shortcuts[2](b))
 
 
 def test_shortcuts_start_small_and_the_last_one_exact() -> None:
