@@ -131,8 +131,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     wanted = "wanted a bitlens checkpoint (.safetensors)"
     if path.suffix in {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".bin"}:
         raise ValueError(
-            f"{path} is a {path.suffix} file, which may hold code; {wanted}; for official EfficientSCI or Q-SCI "
-            "weights use bitlens.official.load_official, which reads numbers only"
+            f"{path} is a {path.suffix} file, which may hold code; {wanted}; for official EfficientSCI, Q-SCI or "
+            "STFormer weights use bitlens.official.load_official, which reads numbers only"
         )
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -205,7 +205,7 @@ def save(
     `load` gives a network with the same output, bit for bit (with dtype "float32").
 
     Args:
-        network: a network that `load` can build: `EfficientSCI`, prepared by a recipe or not.
+        network: a network that `load` can build: `EfficientSCI` or `STFormer`, prepared by a recipe or not.
         path: where to, ending in .safetensors; written whole or not at all.
         provenance: where the weights come from: data identity, steps, seeds, versions.
         claims: measured quality, such as {"six-scenes": {"psnr": 27.1}}; `bitlens evaluate` recomputes it.
@@ -341,27 +341,36 @@ def load(path_or_name: str | os.PathLike[str]) -> "nn.Module":
     return network.eval()
 
 
+def architectures() -> "dict[str, type[nn.Module]]":
+    """The networks that a header can name."""
+    from bitlens.networks.efficientsci import EfficientSCI
+    from bitlens.networks.stformer import STFormer
+
+    return {"efficientsci": EfficientSCI, "stformer": STFormer}
+
+
 def network_name(network: "nn.Module") -> str:
     """The name under which `build` knows a network's class."""
-    from bitlens.networks.efficientsci import EfficientSCI
-
-    if isinstance(network, EfficientSCI):
-        return "efficientsci"
-    raise ValueError(f"{type(network).__name__} cannot be saved; wanted an EfficientSCI; save its state dict yourself")
+    for name, kind in architectures().items():
+        if isinstance(network, kind):
+            return name
+    wanted = " or ".join(kind.__name__ for kind in architectures().values())
+    raise ValueError(f"{type(network).__name__} cannot be saved; wanted an {wanted}; save its state dict yourself")
 
 
 def build(network: dict[str, Any], path: Path) -> "nn.Module":
     """The empty network that a header names."""
-    from bitlens.networks.efficientsci import EfficientSCI
-
-    config = network.get("config", {})
+    known, config = architectures(), network.get("config", {})
     whole = all(isinstance(value, int) and 0 <= value <= 1024 for value in config.values())
-    if network.get("name") != "efficientsci" or not whole:
-        raise ValueError(f"{path} names the network {network}; wanted an efficientsci; use the version that saved it")
-    if not 0 < config.get("in_ch", 0) ** 2 * config.get("units", 0) <= path.stat().st_size:  # even at one bit
+    if network.get("name") not in known or not whole:
+        wanted = " or ".join(known)
+        raise ValueError(f"{path} names the network {network}; wanted an {wanted}; use the version that saved it")
+    side = max(config.get(key, 0) for key in ("in_ch", "dim", "window"))
+    least = side**2 * config.get("units", 0) * config.get("depth", 1)  # bytes, even at one bit
+    if not 0 < least <= path.stat().st_size:
         raise ValueError(f"{path} cannot hold the network that it names, {config}; copy or save it again")
     try:
-        return EfficientSCI(**config)
+        return known[network["name"]](**config)
     except (TypeError, RuntimeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{path} has a configuration that builds nothing ({error}); copy it again") from error
 

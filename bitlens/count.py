@@ -10,14 +10,15 @@ activations, additions, quantization itself). Counting rules for b bits [Q-SCI t
 The first prices 3 bits as half of 4 and leaves attention products out. None is a time: that is measured.
 """
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import ceil, prod
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from bitlens.networks.efficientsci import MatMul
+from bitlens.networks.parts import MatMul
 from bitlens.quant.layers import LAYERS, QUANTIZED, TRANSPOSED, float_mode
 
 __all__ = ["PAPER_RATIO", "RULES", "LayerCount", "count", "operations"]
@@ -26,9 +27,6 @@ PAPER_RATIO = {32: 1.0, 8: 1 / 4, 4: 1 / 8, 3: 1 / 16, 2: 1 / 32}
 """Price of one MAC under the paper's rule, by bits."""
 
 RULES = ("paper", "linear", "bit product")
-
-TRIAL = 8
-"""Height and width of the measurement that is sent through the network to see every layer's shapes."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,9 @@ class LayerCount:
 def count(network: nn.Module, frames: int = 8, height: int = 256, width: int = 256) -> list[LayerCount]:
     """MACs of every convolution, linear layer and product for one measurement, in the order of execution.
 
-    One small measurement goes through the network and the counts are scaled by the number of pixels, which is
-    exact for networks whose work is proportional to it (odd sizes are counted as padded to even ones, as the
-    networks pad them). A layer that runs several times counts all of them.
+    A measurement of that size goes through a copy of the network on torch's meta device, where tensors have shapes and
+    no values: nothing is computed. What a network pads is counted as padded, and a layer that runs several times
+    counts all of them.
 
     >>> from bitlens.networks.efficientsci import efficientsci
     >>> round(sum(layer.macs for layer in count(efficientsci("t"))) / 1e9, 1)
@@ -66,19 +64,14 @@ def count(network: nn.Module, frames: int = 8, height: int = 256, width: int = 2
     if min(frames, height, width) < 1:
         raise ValueError(f"frames={frames}, height={height}, width={width}; wanted at least 1 each; change them")
     found: dict[str, LayerCount] = {}
-    hooks = [module.register_forward_hook(_recorder(name, module, found)) for name, module in _layers(network)]
-    training = network.training
-    network.eval()
-    parameter = next(network.parameters(), torch.zeros(()))
-    try:
-        with torch.no_grad(), float_mode(network):  # grids need not be calibrated to be counted
-            network(parameter.new_ones(1, TRIAL, TRIAL), parameter.new_ones(1, frames, TRIAL, TRIAL))
-    finally:
-        network.train(training)
-        for hook in hooks:
-            hook.remove()
-    pixels = 4 * ceil(height / 2) * ceil(width / 2)
-    return [_scaled(layer, pixels) for layer in found.values()]
+    copied = copy.deepcopy(network).to("meta").eval()
+    layers = _layers(copied)
+    for name, module in layers:
+        module.register_forward_hook(_recorder(name, module, found))
+    if layers:
+        with torch.no_grad(), torch.device("meta"), float_mode(copied):  # grids need not be calibrated to be counted
+            copied(torch.ones(1, height, width), torch.ones(1, frames, height, width))
+    return list(found.values())
 
 
 def operations(layers: list[LayerCount], rule: str) -> float | None:
@@ -134,8 +127,3 @@ def _macs(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
         positions = inputs[0] if isinstance(layer, TRANSPOSED) else output
         return positions.numel() * prod(weight.shape[1:])
     return output.numel() * inputs[0].shape[-2]  # b n i k p times b n k j p
-
-
-def _scaled(layer: LayerCount, pixels: int) -> LayerCount:
-    """The counts of the trial at the number of pixels asked for."""
-    return replace(layer, macs=layer.macs * pixels // TRIAL**2)

@@ -1,4 +1,4 @@
-"""Official EfficientSCI and Q-SCI weights: their names mapped onto bitlens's, with a key-by-key report.
+"""Official EfficientSCI, Q-SCI and STFormer weights: their names mapped onto bitlens's, with a key-by-key report.
 
 Q-SCI's official code names layers differently at 8 and at 4/3/2 bits, which made its own loader skip the feature
 extraction and reconstruction modules silently; here every key must find its place, or the import fails with a list.
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from bitlens.methods import recipe_of
-from bitlens.networks.efficientsci import EfficientSCI, config_from_state_dict
+from bitlens.networks import efficientsci, stformer
+from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.stformer import STFormer
 from bitlens.quant.layers import declare_ready, quantized_layers
 from bitlens.quant.prepare import prepare
 
@@ -29,6 +31,9 @@ PRODUCTS = {
 }
 """Official names of the grids of attention's factors."""
 
+IDLE = re.compile(r"^layers\..*\.conv_cat\.(weight|bias)$|\.relative_position_index$")
+"""Official STFormer keys that a network needs no value for: a layer that is never called, and constants."""
+
 
 @dataclass(frozen=True)
 class KeyReport:
@@ -38,13 +43,15 @@ class KeyReport:
     """Official key -> name in the bitlens network."""
     flags: list[str]
     """Keys that only say whether an official quantizer was initialized."""
+    idle: list[str]
+    """STFormer's keys that change no output: `conv_cat`, which is never called, and indices that follow from sizes."""
 
 
-def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> EfficientSCI:
+def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> EfficientSCI | STFormer:
     """Build the network that an official state dict belongs to; width, depth and options are read off its shapes.
 
     Args:
-        state_dict: of EfficientSCI (grey or colour, any size), or of Q-SCI's low-bit networks.
+        state_dict: of EfficientSCI or STFormer (grey or colour, any size), or of Q-SCI's low-bit networks.
         bits: 8, 4, 3 or 2 for a low-bit state dict (it does not say); None for a float one.
 
     Returns:
@@ -65,22 +72,30 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Eff
         raise ValueError(
             f"bits={bits} was given with float weights; wanted none; import first, then use bitlens.quantize"
         )
-    config = config_from_state_dict({name: state[key] for name, key in renamed.items()})
-    network = EfficientSCI(**config)  # type: ignore[arg-type]
+    network = empty_network({name: state[key] for name, key in renamed.items()})
     if low_bit and bits is not None:
         recipe = recipe_of("qsci", bits, "official")
         prepare(network, recipe)
         network.recipe = recipe  # type: ignore[assignment]
-    values, mapped, flags = {}, {}, []
+    values, mapped, flags, idle = {}, {}, [], []
     for name, key in renamed.items():
         place = quantized_name(name, network) if low_bit else name
-        if place is None:
+        if isinstance(network, STFormer) and IDLE.search(name):
+            idle.append(key)
+        elif place is None:
             flags.append(key)
         else:
             values[place], mapped[key] = state[key], place
     place_all(network, values, mapped)
-    network.key_report = KeyReport(mapped, flags)  # type: ignore[assignment]
+    network.key_report = KeyReport(mapped, flags, idle)  # type: ignore[assignment]
     return network.eval()
+
+
+def empty_network(state: dict[str, Tensor]) -> EfficientSCI | STFormer:
+    """The network whose widths, depths and options these weights (bitlens names) have, not yet filled with them."""
+    if any(name.startswith("token_gen.") for name in state):
+        return STFormer(**stformer.config_from_state_dict(state))  # type: ignore[arg-type]
+    return EfficientSCI(**efficientsci.config_from_state_dict(state))  # type: ignore[arg-type]
 
 
 def bitlens_name(key: str) -> str:
@@ -163,6 +178,6 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return loaded
 
 
-def load_official(path: str | os.PathLike[str], bits: int | None = None) -> EfficientSCI:
+def load_official(path: str | os.PathLike[str], bits: int | None = None) -> EfficientSCI | STFormer:
     """`from_official` of a .pth file."""
     return from_official(read_official(path), bits)

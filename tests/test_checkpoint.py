@@ -21,6 +21,7 @@ from bitlens.checkpoint import describe, find, load, save, shipped
 from bitlens.methods import qsci, quantize, recipe_of
 from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI, efficientsci
+from bitlens.networks.stformer import STFormer
 from bitlens.quant.calibrate import calibrate
 from bitlens.quant.grid import StepGrid
 from bitlens.quant.layers import Quantized, quantized_layers, real_weight
@@ -86,6 +87,39 @@ def test_float_network_bit_for_bit(tmp_path: Path, options: dict[str, bool]) -> 
     for key, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
     assert torch.equal(output(loaded, batch), output(network, batch))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_stformer(tmp_path: Path, bits: int | None, dtype: str) -> None:
+    network, batch = STFormer(4, 1).eval(), data()
+    if bits is not None:
+        recipe = quick(recipe_of("qsci", bits))
+        network, _ = quantize(network.with_options(shift=True, shortcuts=True), recipe, [batch])
+    path = save(network, tmp_path / "net.safetensors", dtype=dtype)
+    loaded = load(path)
+    assert isinstance(loaded, STFormer) and loaded.config == network.config
+    assert describe(path).network == "stformer"
+    if dtype == "float32":
+        assert torch.equal(output(loaded, batch), output(network, batch))
+    assert torch.equal(output(load(save(loaded, tmp_path / "again.safetensors")), batch), output(loaded, batch))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"units": 1024, "depth": 1024}, "cannot hold the network"),
+        ({"window": 1024}, "cannot hold the network"),
+        ({"heads": 3}, "builds nothing|does not fit"),
+        ({"frames": 9}, "2 of another shape"),
+        ({"depth": 0}, "cannot hold the network"),
+    ],
+)
+def test_stformer_of_another_configuration(tmp_path: Path, changes: dict[str, int], message: str) -> None:
+    path = save(STFormer(4, 1), tmp_path / "net.safetensors")
+    rewrite(path, config(**changes))
+    with pytest.raises(ValueError, match=message):
+        load(path)
 
 
 @pytest.mark.parametrize("grid", ["deployable", "official"])

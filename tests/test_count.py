@@ -8,6 +8,7 @@ from bitlens.count import LayerCount, count, operations
 from bitlens.methods import qsci
 from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI, efficientsci
+from bitlens.networks.stformer import STFormer, stformer
 from bitlens.quant.prepare import prepare
 
 
@@ -29,6 +30,28 @@ def test_small_network_exactly() -> None:
     assert giga(layers, attention=False) == pytest.approx(562.338725888, abs=1e-9)
     assert sum(layer.weights for layer in layers) == 3_777_025
     assert {layer.weight_bits for layer in layers} == {layer.activation_bits for layer in layers} == {32}
+
+
+@pytest.mark.parametrize(("size", "published"), [("s", 193.47), ("b", 3060.75)])
+def test_published_operations_of_stformer(size: str, published: float) -> None:
+    """The published count takes every output pixel of the transposed convolution to meet all its taps (a quarter
+    does), and adds a little for softmax and normalization."""
+    layers = count(stformer(size))
+    transposed = sum(layer.macs for layer in layers if layer.kind == "ConvTranspose3d") / 1e9
+    assert giga(layers, attention=False) + 3 * transposed == pytest.approx(published, rel=0.012)
+    if size == "s":
+        assert giga(layers, attention=False) == pytest.approx(184.105828352, abs=1e-9)
+        assert giga(layers, attention=True) == pytest.approx(7.637377024, abs=1e-9)
+
+
+def test_windows_are_counted_as_padded() -> None:
+    """A trunk of 18 x 14 pixels holds 3 x 2 windows of 49 pixels; time sees the pixels that are there."""
+    found = {layer.name: layer.macs for layer in count(STFormer(4, 1), 8, 36, 28)}
+    block, width = "layers.0.blocks.1", 16
+    assert found[f"{block}.attn.scores"] == found[f"{block}.attn.mix"] == 8 * 6 * 49 * 49 * width
+    assert found[f"{block}.attn.qkv"] == 8 * 6 * 49 * 3 * width * width
+    assert found[f"{block}.time_attn.scores"] == 18 * 14 * 8 * 8 * width // 2
+    assert found[f"{block}.time_attn.proj"] == 18 * 14 * 8 * width * width // 2
 
 
 def test_shortcuts_of_qsci() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import bitlens
 from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.stformer import STFormer
 from bitlens.official import bitlens_name, from_official, load_official, read_official
 from bitlens.quant.layers import quantized_layers
 
@@ -102,6 +103,45 @@ def test_float_networks(options: dict[str, Any]) -> None:
     for key, value in weights.items():
         assert torch.equal(network.state_dict()[key], value)
     assert network.key_report.mapped == {key: key for key in weights} and network.key_report.flags == []
+
+
+def stformer_weights(**options: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """An official state dict, and which of its keys hold nothing that a network needs."""
+    network = STFormer(4, 1, **options)
+    weights = dict(network.state_dict())
+    for i in range(2):
+        weights[f"layers.0.blocks.{i}.conv_cat.weight"] = torch.rand(16, 32, 1, 1, 1)
+        weights[f"layers.0.blocks.{i}.conv_cat.bias"] = torch.rand(16)
+    weights |= dict(network.named_buffers())
+    return weights, sorted(set(weights) - set(network.state_dict()))
+
+
+@pytest.mark.parametrize("options", [{}, {"color_channels": 3, "frames": 10}, {"shift": True, "shortcuts": True}])
+def test_stformer(options: dict[str, Any]) -> None:
+    weights, idle = stformer_weights(**options)
+    network = from_official({f"module.{key}": value for key, value in weights.items()})
+    assert network.config == STFormer(4, 1, **options).config and not network.training
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, weights[key])
+    report = network.key_report
+    assert report.mapped == {key: key for key in weights if key not in idle} and report.flags == []
+    assert sorted(report.idle) == idle and len(idle) == 2 * 4
+    without = from_official({key: value for key, value in weights.items() if key not in idle})
+    assert without.key_report.idle == []
+
+
+def test_stformer_keys_are_listed() -> None:
+    weights, _ = stformer_weights()
+    weights["conv_cat.weight"] = torch.zeros(1)  # not in a block
+    del weights["layers.0.blocks.1.time_attn.relative_position_bias_table"]
+    with pytest.raises(
+        ValueError,
+        match=r"does not fit STFormer; unknown keys: conv_cat\.weight; missing keys: "
+        r"layers\.0\.blocks\.1\.time_attn\.relative_position_bias_table; give",
+    ):
+        from_official(weights)
+    with pytest.raises(ValueError, match=r"bits=4 was given with float weights"):
+        from_official(weights, bits=4)
 
 
 def test_unknown_and_missing_keys_are_listed() -> None:

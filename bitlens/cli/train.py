@@ -17,20 +17,29 @@ if TYPE_CHECKING:
 CALIBRATION_BATCHES = 8
 VALIDATION_BATCHES = 4
 VALIDATION_SEED = 7
+Network = Literal[
+    "efficientsci-t",
+    "efficientsci-s",
+    "efficientsci-b",
+    "efficientsci-l",
+    "stformer-s",
+    "stformer-b",
+    "stformer-l",
+]
 
 
 @dataclass(frozen=True)
 class Train:
     """Train a network on clips. After Ctrl-C, a kill or --minutes the same command resumes from its --run folder.
 
-    Without --start a float EfficientSCI of --size is trained. With --start CHECKPOINT training goes on from those
-    weights. With --method and --bits too, that float network is quantized, calibrated on the clips and trained
-    with its grids, and the float network may teach it (--distill-output, --distill-features).
+    Without --start a float --network is trained. With --start CHECKPOINT training goes on from those weights. With
+    --method and --bits too, that float network is quantized, calibrated on the clips and trained with its grids, and
+    the float network may teach it (--distill-output, --distill-features).
 
     Under `torchrun --nproc_per_node N -m bitlens train ...` N processes train together.
 
     Example:
-        bitlens train --clips clips --run runs/t --out t.safetensors --size t --steps 5000 --compile
+        bitlens train --clips clips --run runs/t --out t.safetensors --network efficientsci-t --steps 5000 --compile
         bitlens train --clips clips --run runs/t4 --out t4.safetensors --start t.safetensors --method qsci --bits 4
     """
 
@@ -40,8 +49,8 @@ class Train:
     """Folder of the run: state, log and settings. An unfinished run in it is resumed."""
     out: Path
     """The checkpoint that is written when the run has finished (.safetensors)."""
-    size: Literal["t", "s", "b", "l"] = "t"
-    """Size of EfficientSCI for a run without --start."""
+    network: Network = "efficientsci-t"
+    """Architecture and size for a run without --start."""
     start: str | None = None
     """Start from this float checkpoint, a path or a shipped name."""
     method: str | None = None
@@ -113,16 +122,18 @@ class Train:
         import torch
 
         from bitlens.checkpoint import load
-        from bitlens.networks.efficientsci import efficientsci, initialize_copy
-        from bitlens.operators import VideoSCI
+        from bitlens.networks.efficientsci import efficientsci, initialize_identity
+        from bitlens.networks.stformer import stformer
 
         torch.manual_seed(seed)
         if self.start is None:
             if self.method is not None:
                 raise ValueError("--method quantizes a trained network; wanted --start CHECKPOINT too; give it")
-            network = efficientsci(self.size)
-            videos, masks = sampler.draw(0)
-            initialize_copy(network, VideoSCI(masks).A(videos.unsqueeze(1)), masks, videos.unsqueeze(1))
+            architecture, _, size = self.network.partition("-")
+            if architecture == "stformer":
+                return stformer(size, frames=self.frames), None
+            network = efficientsci(size)
+            initialize_identity(network)
             return network, None
         start = load(self.start).requires_grad_(True)
         if self.method is None:
@@ -165,9 +176,8 @@ class Train:
             Remaining(),
             TextColumn("{task.description}"),
         )
-        blocks = [
-            name for name, _ in network.named_modules() if name.startswith("resdnet_list.") and name.count(".") == 1
-        ]
+        trunk = ("resdnet_list", "layers")
+        blocks = [name for name, _ in network.named_modules() if name.rpartition(".")[0] in trunk]
         with Progress(*columns, console=console()) as progress:
             task = progress.add_task("compiling" if settings.compile else "starting", total=settings.steps)
 

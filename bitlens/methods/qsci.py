@@ -1,6 +1,6 @@
 """Q-SCI: low-bit quantization of video-SCI networks by QAT [Cao et al., ECCV 2024, arXiv 2407.21517].
 
-The network changes first (options of EfficientSCI), then every layer is quantized:
+The network changes first (options of EfficientSCI and STFormer), then every layer is quantized:
 
 | bits    | shift on q and k (sec. 3.4) | 1x1x1 shortcuts in FEM and VRM (sec. 3.2, 3.3) |
 |---------|-----------------------------|------------------------------------------------|

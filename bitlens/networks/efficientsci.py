@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitlens.networks.parts import HeadShift, MatMul, pixel_shuffle, start_shortcuts, with_shortcuts
 from bitlens.operators import normalized_measurement
 
 SIZES = {
@@ -122,7 +123,8 @@ class EfficientSCI(nn.Module):
         network = EfficientSCI(**{**self.config, "shift": shift, "shortcuts": shortcuts})
         network.load_state_dict(self.state_dict(), strict=False)
         if shortcuts and not self.config["shortcuts"]:
-            start_shortcuts(network)
+            for part, beside in ((network.fem, network.fem_shortcut), (network.vrm, network.vrm_shortcut)):
+                start_shortcuts(list(part), beside)
         return network.train(self.training)
 
     def compile_parts(self) -> None:
@@ -136,27 +138,12 @@ class EfficientSCI(nn.Module):
             block.compile()
 
     def extract_features(self, x: Float[Tensor, "b 1 t h w"]) -> Float[Tensor, "b c4 t h2 w2"]:
-        """The feature extraction module (FEM), with Q-SCI's shortcut beside every convolution if asked for.
-
-        [Q-SCI sec. 3.2] adds LeakyReLU(conv_1x1x1(x)) to LeakyReLU(conv(x)); where the main branch strides, the
-        shortcut folds each 2x2 block of pixels into channels (pixel-unshuffle) instead.
-        """
-        if not self.config["shortcuts"]:
-            return self.fem(x)
-        for i, shortcut in enumerate(self.fem_shortcut):
-            main = self.fem[2 * i + 1](self.fem[2 * i](x))
-            side = shortcut(pixel_unshuffle(x) if i == 2 else x)
-            x = main + F.leaky_relu(side)
-        return x
+        """The feature extraction module (FEM), with Q-SCI's shortcuts if asked for [Q-SCI sec. 3.2]."""
+        return with_shortcuts([*self.fem], self.fem_shortcut, x) if self.config["shortcuts"] else self.fem(x)
 
     def reconstruct_video(self, x: Float[Tensor, "b c2 t h w"]) -> Float[Tensor, "b c t h w"]:
         """The video reconstruction module (VRM), with Q-SCI's shortcuts if asked for [Q-SCI sec. 3.3]."""
-        if not self.config["shortcuts"]:
-            return self.vrm(x)
-        for i in range(2):
-            main = self.vrm[2 * i + 1](self.vrm[2 * i](x))
-            x = main + F.leaky_relu(self.vrm_shortcut[i](x))
-        return self.vrm[4](x) + self.vrm_shortcut[2](x)
+        return with_shortcuts([*self.vrm], self.vrm_shortcut, x) if self.config["shortcuts"] else self.vrm(x)
 
 
 class ResDNet(nn.Module):
@@ -233,55 +220,12 @@ class TemporalAttention(nn.Module):
         return rearrange(mixed, "b t h w c -> b c t h w")
 
 
-class HeadShift(nn.Module):
-    """Adds one learned scalar per head [Q-SCI eq. 8]; the official code calls the parameter `bias` too."""
-
-    def __init__(self, heads: int):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1, heads, 1, 1))
-
-    def forward(self, x: Float[Tensor, "b n t d p"]) -> Float[Tensor, "b n t d p"]:
-        return x + self.bias.unsqueeze(-1)
-
-
-class MatMul(nn.Module):
-    """One small matrix product per pixel, out[i, j] = sum_k left[i, k] * right[k, j], pixels in the last axis.
-
-    A module, so that it can be quantized, lowered and counted like every layer.
-    """
-
-    def forward(
-        self, left: Float[Tensor, "b n i k p"], right: Float[Tensor, "b n k j p"]
-    ) -> Float[Tensor, "b n i j p"]:
-        if torch.is_grad_enabled():  # one expression: the compiler fuses it, and its gradients, into single loops
-            return (left.unsqueeze(4) * right.unsqueeze(2)).sum(3)
-        return pixel_product(left, right)
-
-
-def pixel_product(left: Float[Tensor, "b n i k p"], right: Float[Tensor, "b n k j p"]) -> Float[Tensor, "b n i j p"]:
-    """sum_k left[i, k] * right[k, j], accumulated term by term so that no (i, k, j) array is ever stored."""
-    total = left[:, :, :, 0, None] * right[:, :, None, 0]
-    for k in range(1, left.shape[3]):
-        total = total + left[:, :, :, k, None] * right[:, :, None, k]
-    return total
-
-
 def initial_estimate(
     measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]
 ) -> Float[Tensor, "b 1 t h w"]:
     """What the network sees: e + mask * e with e = measurement / sum_t mask [EfficientSCI eq. 5]."""
     estimate = normalized_measurement(measurement, mask).unsqueeze(1)  # b 1 h w
     return (estimate + mask * estimate).unsqueeze(1)
-
-
-def pixel_shuffle(x: Float[Tensor, "b c4 t h w"]) -> Float[Tensor, "b c t h2 w2"]:
-    """PixelShuffle(2) of every frame."""
-    return rearrange(x, "b (c i j) t h w -> b c t (h i) (w j)", i=2, j=2)
-
-
-def pixel_unshuffle(x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c4 t h2 w2"]:
-    """PixelUnshuffle(2) of every frame."""
-    return rearrange(x, "b c t (h i) (w j) -> b (c i j) t h w", i=2, j=2)
 
 
 def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | bool]:
@@ -310,105 +254,44 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | bool]:
     )
 
 
-@torch.no_grad()
-def start_shortcuts(network: EfficientSCI) -> None:
-    """Let Q-SCI's 8-bit shortcuts take over the strongest weights of the low-bit convolutions beside them.
+def initialize_identity(network: EfficientSCI) -> None:
+    """Start training from a network that returns its input estimate, instead of from noise.
 
-    A weight far above the others of its row makes a low-bit grid so coarse that it rounds the others to zero. Those
-    at the taps that a shortcut sees move there: W x = (W - S) x + S x. The two sums pass through LeakyReLUs of their
-    own, so the function is kept where both are positive. What is left of a row in the second layer of FEM, which
-    sharpens, often is negative: it goes through two of the weakest channels instead, as
-    1.01 r = LeakyReLU(r) - LeakyReLU(-r). All other weights of the shortcuts start small.
+    One path of delta kernels carries the input through FEM, up_conv and VRM (every 2x2 block of pixels rides in
+    four trunk channels), and the last layer of every residual branch starts at zero. Everything else keeps its
+    random initialization, so all layers learn from the first step.
 
-    Differs: the official code starts all of FEM and VRM from PyTorch's default initialization.
+    Differs: the official code trains from PyTorch's default initialization. This saves the first thousands of
+    steps, in which the network only learns to copy; the function class is the same.
     """
-    generator = torch.Generator().manual_seed(0)
-    main = [network.fem[0], network.fem[2], network.fem[4], network.vrm[0], network.vrm[2], network.vrm[4]]
-    for i, side in enumerate([*network.fem_shortcut, *network.vrm_shortcut]):
-        weight, bias = main[i].get_parameter("weight"), main[i].get_parameter("bias")
-        taps = shared_taps(weight, strided=i == 2)
-        typical = weight.square().mean(dim=(1, 2, 3, 4)).sqrt()[:, None, None, None]
-        exact = i >= 4  # the same taps, or no LeakyReLU after the sum: all of them may move
-        strong = taps * (taps.abs() > (0.0 if exact else 8.0) * typical)
-        small = torch.randn(strong.flatten(1).shape, generator=generator) * 0.01 / strong.flatten(1).shape[1] ** 0.5
-        moved = strong.flatten(1).any(1)
-        side.get_parameter("weight").copy_((strong.flatten(1) + small * ~moved[:, None])[..., None, None, None])
-        side.get_parameter("bias").zero_()
-        taps -= strong
-        if i == 1:
-            for row in moved.nonzero().flatten().tolist():
-                split_row(main[1], side, main[2], row)
-        if i == 4:
-            side.get_parameter("bias").copy_(bias)
-            bias.zero_()
-            weight.copy_(small.reshape(weight.shape))
+    for module in network.modules():
+        if isinstance(module, CFormer):
+            for branch in (module.scb[2], module.ffn[2], module.tsab.proj):
+                set_zero(branch)
+        elif isinstance(module, ResDNet):
+            set_zero(module.last_conv)
+    set_delta(network.fem[0], 0, 0, (1, 3, 3))
+    set_delta(network.fem[2], 0, 0, (1, 1, 1))
+    for phase in range(4):
+        i, j = divmod(phase, 2)
+        set_delta(network.fem[4], phase, 0, (1, 1 + i, 1 + j))
+        set_delta(network.up_conv, phase, phase, (0, 0, 0))
+    set_delta(network.vrm[0], 0, 0, (1, 1, 1))
+    set_delta(network.vrm[2], 0, 0, (0, 0, 0))
+    for channel in range(network.config["color_ch"]):
+        set_delta(network.vrm[4], channel, 0, (1, 1, 1), gain=1 / 1.5)  # e + mask * e is 1.5 e on average
 
 
-def shared_taps(weight: Float[Tensor, "o i t h w"], strided: bool) -> Float[Tensor, "o i h2 w2"]:
-    """The weights at the taps that the shortcut sees too: the centre, or the 2x2 block of a stride. A view."""
-    t, h, w = (size // 2 for size in weight.shape[2:])
-    return weight[:, :, t, h : h + 2, w : w + 2] if strided else weight[:, :, t, h : h + 1, w : w + 1]
+def set_zero(layer: nn.Module) -> None:
+    """Make a layer return zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
-def split_row(conv: nn.Module, side: nn.Module, after: nn.Module, row: int) -> None:
-    """Send the rest r of a row, whose strong part has moved to the shortcut, through the two weakest other rows."""
-    weight, bias, following = conv.get_parameter("weight"), conv.get_parameter("bias"), after.get_parameter("weight")
-    power = weight.square().sum(dim=(1, 2, 3, 4)) * following.square().sum(dim=(0, 2, 3, 4))
-    power[side.get_parameter("weight").abs().amax(dim=(1, 2, 3, 4)) > 0.1] = torch.inf
-    for channel, sign in zip(power.topk(2, largest=False).indices.tolist(), (1.0, -1.0), strict=True):
-        weight[channel], bias[channel] = sign * weight[row], sign * bias[row]
-        side.get_parameter("weight")[channel] = 0.0
-        following[:, channel] = sign / 1.01 * following[:, row]
-    weight[row], bias[row] = 0.0, 0.0
-
-
-def initialize_copy(
-    network: EfficientSCI,
-    measurement: Float[Tensor, "b h w"],
-    mask: Float[Tensor, "#b t h w"],
-    video: Float[Tensor, "b c t h w"],
-) -> None:
-    """Start training from a network that already returns a blurred video, instead of from noise.
-
-    Residual blocks start as the identity. FEM, up_conv and VRM mix their channels at the central taps, with random
-    weights and biases, so that every channel carries the scene in another way; the last convolution is the
-    least-squares solution for the video. The scene then travels in all channels: a start that copies it through
-    one channel trains to the same quality, but leaves the network with a single wire that 4 bits cut.
-
-    Differs: the official code trains from PyTorch's default initialization. This saves the first thousand steps;
-    the function class is the same.
-    """
-    fem, vrm = network.fem, network.vrm
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, ResDNet):
-                for parameter in module.last_conv.parameters():
-                    nn.init.zeros_(parameter)
-        for conv in (fem[0], fem[2], fem[4], vrm[0]):
-            conv.get_parameter("weight").mul_(0.3)
-        first, bias = fem[0].get_parameter("weight"), fem[0].get_parameter("bias")
-        sign = torch.where(torch.rand(len(first)) < 0.5, -1.0, 1.0) * (0.5 + torch.rand(len(first)))
-        first[:, 0, 1, 3, 3] += sign
-        bias.copy_(-2 * sign * torch.rand(len(first)))  # the estimate e + mask * e lies in [0, 2]
-        for conv in (fem[2], vrm[0]):
-            tap = conv.get_parameter("weight")[:, :, 1, 1, 1]
-            tap += torch.randn_like(tap) / tap.shape[1] ** 0.5
-        taps = fem[4].get_parameter("weight")[:, :, 1, 1:, 1:]
-        taps += torch.randn_like(taps) / (4 * taps.shape[1]) ** 0.5
-        for conv in (network.up_conv, vrm[2]):
-            nn.init.normal_(conv.get_parameter("weight"), std=(2 / conv.get_parameter("weight").shape[1]) ** 0.5)
-        x = pixel_shuffle(network.up_conv(fem(initial_estimate(measurement, mask))))
-        fit_convolution(vrm[4], vrm[:4](x), video)
-
-
-def fit_convolution(conv: nn.Module, inputs: Float[Tensor, "b c t h w"], target: Float[Tensor, "b o t h w"]) -> None:
-    """Set a 3x3x3 convolution to the least-squares map from `inputs` to `target`."""
+def set_delta(conv: nn.Module, output: int, source: int, tap: tuple[int, int, int], gain: float = 1.0) -> None:
+    """Make one output channel of a convolution copy one input channel, `gain` times, at one tap."""
     weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")
-    rows = F.pad(inputs, (1,) * 6).unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1)  # b c t h w 3 3 3
-    rows = rearrange(rows, "b c t h w i j k -> (b t h w) (c i j k)").double()
-    rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-    square = rows.T @ rows
-    square += 1e-4 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
-    solution = torch.linalg.solve(square, rows.T @ rearrange(target, "b o t h w -> (b t h w) o").double())
-    weight.copy_(solution[:-1].T.reshape(weight.shape))
-    bias.copy_(solution[-1])
+    with torch.no_grad():
+        weight[output] = 0.0
+        weight[(output, source, *tap)] = gain
+        bias[output] = 0.0

@@ -7,7 +7,8 @@ from torch import Tensor
 import bitlens
 from bitlens.methods import METHODS, qsci, quantize, recipe_of
 from bitlens.networks.efficientsci import EfficientSCI, HeadShift, initialize_identity
-from bitlens.quant.layers import quantized_layers
+from bitlens.networks.stformer import STFormer
+from bitlens.quant.layers import QuantizedMatMul, quantized_layers
 from bitlens.recipe import Bits, Recipe, Rule
 
 
@@ -91,6 +92,34 @@ def test_options_kept_when_they_are_there() -> None:
     again = trained.with_options(shift=True, shortcuts=True)
     for key, value in trained.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(("bits", "shortcuts"), [(8, False), (4, True)])
+def test_stformer(bits: int, shortcuts: bool) -> None:
+    original = STFormer(4, 1).eval()
+    made, decisions = quantize(original, "qsci", [data()], bits=bits)
+    assert isinstance(made, STFormer)
+    assert made.config == {**original.config, "shift": True, "shortcuts": shortcuts}
+    layers = quantized_layers(made)
+    assert sum("_shortcut." in name for name in layers) == (8 if shortcuts else 0)
+    for name, layer in layers.items():
+        wanted = 8 if "_shortcut." in name else bits
+        assert (layer.weight_bits, layer.activation_bits) == (wanted, wanted), name
+    products = {name for name, layer in layers.items() if isinstance(layer, QuantizedMatMul)}
+    block = "layers.0.blocks.0"
+    assert {f"{block}.attn.scores", f"{block}.attn.mix", f"{block}.time_attn.scores"} < products and len(products) == 8
+    assert sum(isinstance(module, HeadShift) for module in made.modules()) == 8
+    kinds = {decision.kind for decision in decisions if decision.bits is None}
+    assert kinds == {"HeadShift", "LayerNorm", "SpaceAttention", "TimeAttention"}  # the last two hold position biases
+
+
+def test_stformer_starts_close_to_the_float_network() -> None:
+    original, batch = STFormer(4, 1).eval(), data()
+    with torch.no_grad():
+        exact = original(*batch)
+        torch.testing.assert_close(original.with_options(shift=True, shortcuts=False)(*batch), exact)
+        near = original.with_options(shift=True, shortcuts=True)(*batch)
+    assert float((near - exact).square().mean().sqrt()) < 0.25 * float(exact.square().mean().sqrt())
 
 
 @pytest.mark.parametrize("grid", ["deployable", "official"])

@@ -13,15 +13,10 @@ from torch import Tensor, nn
 import bitlens
 from bitlens.networks.efficientsci import (
     EfficientSCI,
-    HeadShift,
-    MatMul,
     config_from_state_dict,
     efficientsci,
     initial_estimate,
     initialize_identity,
-    pixel_product,
-    pixel_shuffle,
-    pixel_unshuffle,
 )
 
 
@@ -138,17 +133,6 @@ def test_identity_initialization_lets_all_layers_learn() -> None:
     assert not still
 
 
-def test_products_agree() -> None:
-    """The compact form for training, the form without large arrays for running, and the definition."""
-    left, right = torch.randn(2, 3, 4, 5, 7), torch.randn(2, 3, 5, 6, 7)
-    wanted = torch.einsum("bnikp,bnkjp->bnijp", left, right)
-    layer = MatMul()
-    torch.testing.assert_close(layer(left, right), wanted)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(left, right), wanted)
-        torch.testing.assert_close(pixel_product(left, right), wanted)
-
-
 def test_network_runs_alike_with_and_without_gradients() -> None:
     network = EfficientSCI(8, 1, 2, shift=True).eval()
     measurement, mask, _ = data()
@@ -179,24 +163,6 @@ def test_gradients() -> None:
             for p, d in zip(parameters, directions, strict=True):
                 p.sub_(d, alpha=sign * step)
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4)
-
-
-def test_pixel_shuffle() -> None:
-    x = torch.rand(2, 8, 3, 4, 6)
-    frames = x.transpose(1, 2).flatten(0, 1)
-    wanted = F.pixel_shuffle(frames, 2).unflatten(0, (2, 3)).transpose(1, 2)
-    assert torch.equal(pixel_shuffle(x), wanted)
-    assert torch.equal(F.pixel_unshuffle(frames, 2).unflatten(0, (2, 3)).transpose(1, 2), pixel_unshuffle(x))
-    assert torch.equal(pixel_unshuffle(pixel_shuffle(x)), x)
-
-
-def test_shift_adds_one_number_per_head() -> None:
-    shift = HeadShift(3)
-    with torch.no_grad():
-        shift.bias.copy_(torch.tensor([1.0, 2.0, 3.0])[None, :, None, None])
-    x = torch.rand(2, 3, 4, 5, 6)
-    with torch.no_grad():
-        torch.testing.assert_close(shift(x) - x, torch.tensor([1.0, 2.0, 3.0])[None, :, None, None, None].expand_as(x))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""`bitlens train` builds the network it is told to, and takes it down to low bits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitlens import checkpoint
+from bitlens.cli import main
+from bitlens.data.synthetic import high_speed_scene
+from bitlens.data.video import write_video
+from bitlens.networks.stformer import STFormer
+
+QUICK = ["--steps", "1", "--crop", "16", "--batch", "1", "--frames", "3"]
+
+
+@pytest.fixture
+def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write_video(folder / "scene.npz", high_speed_scene(frames=6, height=32, width=32, oversample=1))
+    return folder
+
+
+def test_stformer(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitlens.networks.stformer.SIZES", {"s": dict(dim=4, units=1)})
+    monkeypatch.setattr("bitlens.quant.calibrate.KEPT", 1 << 8)  # fewer values to search ranges on
+    start, low = tmp_path / "s.safetensors", tmp_path / "s4.safetensors"
+    command = ["train", "--clips", str(clips), "--run", str(tmp_path / "run"), "--out", str(start), *QUICK]
+    assert main([*command, "--network", "stformer-s"]) == 0
+    network = checkpoint.load(start)
+    assert isinstance(network, STFormer) and network.config["frames"] == 3
+    command = ["train", "--clips", str(clips), "--run", str(tmp_path / "run4"), "--out", str(low), *QUICK]
+    teaching = ["--distill-output", "1", "--distill-features", "1"]
+    assert main([*command, "--start", str(start), "--method", "qsci", "--bits", "4", *teaching]) == 0
+    about = checkpoint.describe(low)
+    assert (about.network, about.method) == ("stformer", "qsci")
+    assert np.all([layer.weight_bits in (4, 8) for layer in about.layers])
+
+
+def test_unknown_network(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "x.safetensors")]
+    assert main(["train", "--clips", str(clips), *out, "--network", "stformer-t"]) != 0
+    assert "stformer-s" in capsys.readouterr().err
