@@ -101,7 +101,7 @@ def test_strong_weights_move_to_the_shortcut(rest: float) -> None:
             convolutions[0].get_parameter("weight")[weak] *= 1e-4
             convolutions[0].get_parameter("bias")[weak] = 0.0
     assert difference(convolutions, shortcuts, torch.rand(1, 1, 3, 8, 8)) < 0.1
-    assert float(shortcuts[0].get_parameter("weight")[0]) == 1.0
+    assert float(shortcuts[0].get_parameter("weight")[0].detach()) == 1.0
     row = convolutions[0].get_parameter("weight")[0]
     assert not row[0, 1, 1, 1] and bool(row.any()) == (rest > 0)
 
