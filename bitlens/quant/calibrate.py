@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitlens.quant.grid import Grid, StepGrid
+from bitlens.quant.grid import Grid, StepGrid, TruncationGrid
 from bitlens.quant.layers import Quantized, float_mode, quantized_layers
-from bitlens.quant.ranges import choose_range
+from bitlens.quant.ranges import choose_range, ema
 from bitlens.recipe import Recipe
 
 KEPT = 1 << 13
@@ -35,9 +35,13 @@ class Observer:
 
     def settle(self, method: str) -> None:
         """Choose the range and make the grid ready."""
+        if method == "ema":
+            self.grid.set_range(*ema(self.samples))
+            return
         values = torch.cat(self.samples, dim=1)
-        symmetric = isinstance(self.grid, StepGrid) and self.grid.kind == "none"
-        self.grid.set_range(*choose_range(values, method, self.grid.bits, symmetric))  # type: ignore[arg-type]
+        grid = self.grid
+        symmetric = isinstance(grid, TruncationGrid) or (isinstance(grid, StepGrid) and grid.kind == "none")
+        grid.set_range(*choose_range(values, method, grid.bits, symmetric))  # type: ignore[arg-type]
 
 
 def calibrate(network: nn.Module, batches: Iterable[tuple[Any, ...]], recipe: Recipe) -> None:
