@@ -25,6 +25,7 @@ VERBS = {
     "verify": "measure again what a checkpoint claims",
     "train": "train a float network",
     "quantize": "turn a float network into a low-bit one",
+    "adapt": "fit a low-bit network to a new mask, from measurements alone",
     "info": "what a checkpoint holds: bits per layer, size, operations, provenance",
     "models": "the checkpoints that come with bitlens",
 }

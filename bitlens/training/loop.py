@@ -100,7 +100,7 @@ def train(
         model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     if settings.compile:
         compile_blocks(network)
-        if distillation:
+        if distillation and not settings.distill_similarity:  # its hooks would compile every block anew
             compile_blocks(distillation.teacher)
     last_psnr, reason = None, "finished"
     started = saved = time.monotonic()

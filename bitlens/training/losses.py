@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitlens.operators import VideoSCI
+
 Video = Float[Tensor, "b c t h w"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,6 +34,17 @@ def sample_rmse(video: Video, reference: Video) -> Float[Tensor, ""]:
     Differs: neither paper's nor code's loss. PSNR averages logarithms, and this is nearer to that.
     """
     return ((video - reference).square().flatten(1).mean(1) + EPSILON).sqrt().mean()
+
+
+def data_residual(
+    video: Video, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]
+) -> Float[Tensor, ""]:
+    """||A x - y|| / ||y||, mean over samples: how far a video is from explaining its measurement.
+
+    It needs no truth, and is no measure of quality: A^+ y has none, whatever it looks like.
+    """
+    difference = (VideoSCI(mask).A(video) - measurement).flatten(1)
+    return ((difference.square().sum(1) + EPSILON).sqrt() / measurement.flatten(1).norm(dim=1)).mean()
 
 
 LOSSES: dict[str, Loss] = {"rmse": rmse, "mse": mse, "sample-rmse": sample_rmse}

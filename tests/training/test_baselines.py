@@ -33,7 +33,7 @@ def test_a_baseline_trains(method: str, term: str, learned: str, tmp_path: Path)
     for weight in (0.0, 5.0):
         network, _ = quantize(teacher, method, measurements(clips, 1), bits=4)
         start = {key: value.clone() for key, value in network.state_dict().items() if learned in key}
-        settings = Training(**QUICK, **{term: weight})
+        settings = Training(**{**QUICK, term: weight})
         blocks = ["resdnet_list.0"]
         result = train(network, clips, settings, tmp_path / str(weight), teacher=teacher, blocks=blocks)
         assert (result.step, result.reason) == (3, "finished")
@@ -41,7 +41,7 @@ def test_a_baseline_trains(method: str, term: str, learned: str, tmp_path: Path)
         ends.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert bool(ends[1].isfinite().all()) and not torch.equal(*ends)
     with pytest.raises(ValueError, match="without a teacher"):
-        train(network, clips, Training(**QUICK, **{term: 1.0}), tmp_path / "none")
+        train(network, clips, Training(**{**QUICK, term: 1.0}), tmp_path / "none")
 
 
 def test_runs_of_before_a_setting_existed_go_on(tmp_path: Path) -> None:
