@@ -89,7 +89,7 @@ class Distillation:
     |--------------|-----------------------|-------------------------------------------------------------|
     | `features`   | `feature_distance`    | outputs of `blocks`, mean over them                         |
     | `attention`  | `attention_distance`  | the same                                                    |
-    | `similarity` | `similarity_distance` | query and key of each attention, mean over both and over it |
+    | `similarity` | `similarity_distance` | query and key of each attention, mean over all of them      |
 
     Query and key are the factors of the products named `scores`; the student's are taken before their grids.
 
