@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-__all__ = ["Description", "Layer", "describe", "load", "save", "set_claims", "shipped", "weights_sha256"]
+__all__ = [
+    "Description", "Layer", "describe", "load", "save", "set_claims", "shipped", "stored_layers", "weights_sha256",
+]  # fmt: skip
 
 FORMAT = "bitlens-1"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -208,7 +210,7 @@ def save(
         network: a network that `load` can build: `EfficientSCI` or `STFormer`, prepared by a recipe or not.
         path: where to, ending in .safetensors; written whole or not at all.
         provenance: where the weights come from: data identity, steps, seeds, versions.
-        claims: measured quality, such as {"six-scenes": {"psnr": 27.1}}; `bitlens evaluate` recomputes it.
+        claims: measured quality, such as {"six-scenes": {"psnr": 27.1}}; `bitlens verify` recomputes it.
         dtype: of float weights that are not quantized: "float32" or "bfloat16".
 
     Raises:
@@ -339,6 +341,17 @@ def load(path_or_name: str | os.PathLike[str]) -> "nn.Module":
         for layer, value in codes.values():
             layer.layer.get_parameter("weight").copy_(layer.weight_grid.values(value))
     return network.eval()
+
+
+def stored_layers(path_or_name: str | os.PathLike[str]) -> list[Layer]:
+    """The table of layers as the weights in the file give it; in a sound file it equals the header's.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    from safetensors.torch import load_file
+
+    return layers_of(load(path_or_name), load_file(find(path_or_name)))
 
 
 def architectures() -> "dict[str, type[nn.Module]]":

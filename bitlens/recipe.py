@@ -21,8 +21,6 @@ from typing import Any, Literal
 
 __all__ = ["Bits", "Recipe", "Rule"]
 
-RANGES = ("minmax", "percentile", "mse", "lsq")
-
 
 @dataclass(frozen=True)
 class Bits:
@@ -40,8 +38,8 @@ class Bits:
     """For attention products: one scale per factor, or one per head of each factor."""
     zero_point: Literal["none", "integer", "rounded", "free"] = "integer"
     """Of activations: none (symmetric), an integer code, rounded but anywhere (Q-SCI's code), or any number."""
-    parametrization: Literal["step", "bound"] = "step"
-    """Train step and zero-point (LSQ+), or the two bounds (2DQuant)."""
+    parametrization: Literal["step", "bound", "truncation"] = "step"
+    """Train step and zero-point (LSQ+), the two bounds (2DQuant), or one bound of activations on both sides (PAMS)."""
 
     def __post_init__(self):
         for name in ("weight", "activation"):
@@ -76,7 +74,7 @@ class Recipe:
     """The published method whose composition this is."""
     weight_range: Literal["minmax", "percentile", "mse", "lsq"] = "mse"
     """How the first scales of weights are chosen (bitlens.quant.ranges)."""
-    activation_range: Literal["minmax", "percentile", "mse", "lsq"] = "mse"
+    activation_range: Literal["minmax", "percentile", "mse", "lsq", "ema"] = "mse"
     """How the first ranges of activations are chosen from calibration data."""
 
     def __post_init__(self):

@@ -22,8 +22,10 @@ VERBS = {
     "measure": "simulate the camera: a video becomes coded measurements",
     "reconstruct": "turn measurements, simulated or from a camera, into a video",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
+    "verify": "measure again what a checkpoint claims",
     "train": "train a float network",
     "quantize": "turn a float network into a low-bit one",
+    "adapt": "fit a low-bit network to a new mask, from measurements alone",
     "info": "what a checkpoint holds: bits per layer, size, operations, provenance",
     "models": "the checkpoints that come with bitlens",
 }

@@ -40,19 +40,11 @@ class Evaluate:
     """Compute SSIM too, which takes longer."""
 
     def run(self) -> None:
-        from bitlens import checkpoint
-        from bitlens.cli.shared import check_seed, output_file
-        from bitlens.data.benchmarks import load_scenes
+        from bitlens.cli.shared import output_file
         from bitlens.report import console
 
-        if not self.models:
-            raise ValueError("no model; wanted at least one name or path; for example gap-tv")
-        check_seed(self.seed)
         with output_file(self.json) as json_path:
-            networks = [(checkpoint.describe(model), checkpoint.load(model)) for model in self.models]
-            scenes = load_scenes(self.data)
-            masks, source = self._masks(scenes)
-            results = [self._evaluate(about, network, scenes, masks, source) for about, network in networks]
+            results = self.results()
             if json_path is not None:
                 content = results[0] if len(results) == 1 else results
                 json_path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -62,10 +54,24 @@ class Evaluate:
             settings = result["settings"]
             out.print(
                 f"{settings['model']}: {settings['seconds_per_measurement']:.2f} s per measurement of "
-                f"{settings['frames_per_measurement']} frames, {settings['threads']} threads; {source}"
+                f"{settings['frames_per_measurement']} frames, {settings['threads']} threads; {settings['mask']}"
             )
         if self.json:
             out.print(f"settings and scores: {self.json}")
+
+    def results(self) -> list[dict[str, Any]]:
+        """Scores of the scenes, their average, and all settings: one for each model, as written to the file."""
+        from bitlens import checkpoint
+        from bitlens.cli.shared import check_seed
+        from bitlens.data.benchmarks import load_scenes
+
+        if not self.models:
+            raise ValueError("no model; wanted at least one name or path; for example gap-tv")
+        check_seed(self.seed)
+        networks = [(checkpoint.describe(model), checkpoint.load(model)) for model in self.models]
+        scenes = load_scenes(self.data)
+        masks, source = self._masks(scenes)
+        return [self._evaluate(about, network, scenes, masks, source) for about, network in networks]
 
     def _masks(self, scenes: "list[Scene]") -> "tuple[list[np.ndarray], str]":
         """The mask of every scene, and where it comes from in words."""

@@ -22,11 +22,11 @@ class Quantize:
     out: Path
     """The checkpoint to write (.safetensors)."""
     method: str = "qsci"
-    """The published method: qsci or direct."""
+    """The published method: qsci or direct; dobi, percentile or minmax; pams or qvit, which need training."""
     bits: int = 8
     """Bits of weights and activations, 1 to 8."""
     grid: Literal["deployable", "official"] = "deployable"
-    """What integer kernels execute, or the per-input-channel grids of Q-SCI's official code."""
+    """What integer kernels execute, or the grids of the method's official code."""
     recipe: Path | None = None
     """A recipe in TOML instead of --method, --bits and --grid."""
     clips: Path | None = None

@@ -41,7 +41,7 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def check_positive(flag: str, value: float) -> None:
+def check_positive(flag: str, value: float | int) -> None:
     """Refuse zero, negative numbers, NaN and infinity."""
     if not 0 < value < math.inf:
         raise ValueError(f"{flag} {value:g}; wanted a finite number above 0; change it")

@@ -54,7 +54,7 @@ class Train:
     start: str | None = None
     """Start from this float checkpoint, a path or a shipped name."""
     method: str | None = None
-    """Quantize by this method before training: qsci or direct."""
+    """Quantize by this method before training: qsci, direct, qvit or pams."""
     bits: int = 4
     """Bits for --method."""
     grid: Literal["deployable", "official"] = "deployable"

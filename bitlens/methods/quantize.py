@@ -3,18 +3,32 @@
 import copy
 import difflib
 from collections.abc import Iterable
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
-from bitlens.methods import direct, qsci
+from bitlens.methods import direct, pams, ptq, qsci, qvit
 from bitlens.quant.calibrate import calibrate
 from bitlens.quant.prepare import Decision, prepare
 from bitlens.recipe import Recipe
 
-METHODS: dict[str, ModuleType] = {"direct": direct, "qsci": qsci}
-"""Published methods by name; each has `recipe(bits, grid)` and may have `options(bits)` of the network."""
+
+class Method(Protocol):
+    """A published method; it may also have `options(bits)`, the options of the network that it needs."""
+
+    def recipe(self, bits: int, grid: str = "deployable") -> Recipe: ...
+
+
+METHODS: dict[str, Method] = {
+    "direct": direct,
+    "qsci": qsci,
+    "qvit": qvit,
+    "pams": pams,
+    "minmax": ptq.MINMAX,
+    "percentile": ptq.PERCENTILE,
+    "dobi": ptq.DOBI,
+}
+"""Published methods by name."""
 
 
 def recipe_of(method: str, bits: int, grid: str = "deployable") -> Recipe:
@@ -41,9 +55,9 @@ def quantize(
     """A fake-quantized copy of a float network, calibrated, and what became of each layer.
 
     Args:
-        network: float; it is not changed. For a method that adds to the network (Q-SCI) it must offer
-            `with_options`.
-        recipe: a Recipe, or the name of a published method ("direct", "qsci").
+        network: float; it is not changed. For a method that adds to the network (Q-SCI, Q-ViT) it must offer
+            `with_options` and have these options in its `config`.
+        recipe: a Recipe, or the name of a published method of `METHODS`.
         batches: calibration data, what the network is called with: (measurement, mask) pairs.
         bits, grid: for a method given by name.
 
@@ -51,15 +65,17 @@ def quantize(
         ValueError: unknown method, unfit network or data.
     """
     if isinstance(recipe, str):
-        options = getattr(METHODS.get(recipe), "options", None)
+        needed = getattr(METHODS.get(recipe), "options", None)
+        options = needed(bits) if needed else {}
+        missing = [option for option in options if option not in getattr(network, "config", {})]
+        if missing:
+            raise ValueError(
+                f"{type(network).__name__} has no option {missing[0]!r}, which {recipe} needs; wanted a network with "
+                "`with_options`; use the method 'direct'"
+            )
         recipe = recipe_of(recipe, bits, grid)
-        if options is not None:
-            if not hasattr(network, "with_options"):
-                raise ValueError(
-                    f"{type(network).__name__} has no Q-SCI options; wanted a network with `with_options`; use the "
-                    "method 'direct'"
-                )
-            network = network.with_options(**options(bits))  # type: ignore[operator]
+        if options:
+            network = network.with_options(**options)  # type: ignore[operator]
     copied = copy.deepcopy(network).requires_grad_(True)
     decisions = prepare(copied, recipe)
     calibrate(copied, batches, recipe)

@@ -1,7 +1,8 @@
-"""EfficientSCI, the video-SCI reconstruction network, with Q-SCI's additions as options.
+"""EfficientSCI, the video-SCI reconstruction network, with Q-SCI's additions and Q-ViT's normalization as options.
 
 [EfficientSCI] Wang, Cao, Yuan: "EfficientSCI: Densely Connected Network with Space-time Factorization for
 Large-scale Video Snapshot Compressive Imaging", CVPR 2023. [Q-SCI] Cao et al., ECCV 2024, sections 3.2-3.4.
+[Q-ViT] Li et al., NeurIPS 2022.
 
     measurement, mask -> initial estimate -> fem -> ResDNet x units -> up_conv, PixelShuffle -> vrm -> video
 
@@ -15,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bitlens.networks.parts import HeadShift, MatMul, pixel_shuffle, start_shortcuts, with_shortcuts
+from bitlens.networks.parts import HeadNorm, HeadShift, MatMul, pixel_shuffle, start_shortcuts, with_shortcuts
 from bitlens.operators import normalized_measurement
 
 SIZES = {
@@ -27,7 +28,9 @@ SIZES = {
 """The four published sizes: 0.95, 3.78, 8.82 and 12.39 million parameters (grey)."""
 
 
-def efficientsci(size: str, *, colour: bool = False, shift: bool = False, shortcuts: bool = False) -> "EfficientSCI":
+def efficientsci(
+    size: str, *, colour: bool = False, shift: bool = False, shortcuts: bool = False, normalize: bool = False
+) -> "EfficientSCI":
     """Build one of the published sizes, `"t"`, `"s"`, `"b"` or `"l"`.
 
     >>> sum(p.numel() for p in efficientsci("t").parameters())
@@ -38,7 +41,8 @@ def efficientsci(size: str, *, colour: bool = False, shift: bool = False, shortc
     """
     if size not in SIZES:
         raise ValueError(f"EfficientSCI has no size {size!r}; the published ones are {', '.join(SIZES)}: choose one.")
-    return EfficientSCI(**SIZES[size], color_ch=3 if colour else 1, shift=shift, shortcuts=shortcuts)
+    options = dict(shift=shift, shortcuts=shortcuts, normalize=normalize)
+    return EfficientSCI(**SIZES[size], color_ch=3 if colour else 1, **options)
 
 
 class EfficientSCI(nn.Module):
@@ -52,6 +56,7 @@ class EfficientSCI(nn.Module):
         shift: learn one shift per head on query and key before they are quantized [Q-SCI sec. 3.4].
         shortcuts: add the parallel 1x1x1 branches of Q-SCI's feature extraction and video reconstruction
             modules [Q-SCI sec. 3.2, 3.3].
+        normalize: normalize query and key over the channels of each head before they are quantized [Q-ViT].
 
     Call:
         `network(measurement, mask)`: measurement (b, h, w), the plain sum over time of mask * frame, and mask
@@ -68,11 +73,18 @@ class EfficientSCI(nn.Module):
         *,
         shift: bool = False,
         shortcuts: bool = False,
+        normalize: bool = False,
     ):
         super().__init__()
         c = in_ch
         self.config = dict(
-            in_ch=in_ch, units=units, group_num=group_num, color_ch=color_ch, shift=shift, shortcuts=shortcuts
+            in_ch=in_ch,
+            units=units,
+            group_num=group_num,
+            color_ch=color_ch,
+            shift=shift,
+            shortcuts=shortcuts,
+            normalize=normalize,
         )
         self.fem = nn.Sequential(
             nn.Conv3d(1, c, (3, 7, 7), padding=(1, 3, 3)),
@@ -82,7 +94,7 @@ class EfficientSCI(nn.Module):
             nn.Conv3d(2 * c, 4 * c, 3, stride=(1, 2, 2), padding=1),
             nn.LeakyReLU(inplace=True),
         )
-        self.resdnet_list = nn.ModuleList(ResDNet(4 * c, group_num, shift) for _ in range(units))
+        self.resdnet_list = nn.ModuleList(ResDNet(4 * c, group_num, shift, normalize) for _ in range(units))
         self.up_conv = nn.Conv3d(4 * c, 8 * c, 1)
         self.vrm = nn.Sequential(
             nn.Conv3d(2 * c, 2 * c, 3, padding=1),
@@ -115,14 +127,17 @@ class EfficientSCI(nn.Module):
         x = pixel_shuffle(self.up_conv(x))  # b 2c t h w
         return self.reconstruct_video(x)[..., :h, :w]
 
-    def with_options(self, *, shift: bool, shortcuts: bool) -> "EfficientSCI":
-        """A copy with Q-SCI's additions, which starts out computing almost what this network computes.
+    def with_options(self, **options: bool) -> "EfficientSCI":
+        """A copy with other options (`shift`, `shortcuts`, `normalize`); those that are not named stay.
+
+        With Q-SCI's additions it starts out computing almost what this network computes. Normalized queries and
+        keys do not: nothing that Q-ViT adds can be the identity, and training has to find its way back.
 
         Shifts start at zero, shortcuts where `start_shortcuts` puts them.
         """
-        network = EfficientSCI(**{**self.config, "shift": shift, "shortcuts": shortcuts})
+        network = EfficientSCI(**{**self.config, **options})  # type: ignore[arg-type]
         network.load_state_dict(self.state_dict(), strict=False)
-        if shortcuts and not self.config["shortcuts"]:
+        if network.config["shortcuts"] and not self.config["shortcuts"]:
             for part, beside in ((network.fem, network.fem_shortcut), (network.vrm, network.vrm_shortcut)):
                 start_shortcuts(list(part), beside)
         return network.train(self.training)
@@ -152,10 +167,10 @@ class ResDNet(nn.Module):
     Group i enters its CFormer after a 1x1x1 convolution has merged it with the outputs of groups 0 .. i-1.
     """
 
-    def __init__(self, dim: int, group_num: int, shift: bool = False):
+    def __init__(self, dim: int, group_num: int, shift: bool = False, normalize: bool = False):
         super().__init__()
         width = dim // group_num
-        self.cformer_list = nn.ModuleList(CFormer(width, shift) for _ in range(group_num))
+        self.cformer_list = nn.ModuleList(CFormer(width, shift, normalize) for _ in range(group_num))
         self.dense_conv = nn.ModuleList(
             nn.Sequential(nn.Conv3d(width * (i + 1), width, 1), nn.LeakyReLU(inplace=True)) for i in range(1, group_num)
         )
@@ -172,14 +187,14 @@ class ResDNet(nn.Module):
 class CFormer(nn.Module):
     """Space branch (convolutions) and time branch (attention) in parallel, then a feed-forward network."""
 
-    def __init__(self, dim: int, shift: bool = False):
+    def __init__(self, dim: int, shift: bool = False, normalize: bool = False):
         super().__init__()
         self.scb = nn.Sequential(
             nn.Conv3d(dim, dim, (1, 3, 3), padding=(0, 1, 1)),
             nn.LeakyReLU(inplace=True),
             nn.Conv3d(dim, dim, (1, 3, 3), padding=(0, 1, 1)),
         )
-        self.tsab = TemporalAttention(dim, shift=shift)
+        self.tsab = TemporalAttention(dim, shift=shift, normalize=normalize)
         self.ffn = nn.Sequential(nn.Conv3d(dim, dim, 3, padding=1), nn.LeakyReLU(inplace=True), nn.Conv3d(dim, dim, 1))
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
@@ -192,18 +207,21 @@ class TemporalAttention(nn.Module):
 
         attention = softmax(q k^T / sqrt(d)),   output = proj(attention v)
 
-    With `shift`, q and k become q + beta_q and k + beta_k, one learned scalar a head [Q-SCI eq. 8].
+    With `shift`, q and k become q + beta_q and k + beta_k, one learned scalar a head [Q-SCI eq. 8]; with
+    `normalize`, they are normalized before that [Q-ViT].
     Pixels come last, where the processor's vector lanes are: a product over 8 frames and 4 or 8 channels is far
     too small for a matrix kernel.
     """
 
-    def __init__(self, dim: int, heads: int = 4, shift: bool = False):
+    def __init__(self, dim: int, heads: int = 4, shift: bool = False, normalize: bool = False):
         super().__init__()
         inner = dim // 2
         self.heads = heads
         self.scale = (inner // heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.proj = nn.Linear(inner, dim)
+        self.norm_q = HeadNorm(inner // heads) if normalize else nn.Identity()
+        self.norm_k = HeadNorm(inner // heads) if normalize else nn.Identity()
         self.moveq = HeadShift(heads) if shift else nn.Identity()
         self.movek = HeadShift(heads) if shift else nn.Identity()
         self.scores = MatMul()
@@ -213,8 +231,9 @@ class TemporalAttention(nn.Module):
         h, w = x.shape[-2:]
         qkv = self.qkv(rearrange(x, "b c t h w -> b t h w c"))
         q, k, v = rearrange(qkv, "b t h w (three n d) -> three b n t d (h w)", three=3, n=self.heads)
+        q, k = self.moveq(self.norm_q(q)), self.movek(self.norm_k(k))
         # The product is scaled, not q: the scale stays outside q's quantizer.
-        scores = self.scores(self.moveq(q), self.movek(k).transpose(2, 3)) * self.scale  # b n t t p
+        scores = self.scores(q, k.transpose(2, 3)) * self.scale  # b n t t p
         mixed = self.mix(scores.softmax(dim=3), v)  # b n t d p
         mixed = self.proj(rearrange(mixed, "b n t d (h w) -> b t h w (n d)", h=h, w=w))
         return rearrange(mixed, "b t h w c -> b c t h w")
@@ -229,7 +248,7 @@ def initial_estimate(
 
 
 def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | bool]:
-    """Read width, depth, groups, colour and Q-SCI's options off the shapes of a state dict (bitlens names).
+    """Read width, depth, groups, colour and options off the shapes of a state dict (bitlens names).
 
     Raises:
         ValueError: the keys that decide the architecture are missing.
@@ -251,6 +270,7 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | bool]:
         color_ch=color_ch,
         shift="resdnet_list.0.cformer_list.0.tsab.moveq.bias" in state,
         shortcuts="fem_shortcut.0.weight" in state,
+        normalize="resdnet_list.0.cformer_list.0.tsab.norm_q.weight" in state,
     )
 
 

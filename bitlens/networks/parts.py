@@ -1,4 +1,4 @@
-"""Parts that several networks share: attention products as modules, and Q-SCI's shifts and shortcuts.
+"""Parts that several networks share: attention products as modules, and what quantization methods add.
 
 [Q-SCI] Cao et al.: "A Simple Low-bit Quantization Framework for Video Snapshot Compressive Imaging", ECCV 2024.
 """
@@ -45,6 +45,21 @@ class HeadShift(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n t d p"]) -> Float[Tensor, "b n t d p"]:
         return x + self.bias.unsqueeze(-1)
+
+
+class HeadNorm(nn.Module):
+    """Normalizes the d channels of a token in a head [Q-ViT, information rectification].
+
+    gamma (x - mean(x)) / sqrt(var(x) + 1e-5) + beta        gamma, beta: one per channel, shared by the heads
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "b n t d p"]) -> Float[Tensor, "b n t d p"]:
+        return F.layer_norm(x.transpose(3, 4), self.weight.shape, self.weight, self.bias).transpose(3, 4)
 
 
 def with_shortcuts(

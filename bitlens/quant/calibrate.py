@@ -1,6 +1,6 @@
 """Run data through a prepared network and set the range of every grid; then the grids are ready and stay so.
 
-Activations are observed on the float network (errors of earlier layers do not enter), as 2DQuant does.
+Activations are observed without grids (errors of earlier layers do not enter), as 2DQuant does.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitlens.quant.grid import Grid, StepGrid
+from bitlens.quant.grid import Grid, StepGrid, TruncationGrid
 from bitlens.quant.layers import Quantized, float_mode, quantized_layers
-from bitlens.quant.ranges import choose_range
+from bitlens.quant.ranges import choose_range, ema
 from bitlens.recipe import Recipe
 
 KEPT = 1 << 13
@@ -35,9 +35,13 @@ class Observer:
 
     def settle(self, method: str) -> None:
         """Choose the range and make the grid ready."""
+        if method == "ema":
+            self.grid.set_range(*ema(self.samples))
+            return
         values = torch.cat(self.samples, dim=1)
-        symmetric = isinstance(self.grid, StepGrid) and self.grid.kind == "none"
-        self.grid.set_range(*choose_range(values, method, self.grid.bits, symmetric))  # type: ignore[arg-type]
+        grid = self.grid
+        symmetric = isinstance(grid, TruncationGrid) or (isinstance(grid, StepGrid) and grid.kind == "none")
+        grid.set_range(*choose_range(values, method, grid.bits, symmetric))  # type: ignore[arg-type]
 
 
 def calibrate(network: nn.Module, batches: Iterable[tuple[Any, ...]], recipe: Recipe) -> None:
@@ -51,22 +55,43 @@ def calibrate(network: nn.Module, batches: Iterable[tuple[Any, ...]], recipe: Re
     Raises:
         ValueError: no batches, NaN in an activation, or a layer that the data never reached.
     """
+    calibrate_activations(network, batches, recipe.activation_range)
+    for layer in quantized_layers(network).values():
+        if isinstance(layer, Quantized):
+            set_weight_range(layer, recipe.weight_range)
+
+
+def calibrate_activations(
+    network: nn.Module, batches: Iterable[tuple[Any, ...]], method: str, observed: nn.Module | None = None
+) -> None:
+    """Set the ranges of a prepared network's activations, and leave those of its weights as they are.
+
+    Args:
+        network, batches: as for `calibrate`.
+        method: how ranges are chosen, a recipe's `activation_range`.
+        observed: a float network with the same layers, whose activations are taken. None: the network's own, without
+            its grids.
+
+    Raises:
+        ValueError: as `calibrate`. AttributeError: `observed` lacks a layer.
+    """
     layers = quantized_layers(network)
+    observed = network if observed is None else observed
     observers: dict[tuple[str, str], Observer] = {}
     hooks = []
     for name, layer in layers.items():
         own = {key: Observer(grid, axis) for key, (grid, axis) in layer.calibration_groups().items()}
         observers |= {(name, key): observer for key, observer in own.items()}
-        hooks.append(layer.register_forward_pre_hook(watch(list(own.values()))))
-    training = network.training
+        hooks.append(observed.get_submodule(name).register_forward_pre_hook(watch(list(own.values()))))
+    training = observed.training
     try:
-        with float_mode(network.eval()), torch.no_grad():
+        with float_mode(observed.eval()), torch.no_grad():
             for batch in batches:
-                network(*batch)
+                observed(*batch)
     finally:
         for hook in hooks:
             hook.remove()
-        network.train(training)
+        observed.train(training)
     for (name, key), observer in observers.items():
         if not observer.samples:
             raise ValueError(
@@ -74,10 +99,7 @@ def calibrate(network: nn.Module, batches: Iterable[tuple[Any, ...]], recipe: Re
             )
         if not all(bool(sample.isfinite().all()) for sample in observer.samples):
             raise ValueError(f"{name}.{key} saw NaN or infinite values; wanted finite ones; check weights and data")
-        observer.settle(recipe.activation_range)
-    for layer in layers.values():
-        if isinstance(layer, Quantized):
-            set_weight_range(layer, recipe.weight_range)
+        observer.settle(method)
 
 
 def watch(observers: list[Observer]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

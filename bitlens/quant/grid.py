@@ -2,9 +2,9 @@
 
     code  = clamp(round(value / scale + zero_point), qmin, qmax)          value' = scale * (code - zero_point)
 
-One grid, two trainable parametrizations of it: `StepGrid` learns scale and zero-point (LSQ, LSQ+, Q-SCI),
-`BoundGrid` learns the lowest and highest value (PAMS, 2DQuant). Rounding is half to even and passes gradients
-straight through; everything else is differentiated as it stands, which gives exactly the papers' gradients.
+One grid, three trainable parametrizations of it: `StepGrid` learns scale and zero-point (LSQ, LSQ+, Q-SCI),
+`BoundGrid` the lowest and highest value (2DQuant), `TruncationGrid` one bound on both sides (PAMS). Rounding is half
+to even and passes gradients straight through; what else is differentiated is in each class's docstring.
 
 | granularity    | tensor it is for                   | shape of scale and zero_point    |
 |----------------|------------------------------------|----------------------------------|
@@ -264,6 +264,44 @@ class BoundGrid(Grid):
         self.low.copy_(low.reshape(self.low.shape))
         self.high.copy_(torch.maximum(high, low + 1e-8).reshape(self.high.shape))
         self.ready = True
+
+
+class TruncationGrid(Grid):
+    """A symmetric grid that learns where it truncates, alpha [PAMS, Li et al., ECCV 2020].
+
+        v' = s round(clamp(v, -alpha, alpha) / s),   s = alpha / (2^(bits-1) - 1)
+        d v'/d alpha = sign(v) where |v| > alpha, 0 inside;   d v'/d v = 1 inside, 0 outside
+
+    The step passes no gradient to alpha, as in the paper; `StepGrid` without a zero-point does (LSQ). The codes are
+    as many below zero as above it: -(2^(bits-1) - 1) .. 2^(bits-1) - 1.
+
+    Raises:
+        ValueError: one bit, which would leave the code 0 alone.
+    """
+
+    def __init__(self, bits: int, shape: tuple[int, ...] = ()):
+        super().__init__(bits, True, shape)
+        if bits == 1:
+            raise ValueError("1 bit on PAMS's grid, which has only the code 0; wanted 2 to 8; change the recipe")
+        self.qmin = -self.qmax
+        self.alpha = nn.Parameter(torch.ones(shape))
+
+    def scale_and_zero_point(self, values_per_scale: int = 0) -> tuple[Tensor, Tensor]:
+        scale = self.alpha.detach() / self.qmax
+        return scale, torch.zeros_like(scale)
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Span max(|low|, |high|) on both sides."""
+        reach = torch.maximum(low.abs(), high.abs()).reshape(self.alpha.shape)
+        self.alpha.copy_(torch.where(reach > 0, reach, torch.ones_like(reach)).clamp_min(1e-8))
+        self.ready = True
+
+    def forward(self, values: Tensor) -> Tensor:
+        clamped = values.float().clamp(-self.alpha, self.alpha)
+        with torch.no_grad():
+            rounded = super().forward(clamped)
+        return (rounded + (clamped - clamped.detach())).to(values.dtype)  # the bracket is 0: it carries the gradient
 
 
 def lsq_factor(values_per_scale: int, qmax: int) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bitlens.quant.grid import BoundGrid, Grid, StepGrid
+from bitlens.quant.grid import BoundGrid, Grid, StepGrid, TruncationGrid
 from bitlens.recipe import Bits
 
 LAYERS = (
@@ -126,7 +126,9 @@ def weight_grid(bits: Bits, shape: tuple[int, ...]) -> Grid:
 
 
 def activation_grid(bits: Bits, shape: tuple[int, ...]) -> Grid:
-    """An unsigned grid with a zero-point for activations, or a signed one without."""
+    """An unsigned grid with a zero-point for activations, or a signed one without (PAMS's, where it is truncated)."""
+    if bits.parametrization == "truncation":
+        return TruncationGrid(bits.activation, shape)
     if bits.parametrization == "bound":
         return BoundGrid(bits.activation, shape, integer=bits.zero_point == "integer")
     return StepGrid(bits.activation, bits.zero_point == "none", shape, bits.zero_point)

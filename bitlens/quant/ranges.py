@@ -1,8 +1,9 @@
-"""How the range [low, high] of a grid is chosen from values: minmax, percentile, MSE search (DOBI), LSQ's start.
+"""How the range [low, high] of a grid is chosen: minmax, percentile, MSE search (DOBI), LSQ's start, PAMS's average.
 
 All work on values reshaped to (groups, n), one row for each scale of the grid, and return low and high (groups,).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -44,6 +45,20 @@ def percentile(values: Rows, share: float = 0.999) -> tuple[Bound, Bound]:
     drop = int((1 - share) / 2 * n)
     ordered = values.sort(dim=1).values
     return ordered[:, drop], ordered[:, n - 1 - drop]
+
+
+def ema(batches: Sequence[Rows], decay: float = 0.9997) -> tuple[Bound, Bound]:
+    """[-r, r] with r the moving average over batches of max|v| [PAMS].
+
+        r = sum_i decay^(n - i) max|v_i| / sum_i decay^(n - i)
+
+    Differs: PAMS averages over an epoch and starts from the first batch alone; over the few batches of a calibration
+    that would be the first batch's maximum, so the weights are divided by their sum here. Not measured.
+    """
+    peaks = torch.stack([rows.abs().amax(1) for rows in batches])  # batches groups
+    weights = decay ** torch.arange(len(peaks) - 1, -1, -1).to(peaks)
+    reach = (weights[:, None] * peaks).sum(0) / weights.sum()
+    return -reach, reach
 
 
 def lsq(values: Rows, bits: int, symmetric: bool) -> tuple[Bound, Bound]:

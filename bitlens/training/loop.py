@@ -87,12 +87,11 @@ def train(
     network.to(device).train()
     loss_of = LOSSES[settings.loss]
     distillation = None
-    if settings.distill_output > 0 or settings.distill_features > 0:
+    weights = {term: getattr(settings, f"distill_{term}") for term in ("output", "features", "similarity", "attention")}
+    if any(weights.values()):
         if teacher is None:
             raise ValueError("distillation was asked for without a teacher; give the float network")
-        distillation = Distillation(
-            network, teacher.to(device), blocks or [], settings.distill_output, settings.distill_features
-        )
+        distillation = Distillation(network, teacher.to(device), blocks or [], **weights)
     state = State(network, settings)
     run = Run(Path(folder), settings, sampler.identity(), group.rank == 0)
     step, window = run.resume(state)
@@ -101,7 +100,7 @@ def train(
         model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     if settings.compile:
         compile_blocks(network)
-        if distillation:
+        if distillation and not settings.distill_similarity:  # its hooks would compile every block anew
             compile_blocks(distillation.teacher)
     last_psnr, reason = None, "finished"
     started = saved = time.monotonic()
@@ -337,8 +336,8 @@ class Run:
         return step, window
 
     def check_same(self, settings: dict[str, Any], data: dict[str, Any]) -> None:
-        """Refuse to resume with settings or data that would make another run of it."""
-        before, now = {**data, **settings}, {**self.data, **asdict(self.settings)}
+        """Refuse to resume with settings or data that would make another run; what was not recorded had its default."""
+        before, now = {**asdict(Training()), **data, **settings}, {**self.data, **asdict(self.settings)}
         refused = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
         if refused:
             what = ", ".join(f"{name} ({before.get(name)} -> {now[name]})" for name in refused)

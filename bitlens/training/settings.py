@@ -42,6 +42,10 @@ class Training:
     """Weight of the RMSE to the float teacher's output."""
     distill_features: float = 0.0
     """Weight of the distance to the float teacher's normalized features."""
+    distill_similarity: float = 0.0
+    """Weight of the distance to the float teacher's similarities of queries and of keys (Q-ViT's DGD)."""
+    distill_attention: float = 0.0
+    """Weight of the distance to the float teacher's spatial attention of features (PAMS's SKT)."""
     bf16: bool = True
     """Run convolutions and products in bfloat16 (autocast); weights and optimizer stay float32."""
     compile: bool = False
@@ -63,6 +67,9 @@ class Training:
         for name in ("steps", "learning_rate", "log_every", "validate_every", "save_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted more than 0; change the setting")
+        for name in ("distill_output", "distill_features", "distill_similarity", "distill_attention"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted a number from 0; change the setting")
         for name in ("hold", "final", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted 0 to 1; change the setting")

@@ -149,5 +149,5 @@ def test_refusals() -> None:
         recipe_of("direct", 4, "integer")
     with pytest.raises(ValueError, match="from 1 to 8"):
         recipe_of("qsci", 0)
-    with pytest.raises(ValueError, match="Linear has no Q-SCI options; wanted a network with `with_options`"):
+    with pytest.raises(ValueError, match="Linear has no option 'shift', which qsci needs; wanted a network with"):
         quantize(torch.nn.Linear(2, 2), "qsci", [])

@@ -171,11 +171,12 @@ def test_gradients() -> None:
         dict(in_ch=8, units=1, group_num=2, color_ch=1, shift=False, shortcuts=False),
         dict(in_ch=16, units=3, group_num=4, color_ch=3, shift=True, shortcuts=False),
         dict(in_ch=8, units=2, group_num=1, color_ch=1, shift=False, shortcuts=True),
+        dict(in_ch=8, units=1, group_num=1, color_ch=1, shift=True, shortcuts=False, normalize=True),
     ],
 )
 def test_configuration_is_read_off_the_weights(config: dict[str, int | bool]) -> None:
     network: nn.Module = EfficientSCI(**config)  # type: ignore[arg-type]
-    assert config_from_state_dict(network.state_dict()) == config
+    assert config_from_state_dict(network.state_dict()) == {"normalize": False, **config}
 
 
 def test_weights_of_another_network() -> None:

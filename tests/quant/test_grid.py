@@ -13,6 +13,7 @@ from bitlens.quant.grid import (
     BoundGrid,
     Grid,
     StepGrid,
+    TruncationGrid,
     code_range,
     dequantize,
     fake_quantize,
@@ -204,6 +205,45 @@ def test_bound_gradients_outside_by_finite_differences(bits: int, which: str, v:
     gradient = grid.get_parameter(which).grad
     assert gradient is not None
     assert float(gradient) == pytest.approx((results[1] - results[0]) / 0.02, abs=1e-3)
+
+
+def truncation(bits: int, reach: float = 1.3) -> TruncationGrid:
+    grid = TruncationGrid(bits)
+    grid.set_range(torch.tensor(-reach), torch.tensor(0.4 * reach))
+    return grid
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_truncation_grid(bits: int) -> None:
+    """Its codes lie evenly on both sides of zero; forward, codes and values are one, bit for bit, in bfloat16 too."""
+    grid = truncation(bits)
+    x = spread(grid)
+    with torch.no_grad():
+        codes, forward = grid.codes(x), grid(x)
+        assert torch.equal(grid.values(codes), forward) and torch.equal(grid(forward), forward)
+        assert (int(codes.min()), int(codes.max())) == (-grid.qmax, grid.qmax) == (grid.qmin, 2 ** (bits - 1) - 1)
+        assert len(codes.unique()) == 2**bits - 1
+        step = 1.3 / grid.qmax
+        torch.testing.assert_close(forward, (x.clamp(-1.3, 1.3) / step).round() * step)
+        low = grid(x.bfloat16())
+        assert low.dtype == torch.bfloat16
+        assert torch.equal(low, grid.values(grid.codes(x.bfloat16())).bfloat16())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_truncation_gradients(bits: int) -> None:
+    """[PAMS]: alpha is moved by what is truncated alone, values by what is not."""
+    for v in (-9.0, -1.31, -1.213, -0.417, 0.0713, 1.29, 1.31, 9.0):
+        grid, x = truncation(bits), torch.tensor([v], requires_grad=True)
+        (3 * grid(x)).sum().backward()
+        assert x.grad is not None and grid.alpha.grad is not None
+        assert float(x.grad) == (3.0 if abs(v) < 1.3 else 0.0)
+        assert float(grid.alpha.grad) == (0.0 if abs(v) < 1.3 else math.copysign(3.0, v))
+
+
+def test_truncation_grid_of_one_bit_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 bit on PAMS's grid, which has only the code 0; wanted 2 to 8"):
+        TruncationGrid(1)
 
 
 def test_step_gradients_outside_by_finite_differences() -> None:

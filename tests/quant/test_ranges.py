@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bitlens.quant.grid import StepGrid, code_range
-from bitlens.quant.ranges import choose_range, lsq, minmax, mse, percentile, search
+from bitlens.quant.ranges import choose_range, ema, lsq, minmax, mse, percentile, search
 
 
 def long_tailed() -> Tensor:
@@ -96,6 +96,16 @@ def test_one_bit_symmetric_is_near_the_optimum() -> None:
 def test_minmax() -> None:
     low, high = minmax(torch.tensor([[1.0, -2.0, 3.0], [0.0, 5.0, 4.0]]))
     assert low.tolist() == [-2.0, 0.0] and high.tolist() == [3.0, 5.0]
+
+
+def test_ema() -> None:
+    """The average of the batches' largest magnitudes, later ones weighing more, for each row."""
+    batches = [torch.tensor([[1.0, -4.0], [0.5, 0.2]]), torch.tensor([[2.0, 0.0], [-0.1, 0.3]])]
+    low, high = ema(batches, decay=0.5)
+    assert high.tolist() == pytest.approx([(0.5 * 4 + 2) / 1.5, (0.5 * 0.5 + 0.3) / 1.5])
+    assert torch.equal(low, -high)
+    assert ema(batches[:1])[1].tolist() == [4.0, 0.5]
+    torch.testing.assert_close(ema([torch.full((1, 3), 0.7)] * 9)[1], torch.tensor([0.7]))
 
 
 def test_percentile() -> None:

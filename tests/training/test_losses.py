@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitlens.training.losses import LOSSES, Distillation, mse, rmse, sample_rmse
+from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.training.losses import (
+    LOSSES,
+    Distillation,
+    attention_distance,
+    feature_distance,
+    mse,
+    rmse,
+    sample_rmse,
+    similarity_distance,
+)
+from bitlens.training.settings import Training
 
 
 def videos() -> tuple[Tensor, Tensor]:
@@ -77,3 +88,83 @@ def test_output_alone_needs_no_hooks() -> None:
 def test_features_need_blocks() -> None:
     with pytest.raises(ValueError, match="no blocks are named"):
         Distillation(Net(), Net(), [], 1.0, 1.0)
+
+
+def test_feature_distance_by_hand() -> None:
+    """(3, 4) / 5 and (0, 2) / 2 lie (0.6, -0.2) apart; equal directions not at all."""
+    a, b = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 2.0], [7.0, 0.0]])
+    assert float(feature_distance(a, b)) == pytest.approx((0.36 + 0.04) / 2)
+
+
+def test_attention_distance_by_hand() -> None:
+    """Channels (1, 2) and (1, 0) at two pixels: mean squares (2.5, 0) and (0.5, 0.5) after their swap."""
+    student = torch.tensor([1.0, 0.0, 2.0, 0.0]).reshape(1, 2, 1, 1, 2)
+    teacher = torch.tensor([1.0, 0.0, 0.0, 1.0]).reshape(1, 2, 1, 1, 2)
+    wanted = (1 - 0.5**0.5) ** 2 + 0.5
+    assert float(attention_distance(student, teacher)) == pytest.approx(wanted)
+    assert float(attention_distance(student, -3 * student)) == pytest.approx(
+        0.0, abs=1e-12
+    )  # neither strength nor sign
+
+
+def test_similarity_distance_by_hand() -> None:
+    """Two tokens: the same direction gives G = ones / 2, orthogonal ones give G = identity / sqrt(2)."""
+    same, across = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 3.0], [3.0, 0.0]])
+    student, teacher = (q.reshape(1, 1, 2, 2, 1) for q in (same, across))
+    wanted = (2 * (0.5 - 0.5**0.5) ** 2 + 2 * 0.25) ** 0.5
+    assert float(similarity_distance(student, teacher)) == pytest.approx(wanted)
+    both = (torch.cat([x, y], dim=4) for x, y in ((student, teacher), (teacher, 5 * teacher)))
+    assert float(similarity_distance(*both)) == pytest.approx(wanted / 2, abs=1e-6)  # mean over pixels
+
+
+def test_similarities_and_attention_of_a_network() -> None:
+    """Hooks find query and key of every attention and the outputs of the blocks; each term has its weight."""
+    student, teacher = (EfficientSCI(8, 1, 2).eval() for _ in range(2))
+    mask = (torch.rand(1, 3, 8, 8) < 0.5).float()
+    measurement = mask.sum(1)
+    block, seen = "resdnet_list.0", []
+    for network in (student, teacher):
+        kept: list[Tensor] = []
+        handles = [
+            module.register_forward_pre_hook(lambda _, factors, kept=kept: kept.extend(factors))
+            for name, module in network.named_modules()
+            if name.endswith("tsab.scores")
+        ]
+        handles.append(
+            network.get_submodule(block).register_forward_hook(lambda _, inputs, output, kept=kept: kept.append(output))
+        )
+        with torch.no_grad():
+            network(measurement, mask)
+        seen.append(kept)
+        for handle in handles:
+            handle.remove()
+    (*factors, output), (*teachers, target) = seen
+    assert len(factors) == 4  # query and key of two attentions
+    pairs = zip(factors, teachers, strict=True)
+    turned = [tuple(x if i % 2 == 0 else x.transpose(2, 3) for x in pair) for i, pair in enumerate(pairs)]
+    similarity = float(torch.stack([similarity_distance(a, b) for a, b in turned]).mean())
+    attention = float(attention_distance(output, target))
+    distillation = Distillation(student, teacher, [block], 0.0, similarity=2.0, attention=3.0)
+    assert len(distillation.handles) == 6
+    for _ in range(2):
+        distillation.clear()
+        video = student(measurement, mask)
+        total = distillation.term(video, distillation.teacher(measurement, mask))
+    assert float(total.detach()) == pytest.approx(2 * similarity + 3 * attention, rel=1e-4)
+    total.backward()
+    gradient = student.resdnet_list[0].cformer_list[0].tsab.qkv.weight.grad  # type: ignore[union-attr]
+    assert gradient is not None and gradient.abs().max() > 0
+
+
+def test_similarities_need_attention() -> None:
+    with pytest.raises(ValueError, match=r"Net has no product named scores; .* set distill_similarity to 0"):
+        Distillation(Net(), Net(), [], 0.0, similarity=1.0)
+    with pytest.raises(ValueError, match="no blocks are named"):
+        Distillation(Net(), Net(), [], 0.0, attention=1.0)
+
+
+@pytest.mark.parametrize("name", ["output", "features", "similarity", "attention"])
+def test_weights_are_checked(name: str) -> None:
+    for value in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"distill_{name} is .*; wanted a number from 0"):
+            Training(**{f"distill_{name}": value})  # type: ignore[arg-type]

@@ -1,0 +1,167 @@
+"""Fit a low-bit network to a new mask from measurements alone, without the scenes that they show.
+
+1. The ranges of activations are chosen anew from what the measurements cause in the network.
+2. With `steps`, what is not a code is trained (activation grids, biases, shifts) on the residual of the data, plus
+   the distance to a float network's video where there is one:
+
+       ||A x - y|| / ||y||  +  distill * rmse(x, teacher(y, mask)),        x = network(y, mask)
+
+Weights keep their codes and scales. A residual of 0 does not mean a good video (A^+ y has one too), so without a
+teacher the steps should be few.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bitlens.quant.calibrate import calibrate_activations
+from bitlens.quant.layers import Quantized, quantized_layers
+from bitlens.training.losses import data_residual, rmse
+
+Measurements = Float[Tensor, "n h w"]
+Mask = Float[Tensor, "t h w"]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What became of a network: residuals ||A x - y|| / ||y||, mean over the measurements."""
+
+    before: float
+    """As it came."""
+    ranges: float
+    """With the ranges chosen anew, whether they were kept or not."""
+    after: float
+    """As it is now."""
+    kept: bool
+    """Whether the new ranges were kept: not, where the old ones explain the measurements better."""
+    observed: str
+    """Whose activations the new ranges are of, in words."""
+
+
+def adapt(
+    network: nn.Module,
+    measurements: Measurements,
+    mask: Mask,
+    *,
+    teacher: nn.Module | None = None,
+    steps: int = 0,
+    learning_rate: float = 1e-4,
+    distill: float = 1.0,
+    window: int = 64,
+    batch: int = 4,
+    seed: int = 0,
+    on_step: Callable[[int], None] | None = None,
+) -> Adaptation:
+    """Fit a low-bit network to the mask of these measurements, in place.
+
+    Args:
+        network: fake-quantized, with its `recipe`; called as network(measurement, mask).
+        measurements: (n, h, w), the plain sum over time in mask units.
+        mask: (t, h, w), real values >= 0.
+        teacher: float network. Its activations decide the ranges where it has all of the network's layers, and its
+            videos teach during the steps.
+        steps: of fine-tuning; 0: ranges only.
+        learning_rate: of Adam, constant.
+        distill: weight of the distance to the teacher's video.
+        window, batch: a step sees `batch` random windows of `window` x `window` pixels.
+        seed: decides the windows.
+        on_step: receives every finished step.
+
+    Raises:
+        ValueError: a float network, no measurements, a size that is not the mask's, or a loss that is not finite.
+    """
+    layers = quantized_layers(network)
+    if not layers:
+        raise ValueError(
+            f"{type(network).__name__} has no quantized layers; wanted a low-bit network; quantize it first"
+        )
+    if not len(measurements):
+        raise ValueError("no measurements came; wanted one or more (n, h, w); give some")
+    network.eval()
+    batches = [(one[None], mask[None]) for one in measurements]  # 1 h w, 1 t h w
+    old, before = copy.deepcopy(network.state_dict()), mean_residual(network, batches)
+    missing = [name for name in layers if teacher is not None and not has_module(teacher, name)]
+    source = teacher if teacher is not None and not missing else None
+    calibrate_activations(network, batches, network.recipe.activation_range, source)  # type: ignore[union-attr]
+    ranges = mean_residual(network, batches)
+    kept = ranges <= before
+    if not kept:
+        network.load_state_dict(old)
+    if steps:
+        tune(network, measurements, mask, teacher, steps, learning_rate, distill, window, batch, seed, on_step)
+    lacking = f" (the teacher has no {missing[0]})" if missing else ""
+    observed = "the teacher" if source is not None else f"the network itself, without its grids{lacking}"
+    return Adaptation(before, ranges, mean_residual(network, batches), kept, observed)
+
+
+def has_module(network: nn.Module, name: str) -> bool:
+    """Whether a network has a module of this dotted name."""
+    return name in dict(network.named_modules())
+
+
+def mean_residual(network: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
+    """Mean of `data_residual` over batches."""
+    with torch.no_grad():
+        return sum(float(data_residual(network(y, mask), y, mask)) for y, mask in batches) / len(batches)
+
+
+def tune(
+    network: nn.Module,
+    measurements: Measurements,
+    mask: Mask,
+    teacher: nn.Module | None,
+    steps: int,
+    learning_rate: float,
+    distill: float,
+    window: int,
+    batch: int,
+    seed: int,
+    on_step: Callable[[int], None] | None,
+) -> None:
+    """Train everything but the weights of quantized layers and their scales."""
+    fixed = {id(p) for layer in quantized_layers(network).values() for p in weights_and_scales(layer)}
+    free = [p for p in network.parameters() if id(p) not in fixed]
+    optimizer = torch.optim.Adam(free, lr=learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        y, masks = windows(measurements, mask, window, batch, generator)
+        video = network(y, masks)
+        loss = data_residual(video, y, masks)
+        if teacher is not None:
+            with torch.no_grad():
+                target = teacher(y, masks)
+            loss = loss + distill * rmse(video, target)
+        if not math.isfinite(float(loss.detach())):
+            raise ValueError(f"the loss is not finite at step {step}; wanted finite numbers; lower the learning rate")
+        gradients = torch.autograd.grad(loss, free, allow_unused=True)
+        for parameter, gradient in zip(free, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        if on_step:
+            on_step(step + 1)
+
+
+def weights_and_scales(layer: nn.Module) -> list[nn.Parameter]:
+    """What gives a quantized layer its weights: the codes' source and their grid."""
+    if not isinstance(layer, Quantized):
+        return []
+    return [layer.layer.get_parameter("weight"), *layer.weight_grid.parameters()]
+
+
+def windows(
+    measurements: Measurements, mask: Mask, size: int, count: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "b s1 s2"], Float[Tensor, "b t s1 s2"]]:
+    """Random windows of random measurements, with the mask's at the same place."""
+    n, h, w = measurements.shape
+    high, wide = min(size, h), min(size, w)
+    chosen, masks = [], []
+    for _ in range(count):
+        index, top, left = (int(torch.randint(end, (), generator=generator)) for end in (n, h - high + 1, w - wide + 1))
+        chosen.append(measurements[index, top : top + high, left : left + wide])
+        masks.append(mask[:, top : top + high, left : left + wide])
+    return torch.stack(chosen), torch.stack(masks)

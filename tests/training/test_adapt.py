@@ -1,0 +1,164 @@
+"""A low-bit network whose ranges were chosen for another camera explains the new one's measurements better."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bitlens.data.masks import random_mask, real_valued_mask
+from bitlens.data.synthetic import high_speed_scene
+from bitlens.methods import quantize
+from bitlens.networks.efficientsci import EfficientSCI, initialize_copy
+from bitlens.operators import VideoSCI
+from bitlens.quant.layers import Quantized, quantized_layers
+from bitlens.training.adapt import adapt, windows
+from bitlens.training.losses import data_residual
+
+SIZE, FRAMES = 32, 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def scenes(seed: int) -> Tensor:
+    """Two made videos (b, t, h, w)."""
+    video = high_speed_scene(seed, frames=2 * FRAMES, height=SIZE, width=SIZE, oversample=1)
+    return torch.from_numpy(video).reshape(2, FRAMES, SIZE, SIZE)
+
+
+def network() -> EfficientSCI:
+    """A float network that returns its input estimate, roughly."""
+    made = EfficientSCI(8, 1, 2)
+    mask = torch.from_numpy(random_mask(FRAMES, SIZE, SIZE, 0))[None]
+    video = scenes(0).unsqueeze(1)
+    initialize_copy(made, VideoSCI(mask).A(video), mask.expand(2, -1, -1, -1), video)
+    return made.eval()
+
+
+def low_bit(method: str = "direct", bits: int = 8) -> tuple[EfficientSCI, EfficientSCI]:
+    """The float network and a low-bit one, calibrated with a binary mask in the dark."""
+    original = network()
+    mask = torch.from_numpy(random_mask(FRAMES, SIZE, SIZE, 0))[None]
+    dark = 0.2 * scenes(1)
+    batches = [(VideoSCI(mask).A(one[None, None]), mask) for one in dark]
+    made, _ = quantize(original, method, batches, bits=bits)
+    assert isinstance(made, EfficientSCI)
+    return original, made
+
+
+def camera() -> tuple[Tensor, Tensor]:
+    """Measurements (2, h, w) of bright scenes through a real-valued mask (t, h, w)."""
+    mask = torch.from_numpy(real_valued_mask(random_mask(FRAMES, SIZE, SIZE, 3), 4))
+    return VideoSCI(mask).A(scenes(2).unsqueeze(1)), mask
+
+
+def residual(made: nn.Module, measurements: Tensor, mask: Tensor) -> float:
+    with torch.no_grad():
+        values = [float(data_residual(made(y[None], mask[None]), y[None], mask[None])) for y in measurements]
+    return sum(values) / len(values)
+
+
+def codes(made: nn.Module) -> dict[str, Tensor]:
+    layers = {name: layer for name, layer in quantized_layers(made).items() if isinstance(layer, Quantized)}
+    return {name: layer.weight_grid.codes(layer.layer.get_parameter("weight")) for name, layer in layers.items()}
+
+
+def test_residual_by_hand() -> None:
+    video = torch.tensor([[[[[1.0, 0.5]], [[1.0, 0.5]]]]])  # 1 1 2 1 2
+    mask = torch.tensor([[[[1.0, 0.0]], [[1.0, 1.0]]]])  # A x = (2, 0.5)
+    assert float(data_residual(video, torch.tensor([[[2.0, 0.5]]]), mask)) < 1e-3
+    assert float(data_residual(video, torch.tensor([[[2.0, 3.5]]]), mask)) == pytest.approx(3 / (4 + 3.5**2) ** 0.5)
+
+
+@pytest.mark.parametrize(("method", "share"), [("direct", 0.8), ("pams", 1.0)])
+def test_new_ranges_explain_the_measurements_better(method: str, share: float) -> None:
+    torch.manual_seed(0)
+    _, made = low_bit(method)
+    measurements, mask = camera()
+    before, weights = residual(made, measurements, mask), codes(made)
+    result = adapt(made, measurements, mask)
+    assert result.kept and result.before == pytest.approx(before)
+    assert result.after == result.ranges == pytest.approx(residual(made, measurements, mask))
+    assert result.after < share * before
+    assert all(torch.equal(value, weights[name]) for name, value in codes(made).items())
+    assert result.observed == "the network itself, without its grids"
+
+
+def test_steps_explain_them_better_still() -> None:
+    torch.manual_seed(0)
+    _, made = low_bit(bits=4)
+    measurements, mask = camera()
+    weights, seen = codes(made), []
+    result = adapt(made, measurements, mask, steps=25, learning_rate=2e-3, window=16, on_step=seen.append)
+    assert result.after < 0.97 * result.ranges and seen == list(range(1, 26))
+    assert all(torch.equal(value, weights[name]) for name, value in codes(made).items())
+
+
+def test_teacher() -> None:
+    """Its activations decide the ranges, as if the network had been calibrated so; its videos pull the steps."""
+    torch.manual_seed(0)
+    original, made = low_bit()
+    measurements, mask = camera()
+    again = copy.deepcopy(made)
+    result = adapt(made, measurements, mask, teacher=original)
+    assert result.observed == "the teacher" and result.after < result.before
+    fresh, _ = quantize(original, "direct", [(y[None], mask[None]) for y in measurements], bits=8)
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(made.state_dict()[name], value), name
+
+    def distance(student: nn.Module) -> float:
+        with torch.no_grad():
+            masks = mask[None].expand(2, -1, -1, -1)
+            return float((student(measurements, masks) - original(measurements, masks)).square().mean())
+
+    adapt(again, measurements, mask, teacher=original, steps=25, learning_rate=2e-3, window=16, distill=10.0)
+    assert distance(again) < distance(made)
+
+
+def test_teacher_without_the_layers() -> None:
+    """Q-SCI's shortcuts are not in the float network: it is said whose activations were used."""
+    torch.manual_seed(0)
+    original, made = low_bit("qsci", bits=4)
+    result = adapt(made, *camera(), teacher=original)
+    assert result.observed == "the network itself, without its grids (the teacher has no fem_shortcut.0)"
+
+
+def test_worse_ranges_are_not_kept() -> None:
+    """At 4 bits, what fits each layer alone may leave the whole network worse off; then nothing is changed."""
+    torch.manual_seed(0)
+    _, made = low_bit(bits=4)
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    result = adapt(made, *camera())
+    assert not result.kept and result.ranges > result.before == result.after
+    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+
+
+def test_windows_show_the_same_place_of_measurement_and_mask() -> None:
+    mask = torch.arange(2 * 6 * 5.0).reshape(2, 6, 5)
+    measurements = torch.stack([mask.sum(0), 2 * mask.sum(0)])
+    y, masks = windows(measurements, mask, 3, 8, torch.Generator().manual_seed(0))
+    assert y.shape == (8, 3, 3) and masks.shape == (8, 2, 3, 3)
+    for one, own in zip(y, masks, strict=True):
+        assert torch.equal(one, own.sum(0)) or torch.equal(one, 2 * own.sum(0))
+    assert windows(measurements, mask, 64, 1, torch.Generator())[1].shape == (1, 2, 6, 5)
+    assert torch.equal(windows(measurements, mask, 3, 8, torch.Generator().manual_seed(0))[0], y)
+
+
+def test_refusals() -> None:
+    measurements, mask = camera()
+    with pytest.raises(ValueError, match="EfficientSCI has no quantized layers; wanted a low-bit network"):
+        adapt(EfficientSCI(8, 1, 2), measurements, mask)
+    _, made = low_bit()
+    with pytest.raises(ValueError, match="no measurements came; wanted one or more"):
+        adapt(made, measurements[:0], mask)
+    with torch.no_grad():
+        made.vrm[4].get_submodule("layer").get_parameter("bias").fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"not finite at step 0; .* lower the learning rate"):
+        adapt(made, measurements, mask, steps=1)
