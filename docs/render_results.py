@@ -5,8 +5,8 @@ python docs/render_results.py --check    exit 1 and name the files that are out 
 python docs/render_results.py --claim    write the six-scene averages into the shipped checkpoints first
 
 results/*.json           `bitlens evaluate ... --json FILE`      -> docs/results.md, the table in README.md
-results/training-*.json  name, steps, samples, minutes, curve    -> the table in docs/training.md,
-                         (curve: [[step, PSNR in dB], ...])         docs/learning-curve.png
+results/training-*.json  `bitlens train`, RUN/record.json        -> the table in docs/training.md,
+                                                                    docs/learning-curve.png
 """
 
 import argparse

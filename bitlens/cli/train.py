@@ -1,6 +1,8 @@
 """`bitlens train`: a float network from clips, or a low-bit one by quantization-aware training (QAT)."""
 
+import json
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -78,7 +80,7 @@ class Train:
     loop: Annotated[Training, tyro.conf.arg(name="")] = field(default_factory=Training)
 
     def run(self) -> int:
-        from bitlens.cli.shared import keep_freed_memory
+        from bitlens.cli.shared import keep_freed_memory, output_file
         from bitlens.data.clips import ClipSampler, load_clips, load_mask
 
         settings = self.settings()
@@ -105,7 +107,10 @@ class Train:
 
         if result.writes:
             save(network, self.out, provenance=self.provenance(clips, settings, result))
-            print(f"wrote {self.out}")
+            with output_file(self.run_folder / "record.json") as path:
+                assert path is not None
+                path.write_text(json.dumps(self.record(settings, result), indent=1) + "\n")
+            print(f"wrote {self.out} and {self.run_folder / 'record.json'}")
         return 0
 
     def settings(self) -> Training:
@@ -210,6 +215,20 @@ class Train:
             "settings": asdict(settings),
             "validation_psnr": result.psnr,
             "run": describe_run(),
+        }
+
+    def record(self, settings: Training, result: "Result") -> dict[str, Any]:
+        """The run in short: what it cost, its settings, and PSNR on validation clips over its steps."""
+        lines = [json.loads(line) for line in (self.run_folder / "log.jsonl").read_text().splitlines()]
+        times = [line["seconds"] for line in lines]  # of one call; a resumed run counts from 0 again
+        ends = [time for time, following in pairwise([*times, 0.0]) if following < time]
+        return {
+            "name": self.out.stem,
+            "steps": result.step,
+            "samples": result.step * self.batch,
+            "minutes": round(sum(ends) / 60, 1),
+            "curve": [[line["step"], round(line["psnr"], 3)] for line in lines if "psnr" in line],
+            "settings": asdict(settings),
         }
 
 

@@ -1,5 +1,6 @@
 """`bitlens train` builds the network it is told to, and takes it down to low bits."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ def test_stformer(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert main([*command, "--network", "stformer-s"]) == 0
     network = checkpoint.load(start)
     assert isinstance(network, STFormer) and network.config["frames"] == 3
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert (record["name"], record["steps"], record["samples"]) == ("s", 1, 1) and record["settings"]["steps"] == 1
     command = ["train", "--clips", str(clips), "--run", str(tmp_path / "run4"), "--out", str(low), *QUICK]
     teaching = ["--distill-output", "1", "--distill-features", "1"]
     assert main([*command, "--start", str(start), "--method", "qsci", "--bits", "4", *teaching]) == 0
