@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str] | str] = {
     "bench": {"files"},
     "report": {"bench", "metrics", "files", "data"},
     "count": {"quant", "networks"},
+    "experiments": {"methods", "recipe"},
     "cli": EVERYTHING,
     "__main__": {"cli"},  # nothing else imports it
     "__init__": EVERYTHING,  # lazily: test_import_is_light holds it to that

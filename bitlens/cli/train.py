@@ -99,7 +99,8 @@ class Train:
             synthetic=self.synthetic,
         )
         network, teacher = self.networks(sampler, settings.seed)
-        result = self.train(network, teacher, sampler, self.validation() if split else None, settings)
+        validation = validation_crops(self.clips, self.frames, 2 * self.crop) if split else None
+        result = train_in_sight(network, sampler, settings, self.run_folder, validation, teacher, self.device)
         if result.reason != "finished":
             print(f"stopped at step {result.step} of {settings.steps} ({result.reason}); the same command goes on")
             return 130 if result.reason == "interrupted" else 0
@@ -150,59 +151,6 @@ class Train:
         network, _ = quantize(start, self.method, batches, bits=self.bits, grid=self.grid)
         return network, start
 
-    def validation(self) -> "Validation":
-        """Fixed crops of the validation split."""
-        from bitlens.data.clips import ClipSampler, load_clips
-        from bitlens.training.loop import validation_batches
-
-        clips = load_clips(self.clips, "val", self.frames)
-        sampler = ClipSampler(clips, frames=self.frames, crop=2 * self.crop, batch=4, seed=VALIDATION_SEED)
-        return validation_batches(sampler, VALIDATION_BATCHES)
-
-    def train(
-        self,
-        network: "nn.Module",
-        teacher: "nn.Module | None",
-        sampler: "ClipSampler",
-        validation: "Validation | None",
-        settings: Training,
-    ) -> "Result":
-        """The loop, with a progress bar on the terminal."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
-        from bitlens.report import console
-        from bitlens.training.loop import train
-
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            Remaining(),
-            TextColumn("{task.description}"),
-        )
-        trunk = ("resdnet_list", "layers")
-        blocks = [name for name, _ in network.named_modules() if name.rpartition(".")[0] in trunk]
-        with Progress(*columns, console=console()) as progress:
-            task = progress.add_task("compiling" if settings.compile else "starting", total=settings.steps)
-
-            def show(record: dict[str, Any]) -> None:
-                quality = f"  {record['psnr']:.2f} dB on validation clips" if "psnr" in record else ""
-                progress.update(task, description=f"loss {record['loss']:.4f}{quality}")
-
-            return train(
-                network,
-                sampler,
-                settings,
-                self.run_folder,
-                validation=validation,
-                teacher=teacher,
-                blocks=blocks,
-                device=self.device,
-                on_log=show,
-                on_step=lambda step: progress.update(task, completed=step),
-            )
-
     def provenance(self, clips: "Clips", settings: Training, result: "Result") -> dict[str, Any]:
         """What the checkpoint will say about its origin."""
         from bitlens.cli.shared import describe_run
@@ -230,6 +178,57 @@ class Train:
             "curve": [[line["step"], round(line["psnr"], 3)] for line in lines if "psnr" in line],
             "settings": asdict(settings),
         }
+
+
+def validation_crops(clips: Path, frames: int, crop: int) -> "Validation":
+    """Fixed crops of the validation split of a folder of clips."""
+    from bitlens.data.clips import ClipSampler, load_clips
+    from bitlens.training.loop import validation_batches
+
+    sampler = ClipSampler(load_clips(clips, "val", frames), frames=frames, crop=crop, batch=4, seed=VALIDATION_SEED)
+    return validation_batches(sampler, VALIDATION_BATCHES)
+
+
+def train_in_sight(
+    network: "nn.Module",
+    sampler: "ClipSampler",
+    settings: Training,
+    folder: Path,
+    validation: "Validation | None" = None,
+    teacher: "nn.Module | None" = None,
+    device: str = "cpu",
+    label: str = "",
+) -> "Result":
+    """The loop, with a progress bar on the terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    from bitlens.report import console
+    from bitlens.training.loop import train
+
+    text = TextColumn("{task.description}")
+    columns = TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining(), text
+    trunk = ("resdnet_list", "layers")
+    blocks = [name for name, _ in network.named_modules() if name.rpartition(".")[0] in trunk]
+    with Progress(*columns[0 if label else 1 :], console=console()) as progress:
+        task = progress.add_task("compiling" if settings.compile else "starting", total=settings.steps)
+
+        def show(record: dict[str, Any]) -> None:
+            quality = f"  {record['psnr']:.2f} dB on validation clips" if "psnr" in record else ""
+            progress.update(task, description=f"loss {record['loss']:.4f}{quality}")
+
+        return train(
+            network,
+            sampler,
+            settings,
+            folder,
+            validation=validation,
+            teacher=teacher,
+            blocks=blocks,
+            device=device,
+            on_log=show,
+            on_step=lambda step: progress.update(task, completed=step),
+        )
 
 
 def check_target(out: Path) -> None:

@@ -10,6 +10,8 @@ Parameter names are the official ones, so official float checkpoints load as the
 code names the same layers differently; `bitlens.from_official` maps those names onto these.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -55,7 +57,7 @@ class EfficientSCI(nn.Module):
         color_ch: 1 for grey video, 3 for RGB video from a Bayer mosaic.
         shift: learn one shift per head on query and key before they are quantized [Q-SCI sec. 3.4].
         shortcuts: add the parallel 1x1x1 branches of Q-SCI's feature extraction and video reconstruction
-            modules [Q-SCI sec. 3.2, 3.3].
+            modules [Q-SCI sec. 3.2, 3.3]; "fem": of feature extraction alone [Q-SCI tab. 4].
         normalize: normalize query and key over the channels of each head before they are quantized [Q-ViT].
 
     Call:
@@ -72,7 +74,7 @@ class EfficientSCI(nn.Module):
         color_ch: int = 1,
         *,
         shift: bool = False,
-        shortcuts: bool = False,
+        shortcuts: bool | Literal["fem"] = False,
         normalize: bool = False,
     ):
         super().__init__()
@@ -105,6 +107,7 @@ class EfficientSCI(nn.Module):
         )
         if shortcuts:
             self.fem_shortcut = nn.ModuleList([nn.Conv3d(1, c, 1), nn.Conv3d(c, 2 * c, 1), nn.Conv3d(8 * c, 4 * c, 1)])
+        if shortcuts is True:
             self.vrm_shortcut = nn.ModuleList(
                 [nn.Conv3d(2 * c, 2 * c, 1), nn.Conv3d(2 * c, c, 1), nn.Conv3d(c, color_ch, 1)]
             )
@@ -127,7 +130,7 @@ class EfficientSCI(nn.Module):
         x = pixel_shuffle(self.up_conv(x))  # b 2c t h w
         return self.reconstruct_video(x)[..., :h, :w]
 
-    def with_options(self, **options: bool) -> "EfficientSCI":
+    def with_options(self, **options: bool | str) -> "EfficientSCI":
         """A copy with other options (`shift`, `shortcuts`, `normalize`); those that are not named stay.
 
         With Q-SCI's additions it starts out computing almost what this network computes. Normalized queries and
@@ -138,8 +141,9 @@ class EfficientSCI(nn.Module):
         network = EfficientSCI(**{**self.config, **options})  # type: ignore[arg-type]
         network.load_state_dict(self.state_dict(), strict=False)
         if network.config["shortcuts"] and not self.config["shortcuts"]:
-            for part, beside in ((network.fem, network.fem_shortcut), (network.vrm, network.vrm_shortcut)):
-                start_shortcuts(list(part), beside)
+            start_shortcuts(list(network.fem), network.fem_shortcut)
+        if network.config["shortcuts"] is True and self.config["shortcuts"] is not True:
+            start_shortcuts(list(network.vrm), network.vrm_shortcut)
         return network.train(self.training)
 
     def compile_parts(self) -> None:
@@ -158,7 +162,7 @@ class EfficientSCI(nn.Module):
 
     def reconstruct_video(self, x: Float[Tensor, "b c2 t h w"]) -> Float[Tensor, "b c t h w"]:
         """The video reconstruction module (VRM), with Q-SCI's shortcuts if asked for [Q-SCI sec. 3.3]."""
-        return with_shortcuts([*self.vrm], self.vrm_shortcut, x) if self.config["shortcuts"] else self.vrm(x)
+        return with_shortcuts([*self.vrm], self.vrm_shortcut, x) if self.config["shortcuts"] is True else self.vrm(x)
 
 
 class ResDNet(nn.Module):
@@ -247,7 +251,7 @@ def initial_estimate(
     return (estimate + mask * estimate).unsqueeze(1)
 
 
-def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | bool]:
+def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | bool | str]:
     """Read width, depth, groups, colour and options off the shapes of a state dict (bitlens names).
 
     Raises:
@@ -269,7 +273,7 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | bool]:
         group_num=group_num,
         color_ch=color_ch,
         shift="resdnet_list.0.cformer_list.0.tsab.moveq.bias" in state,
-        shortcuts="fem_shortcut.0.weight" in state,
+        shortcuts="vrm_shortcut.0.weight" in state or ("fem" if "fem_shortcut.0.weight" in state else False),
         normalize="resdnet_list.0.cformer_list.0.tsab.norm_q.weight" in state,
     )
 

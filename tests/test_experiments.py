@@ -1,0 +1,52 @@
+"""The papers' experiments: what each variant quantizes, and the drift of query and key."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitlens.experiments import EXPERIMENTS, mean_drift
+from bitlens.methods import qsci
+from bitlens.networks.efficientsci import EfficientSCI, HeadShift
+from bitlens.quant.layers import quantized_layers
+
+
+def data() -> tuple[Tensor, Tensor]:
+    mask = (torch.rand(1, 4, 16, 16) < 0.5).float()
+    return (mask * torch.rand(1, 4, 16, 16)).sum(1), mask
+
+
+@pytest.mark.parametrize(("name", "first"), [("FEM", "fem."), ("ResDNet", "resdnet_list."), ("VRM", "")])
+def test_modules_alone(name: str, first: str) -> None:
+    variant = next(v for v in EXPERIMENTS["qsci-modules"].variants if v.name == name)
+    layers = quantized_layers(variant.build(EfficientSCI(8, 1, 2).eval(), [data()]))
+    assert layers and all(layer.weight_bits == layer.activation_bits == 4 for layer in layers.values())
+    assert all(layer.startswith(first or ("up_conv", "vrm.")) for layer in layers)
+
+
+def test_ablation_adds_one_thing_after_the_other() -> None:
+    built = [v.build(EfficientSCI(8, 1, 2).eval(), [data()]) for v in EXPERIMENTS["qsci-ablation"].variants]
+    shifts = [sum(isinstance(m, HeadShift) for m in network.modules()) for network in built]
+    beside = [sum("_shortcut." in name for name in quantized_layers(network)) for network in built]
+    assert shifts == [0, 4, 4, 4] and beside == [0, 0, 3, 6]
+    for network in built:
+        bits = {name: layer.weight_bits for name, layer in quantized_layers(network).items()}
+        assert all(b == (8 if "_shortcut." in name else 4) for name, b in bits.items())
+
+
+def test_table_is_the_published_method() -> None:
+    for bits, variant in zip((8, 4, 3, 2), EXPERIMENTS["qsci-table"].variants, strict=True):
+        assert variant.recipe == qsci.recipe(bits) and variant.options == qsci.options(bits)
+
+
+def test_drift_is_what_was_added_to_the_query() -> None:
+    reference = EfficientSCI(8, 1, 2).eval()
+    moved = reference.with_options(shift=True)
+    batch = data()
+    assert mean_drift(moved, reference, [batch])["query_max"] == 0.0
+    with torch.no_grad():
+        attention = moved.resdnet_list[0].cformer_list[1].tsab  # the last: what it changes reaches no other
+        attention.get_submodule("moveq").get_parameter("bias")[0, 2] = 1.5
+    drift = mean_drift(moved, reference, [batch])
+    assert drift["query_max"] == pytest.approx(1.5, abs=1e-5)
+    assert drift["query_mean"] == pytest.approx(1.5 / 8, abs=1e-5)  # one head of four, in one attention of two
+    assert drift["key_max"] == drift["key_mean"] == 0.0
