@@ -64,9 +64,7 @@ class FakeQuantize(torch.autograd.Function):
     """`fake_quantize` with its gradients written out: a third of the memory traffic of composing operators."""
 
     @staticmethod
-    def forward(
-        ctx, values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, fused: bool
-    ) -> Tensor:
+    def forward(ctx, values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, fused: bool) -> Tensor:
         ctx.save_for_backward(values, scale, zero_point)
         ctx.range, ctx.fused = (qmin, qmax), fused
         return kernel(there_and_back, fused)(values, scale, zero_point, qmin, qmax)
