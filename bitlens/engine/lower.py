@@ -208,9 +208,11 @@ def weight_codes(layer: Quantized) -> tuple[Int8[Tensor, "..."], Tensor, Tensor]
 
 @torch.no_grad()
 def operand(grid: Grid) -> Operand:
-    """The constants of an activation's grid."""
-    scale, zero_point = grid.scale_and_zero_point()
-    return Operand(scale.detach().clone(), zero_point.detach().clone(), grid.qmin, grid.qmax)
+    """The constants of an activation's grid; a single scale has no axes."""
+    scale, zero_point = (value.detach().clone() for value in grid.scale_and_zero_point())
+    if scale.numel() == 1:
+        scale, zero_point = scale.reshape(()), zero_point.reshape(())
+    return Operand(scale, zero_point, grid.qmin, grid.qmax)
 
 
 def per_output(values: Tensor, outputs: int) -> Float[Tensor, "out"]:

@@ -57,6 +57,11 @@ def test_what_has_no_integer_form_stays_float(layer: nn.Module) -> None:
     assert outcome.way == "float" and ("reflect" in outcome.why or "dilated" in outcome.why)
 
 
+def test_a_scale_for_the_only_input_channel_is_one_for_the_tensor() -> None:
+    bits = Bits(4, 4, activation_granularity="input_channel")
+    assert lower(network_with(bits, nn.Conv2d(1, 4, 3))).report[0].way == "direct"
+
+
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("settings", [{}, dict(weight_granularity="tensor"), dict(parametrization="bound")])
 def test_codes_are_the_real_weights(settings: dict[str, Any], bits: int) -> None:
