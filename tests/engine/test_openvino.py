@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bitlens.engine import openvino as engine_module
 from bitlens.engine.graph import Graph
+from bitlens.engine.lower import IntegerLayer
 from bitlens.engine.openvino import CHECK_SIZE, Engine, kernels_of, snr, user_cache
 from bitlens.methods import quantize, recipe_of
 from bitlens.networks.classical import GapTV
@@ -117,16 +118,14 @@ def test_bf16(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layer", ["fem.2", "resdnet_list.0.last_conv"])
 def test_a_layer_that_computes_wrongly_is_refused(layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = network_of("8 bits")
-    right, wrong = Graph.fake_quantize, network.get_submodule(layer)
-    assert isinstance(wrong, Quantized)
-    step = wrong.input_grid.scale_and_zero_point()[0]
+    network, right = network_of("8 bits"), Graph.codes
+    geometry = network.get_submodule(f"{layer}.layer")
 
-    def shifted(self: Graph, grid: Any, x: Any) -> Any:
-        out = right(self, grid, x)
-        return self.add(out, self.constant(5 * float(step))) if float(grid.scale) == float(step) else out
+    def wrong(self: Graph, integers: IntegerLayer) -> Any:
+        weight = right(self, integers)
+        return self.multiply(weight, self.constant(1.1)) if integers.geometry is geometry else weight
 
-    monkeypatch.setattr(Graph, "fake_quantize", shifted)
+    monkeypatch.setattr(Graph, "codes", wrong)
     with pytest.raises(
         ValueError, match=rf"OpenVINO computes layer {layer} \(.*\) wrongly: .* run the network in torch"
     ):
