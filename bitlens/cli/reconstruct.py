@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -41,6 +41,9 @@ class Reconstruct:
     """Order of the mask's axes, thw or hwt. Default: by name."""
     allow_saturated: bool = False
     """Accept measurements in which more than 1 percent of the pixels are at the maximum."""
+    engine: Literal["auto", "openvino", "torch", "reference"] = "torch"
+    """What computes: torch (low bits are simulated), openvino (int8 on the CPU; auto takes it for low-bit networks),
+    or reference (integers in plain torch, slow)."""
     fps: float = 10.0
     """Frames per second of the video written."""
     json: Path | None = None
@@ -69,7 +72,9 @@ class Reconstruct:
                 out.print(in_flags(note), style="yellow" if note.startswith("warning:") else None)
             network = checkpoint.load(self.model)
             about = checkpoint.describe(self.model)
-            video, seconds = shared.reconstruct(network, capture.measurement, capture.mask, about.name)
+            running, how = shared.choose_engine(network, self.engine)
+            out.print(f"engine: {how}")
+            video, seconds = shared.reconstruct(running, capture.measurement, capture.mask, about.name)
             result: dict[str, Any] = {"frames": len(video), "seconds_per_measurement": seconds}
             if capture.reference is not None and video.ndim == 3:
                 known = video[: len(capture.reference)]
@@ -84,6 +89,7 @@ class Reconstruct:
                     "gain": capture.gain,
                     "gain_source": capture.gain_source,
                     "notes": list(capture.notes),
+                    "engine": how,
                     **shared.describe_run(),
                 }
                 json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

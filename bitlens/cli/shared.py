@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,8 +92,37 @@ def output_video(out: str) -> Iterator[str]:
         yield str(temporary)
 
 
+def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
+    """What runs a network, called like it, and a line that says so; "auto" is OpenVINO for low-bit networks.
+
+    Raises:
+        TypeError: the engine does not know the network.
+        ValueError: nothing of the network is quantized, for the reference; or a layer computes wrongly.
+    """
+    from bitlens.quant.layers import Quantized, quantized_layers
+
+    layers = quantized_layers(network)
+    if engine == "torch" or (engine == "auto" and not layers):
+        return network, f"torch, float32{', integers simulated' if layers else ''}"
+    if engine == "reference":
+        from bitlens.engine.reference import reference_network
+
+        if not layers:
+            raise ValueError("--engine reference, and the network is float; wanted a low-bit one; use --engine torch")
+        return reference_network(network), "reference, integers in plain torch: exact and slow"
+    import torch
+
+    from bitlens.engine.openvino import Engine
+
+    running = Engine(network, threads=torch.get_num_threads())
+    wanted = [name for name, layer in layers.items() if isinstance(layer, Quantized)]
+    integer = sum(check.name in wanted and check.kernel.endswith("I8") for check in running.checks)
+    low = f"int8 in {integer} of {len(wanted)} layers, the rest in " if wanted else ""
+    return running, f"OpenVINO, {low}{running.precision}"
+
+
 def reconstruct(
-    network: "nn.Module", measurement: "np.ndarray", mask: "np.ndarray", label: str
+    network: Callable[..., Any], measurement: "np.ndarray", mask: "np.ndarray", label: str
 ) -> tuple["np.ndarray", list[float]]:
     """Run the network on measurements (n, h, w), one at a time, under a progress bar.
 

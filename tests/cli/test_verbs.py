@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bitlens import checkpoint
@@ -13,6 +14,9 @@ from bitlens.data.arrays import read_arrays, write_npz
 from bitlens.data.masks import random_mask
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.data.video import read_video, write_video
+from bitlens.methods import quantize
+from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.operators import VideoSCI
 
 SCENE = high_speed_scene(frames=10, height=48, width=40, oversample=1)
 SHIPPED = list(checkpoint.shipped())
@@ -76,6 +80,42 @@ def test_reconstruct_in_a_crop_with_a_given_gain(
     assert main(["reconstruct", str(measured), *flags]) == 0
     assert "gain 1 given" in capsys.readouterr().out
     assert read_arrays(tmp_path / "a.npz")["video"].shape == (8, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("engine", "shown"),
+    [
+        ("torch", "torch, float32, integers simulated"),
+        ("reference", "reference"),
+        ("auto", "OpenVINO, int8 in 21 of 21"),
+    ],
+)
+def test_reconstruct_with_an_engine(
+    engine: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    video = torch.from_numpy(SCENE[None, None, :4, :16, :16])
+    mask = random_mask(4, 16, 16, 0)
+    data = VideoSCI(torch.from_numpy(mask)).A(video), torch.from_numpy(mask)[None]
+    network, _ = quantize(EfficientSCI(8, 1, 2), "direct", [data])
+    torch.nn.init.constant_(network.get_parameter("vrm.4.layer.bias"), 0.5)  # files hold no negative values
+    checkpoint.save(network, tmp_path / "tiny.safetensors")
+    write_npz(tmp_path / "y.npz", measurement=data[0].numpy(), mask=mask, gain=1.0, axes="thw")
+    flags = ["--model", f"{tmp_path}/tiny.safetensors", "--out", f"{tmp_path}/a.npz", "--engine", engine]
+    assert main(["reconstruct", str(tmp_path / "y.npz"), *flags]) == 0
+    assert f"engine: {shown}" in capsys.readouterr().out
+    with torch.no_grad():
+        wanted = network(*data)[0, 0].numpy()
+    assert np.square(read_arrays(tmp_path / "a.npz")["video"] - wanted).mean() < 1e-2 * np.square(wanted).mean()
+
+
+@pytest.mark.parametrize(("engine", "message"), [("reference", "the network is float"), ("openvino", "a GapTV came")])
+def test_an_engine_that_cannot_run_the_network_is_refused(
+    engine: str, message: str, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", "gap-tv", "--out", f"{tmp_path}/a.npz", "--engine", engine]
+    assert main(["reconstruct", str(measured), *flags]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_given_mask_goes_before_the_one_in_the_file(

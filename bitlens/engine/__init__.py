@@ -1,0 +1,1 @@
+"""Fake-quantized network -> integers that run: lowering, a reference in plain torch, and OpenVINO."""
