@@ -93,16 +93,17 @@ def output_video(out: str) -> Iterator[str]:
 
 
 def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
-    """What runs a network, called like it, and a line that says so; "auto" is OpenVINO for low-bit networks.
+    """What runs a network, called like it, and a line that says so; "auto": OpenVINO for low-bit networks it runs.
 
     Raises:
         TypeError: the engine does not know the network.
         ValueError: nothing of the network is quantized, for the reference; or a layer computes wrongly.
     """
+    from bitlens.engine.openvino import Engine, runs
     from bitlens.quant.layers import Quantized, quantized_layers
 
     layers = quantized_layers(network)
-    if engine == "torch" or (engine == "auto" and not layers):
+    if engine == "torch" or (engine == "auto" and not (layers and runs(network))):
         return network, f"torch, float32{', integers simulated' if layers else ''}"
     if engine == "reference":
         from bitlens.engine.reference import reference_network
@@ -111,8 +112,6 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
             raise ValueError("--engine reference, and the network is float; wanted a low-bit one; use --engine torch")
         return reference_network(network), "reference, integers in plain torch: exact and slow"
     import torch
-
-    from bitlens.engine.openvino import Engine
 
     running = Engine(network, threads=torch.get_num_threads())
     wanted = [name for name, layer in layers.items() if isinstance(layer, Quantized)]

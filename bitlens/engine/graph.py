@@ -32,7 +32,8 @@ from bitlens.engine.lower import (
     folded_weight,
     operand,
 )
-from bitlens.networks.efficientsci import CFormer, EfficientSCI, HeadShift, ResDNet, TemporalAttention
+from bitlens.networks.efficientsci import CFormer, EfficientSCI, ResDNet, TemporalAttention
+from bitlens.networks.parts import HeadShift
 from bitlens.quant.layers import Quantized
 
 
@@ -183,7 +184,7 @@ def extract_features(g: Graph, network: EfficientSCI, x: Any) -> Any:
 
 def reconstruct_video(g: Graph, network: EfficientSCI, x: Any) -> Any:
     """VRM: (1, 2c, t, h, w) to (1, color_ch, t, h, w)."""
-    shortcuts = network.config["shortcuts"]
+    shortcuts = network.config["shortcuts"] is True  # "fem" adds none here
     for i in range(2):
         main = g.leaky(g.layer(network.vrm[2 * i], x))
         x = g.add(main, g.leaky(g.layer(network.vrm_shortcut[i], x))) if shortcuts else main

@@ -45,6 +45,11 @@ class Check:
     """The same where what is not integer is float32."""
 
 
+def runs(network: nn.Module) -> bool:
+    """Whether there is a graph for this network."""
+    return isinstance(network, EfficientSCI) and not network.config["normalize"]
+
+
 class Engine:
     """A network compiled for this CPU; called like the network.
 
@@ -56,7 +61,7 @@ class Engine:
         check: compare every layer with the integer reference, once for these weights on this machine.
 
     Raises:
-        TypeError: the network is not an EfficientSCI.
+        TypeError: `runs` is False for the network.
         ValueError: unknown precision, threads below 1, a grid without a range, or a layer computes wrongly.
 
     >>> engine = Engine(bitlens.load("efficientsci-t-qsci-w8a8"), threads=2)  # doctest: +SKIP
@@ -72,8 +77,8 @@ class Engine:
         cache: str | os.PathLike[str] | None = None,
         check: bool = True,
     ):
-        if not isinstance(network, EfficientSCI):
-            raise TypeError(f"a {type(network).__name__} came; wanted an EfficientSCI; run it in torch")
+        if not runs(network):
+            raise TypeError(f"a {type(network).__name__} came; wanted an EfficientSCI (no Q-ViT); run it in torch")
         if precision not in ("auto", "bf16", "f32"):
             raise ValueError(f"precision {precision!r}; wanted auto, bf16 or f32; choose one")
         if threads is not None and threads < 1:
