@@ -88,11 +88,11 @@ class Demo:
             assert animation_path is not None and sheet_path is not None
             for about, network in networks:
                 video, seconds = reconstruct(network, capture.measurement, capture.mask, about.name)
-                quality, caption = [], "no weights" if about.path is None else f"{about.bytes / 1e6:.2f} MB"
+                quality, caption = [], f"{about.bytes / 1e6:.2f} MB" if about.path else "no weights"
                 if truth is not None:
                     scores = score(video[: len(truth)], truth)
                     quality = [f"{scores['psnr']:.2f}", f"{scores['ssim']:.3f}"]
-                    caption = f"{quality[0]} dB, SSIM {quality[1]}, {caption}"
+                    caption = f"{quality[0]} dB, SSIM {quality[1]}{f', {caption}' if about.path else ''}"
                 rows.append([about.name, *quality, f"{about.bytes / 1e6:.2f}", f"{fmean(seconds):.1f}"])
                 panels.append(Panel(about.name, caption, video))
             seen = exposed(capture.measurement, frames)

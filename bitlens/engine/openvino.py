@@ -10,7 +10,7 @@ import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Check:
     """The same where what is not integer is float32."""
 
 
-def runs(network: nn.Module) -> bool:
+def runs(network: nn.Module) -> TypeGuard[EfficientSCI]:
     """Whether there is a graph for this network."""
     return isinstance(network, EfficientSCI) and not network.config["normalize"]
 

@@ -10,7 +10,7 @@ Parameter names are the official ones, so official float checkpoints load as the
 code names the same layers differently; `bitlens.from_official` maps those names onto these.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class EfficientSCI(nn.Module):
     ):
         super().__init__()
         c = in_ch
-        self.config = dict(
+        self.config: dict[str, Any] = dict(
             in_ch=in_ch,
             units=units,
             group_num=group_num,
