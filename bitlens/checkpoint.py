@@ -374,7 +374,8 @@ def network_name(network: "nn.Module") -> str:
 def build(network: dict[str, Any], path: Path) -> "nn.Module":
     """The empty network that a header names."""
     known, config = architectures(), network.get("config", {})
-    whole = all(isinstance(value, int) and 0 <= value <= 1024 for value in config.values())
+    numbers = [value for option in config.items() if option != ("shortcuts", "fem") for value in option[1:]]
+    whole = all(isinstance(value, int) and 0 <= value <= 1024 for value in numbers)
     if network.get("name") not in known or not whole:
         wanted = " or ".join(known)
         raise ValueError(f"{path} names the network {network}; wanted an {wanted}; use the version that saved it")

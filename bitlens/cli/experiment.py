@@ -125,9 +125,7 @@ class Experiment:
         if result_path.is_file():
             found = json.loads(result_path.read_text())
             if found["identity"] != json.loads(json.dumps(identity)):
-                raise ValueError(
-                    f"{result_path} is of another experiment; wanted {self.name} alike; change --run-folder"
-                )
+                raise ValueError(f"{result_path} was measured with other settings; wanted these; change --run-folder")
             return found["result"]
         start = checkpoint.load(self.start).requires_grad_(True)
         batches = measurements(sampler, CALIBRATION_BATCHES)

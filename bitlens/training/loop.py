@@ -227,7 +227,7 @@ class State:
         scales = {id(p) for m in network.modules() if isinstance(m, Grid) for p in m.parameters()}
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
-        scale_rate = settings.scale_learning_rate or settings.learning_rate
+        scale_rate = settings.scale_learning_rate or 0.1 * settings.learning_rate
         groups = [
             (
                 [p for _, p in named if id(p) not in scales and p.ndim > 1],

@@ -21,7 +21,7 @@ class Training:
     learning_rate: float = 1e-3
     """Peak learning rate of the weights."""
     scale_learning_rate: float | None = None
-    """Peak learning rate of scales and zero points. None: the weights'."""
+    """Peak learning rate of scales and zero points. None: a tenth of the weights', as 8-bit scales are small."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam as the papers, or AdamW; scales, biases and shifts never decay."""
     weight_decay: float = 0.0

@@ -15,7 +15,7 @@ from bitlens.cli import main
 from bitlens.data.masks import random_mask, real_valued_mask
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.methods import quantize
-from bitlens.networks.efficientsci import EfficientSCI, initialize_copy
+from bitlens.networks.efficientsci import EfficientSCI, initialize_identity
 from bitlens.operators import VideoSCI
 
 SCENE = high_speed_scene(2, frames=8, height=32, width=32, oversample=1)
@@ -29,7 +29,7 @@ def models(tmp_path: Path) -> Path:
     mask = torch.from_numpy(random_mask(4, 32, 32, 0))[None]
     video = torch.from_numpy(high_speed_scene(0, frames=4, height=32, width=32, oversample=1))[None, None]
     network = EfficientSCI(8, 1, 2)
-    initialize_copy(network, VideoSCI(mask).A(video), mask, video)
+    initialize_identity(network)
     low, _ = quantize(network.eval(), "direct", [(VideoSCI(mask).A(0.2 * video), mask)], bits=8)
     checkpoint.save(network, tmp_path / "float.safetensors")
     checkpoint.save(low, tmp_path / "low.safetensors", claims={"six-scenes": {"psnr": 50.0}})

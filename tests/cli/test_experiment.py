@@ -19,7 +19,7 @@ def test_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("bitlens.quant.calibrate.KEPT", 1 << 8)  # fewer values to search ranges on
     clips = tmp_path / "clips"
     clips.mkdir()
-    write_video(clips / "scene.npz", high_speed_scene(frames=8, height=16, width=16, oversample=1))
+    write_video(clips / "scene.npz", high_speed_scene(frames=8, height=32, width=32, oversample=1))
     checkpoint.save(EfficientSCI(8, 1, 2).eval(), tmp_path / "float.safetensors")
     places = ["--clips", str(clips), "--run-folder", str(tmp_path / "run"), "--data", str(clips)]
     command = ["experiment", "qsci-ablation", *places, "--start", str(tmp_path / "float.safetensors")]
