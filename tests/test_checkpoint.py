@@ -7,7 +7,7 @@ import pickle
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,6 @@ from bitlens.quant.grid import StepGrid
 from bitlens.quant.layers import Quantized, quantized_layers, real_weight
 from bitlens.quant.prepare import prepare
 from bitlens.recipe import Bits, Recipe, Rule
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small, threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def data() -> tuple[Tensor, Tensor]:

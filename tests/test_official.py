@@ -4,7 +4,6 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.stformer import STFormer
 from bitlens.official import bitlens_name, from_official, load_official, read_official
 from bitlens.quant.layers import quantized_layers
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small, threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def golden(root: Path, bits: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:

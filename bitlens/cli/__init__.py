@@ -23,7 +23,7 @@ VERBS = {
     "reconstruct": "turn measurements, simulated or from a camera, into a video",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
     "verify": "measure again what a checkpoint claims",
-    "train": "train a float network",
+    "train": "train a float network, or a low-bit one",
     "quantize": "turn a float network into a low-bit one",
     "adapt": "fit a low-bit network to a new mask, from measurements alone",
     "experiment": "the experiments of Q-SCI, measured beside the paper's numbers",

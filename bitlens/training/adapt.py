@@ -85,23 +85,21 @@ def adapt(
     network.eval()
     batches = [(one[None], mask[None]) for one in measurements]  # 1 h w, 1 t h w
     old, before = copy.deepcopy(network.state_dict()), mean_residual(network, batches)
-    missing = [name for name in layers if teacher is not None and not has_module(teacher, name)]
+    known = dict(teacher.named_modules()) if teacher is not None else layers
+    missing = [name for name in layers if name not in known]
     source = teacher if teacher is not None and not missing else None
     calibrate_activations(network, batches, network.recipe.activation_range, source)  # type: ignore[union-attr]
     ranges = mean_residual(network, batches)
     kept = ranges <= before
     if not kept:
         network.load_state_dict(old)
+    after = min(before, ranges)
     if steps:
         tune(network, measurements, mask, teacher, steps, learning_rate, distill, window, batch, seed, on_step)
+        after = mean_residual(network, batches)
     lacking = f" (the teacher has no {missing[0]})" if missing else ""
     observed = "the teacher" if source is not None else f"the network itself, without its grids{lacking}"
-    return Adaptation(before, ranges, mean_residual(network, batches), kept, observed)
-
-
-def has_module(network: nn.Module, name: str) -> bool:
-    """Whether a network has a module of this dotted name."""
-    return name in dict(network.named_modules())
+    return Adaptation(before, ranges, after, kept, observed)
 
 
 def mean_residual(network: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:

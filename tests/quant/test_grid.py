@@ -1,6 +1,9 @@
 """Grids round to their codes and learn by the papers' gradients, which are written out here once more."""
 
 import math
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -335,3 +338,32 @@ def test_low_precision_input_keeps_its_dtype() -> None:
 
 def test_bits_are_shown() -> None:
     assert "bits=4, codes=-8..7" in repr(StepGrid(4, signed=True))
+
+
+FUSED = """
+import torch
+from bitlens.quant.grid import StepGrid
+for dtype in (torch.float32, torch.bfloat16):
+    found = []
+    for fused in (False, True):
+        torch.manual_seed(3)
+        grid = StepGrid(4, signed=False, zero_point="integer")
+        grid.set_range(torch.tensor(-0.5), torch.tensor(1.5))
+        grid.fused = fused
+        values = (2 * torch.randn(2, 3, 4, 5, 6)).to(dtype).requires_grad_(True)
+        output = grid(values)
+        (output.float() * torch.randn(output.shape)).sum().backward()
+        found.append((output.detach(), values.grad, grid.scale.grad, grid.zero_point.grad))
+    plain, fused = found
+    assert plain[0].dtype == dtype and torch.equal(plain[0], fused[0]) and torch.equal(plain[1], fused[1])
+    for a, b in zip(plain[2:], fused[2:]):
+        torch.testing.assert_close(a, b)
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a C++ compiler")
+def test_fused_grid_is_the_same_grid() -> None:
+    """What is compiled for training gives the same values and gradients; in a process without the suite's checks of
+    shapes, which cannot be compiled."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FUSED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

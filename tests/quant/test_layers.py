@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitlens.quant.calibrate import calibrate
 from bitlens.quant.grid import BoundGrid, StepGrid
-from bitlens.quant.layers import Quantized, QuantizedMatMul, float_mode, quantized_layers, real_weight
+from bitlens.quant.layers import Quantized, QuantizedMatMul, float_mode, fuse_grids, quantized_layers, real_weight
 from bitlens.quant.prepare import prepare
 from bitlens.recipe import Bits, Recipe, Rule
 
@@ -199,3 +199,13 @@ def test_names() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     prepare(network, Recipe("one", (Rule("2", Bits()),)))
     assert list(quantized_layers(network)) == ["2"]
+
+
+def test_fuse_grids_is_for_activations() -> None:
+    """Weights are too small to be worth a kernel; convolutions get the layout that is fast."""
+    network = nn.Sequential(nn.Conv3d(2, 3, 3), nn.LeakyReLU(), nn.Conv3d(3, 2, 1))
+    prepare(network, Recipe("r", (Rule("*", Bits(4, 4)),)))
+    fuse_grids(network)
+    for layer in quantized_layers(network).values():
+        assert isinstance(layer, Quantized) and layer.input_grid.fused and not layer.weight_grid.fused
+        assert layer.layer.get_parameter("weight").is_contiguous(memory_format=torch.channels_last_3d)

@@ -19,14 +19,6 @@ from bitlens.training.losses import data_residual
 SIZE, FRAMES = 32, 4
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def scenes(seed: int) -> Tensor:
     """Two made videos (b, t, h, w)."""
     video = high_speed_scene(seed, frames=2 * FRAMES, height=SIZE, width=SIZE, oversample=1)
