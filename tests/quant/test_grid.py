@@ -340,6 +340,25 @@ def test_bits_are_shown() -> None:
     assert "bits=4, codes=-8..7" in repr(StepGrid(4, signed=True))
 
 
+def test_gradients_are_weighted_by_what_comes_back() -> None:
+    """Where each value has its own slope of the loss: LSQ eq. 3 and LSQ+ eq. 5, value by value, summed per scale."""
+    values = 3 * torch.randn(2, 50)
+    weight = torch.randn(2, 50)
+    scale = torch.tensor([[0.4], [0.7]], requires_grad=True)
+    zero = torch.tensor([[1.3], [-0.6]], requires_grad=True)
+    x = values.clone().requires_grad_(True)
+    (weight * fake_quantize(x, scale, zero, -4, 3)).sum().backward()
+    s, z = scale.detach(), zero.detach()
+    place = values / s + z
+    code, inside = place.clamp(-4, 3).round(), (place >= -4) & (place <= 3)
+    assert 10 < int(inside.sum()) < 90
+    to_scale = weight * torch.where(inside, code - place, code - z)
+    to_zero = weight * torch.where(inside, 0.0, -s)
+    torch.testing.assert_close(x.grad, weight * inside)
+    torch.testing.assert_close(scale.grad, to_scale.sum(1, keepdim=True))
+    torch.testing.assert_close(zero.grad, to_zero.sum(1, keepdim=True))
+
+
 FUSED = """
 import torch
 from bitlens.quant.grid import StepGrid
