@@ -22,6 +22,7 @@ from bitlens.engine.lower import IntegerLayer, lower
 from bitlens.engine.reference import reference_network
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI, initial_estimate
+from bitlens.quant.layers import quantized_layers
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -45,6 +46,18 @@ class Check:
     """The same where what is not integer is float32."""
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one op of a compiled model took."""
+
+    name: str
+    """The layer's, for convolutions and linear layers."""
+    kind: str
+    kernel: str
+    """OpenVINO's name of what ran; it ends in I8 where it computed in integers."""
+    milliseconds: float
+
+
 def runs(network: nn.Module) -> TypeGuard[EfficientSCI]:
     """Whether there is a graph for this network."""
     return isinstance(network, EfficientSCI) and not network.config["normalize"]
@@ -55,7 +68,8 @@ class Engine:
 
     Args:
         network: an EfficientSCI, fake-quantized or float; it is not changed.
-        precision: of everything that is not integer; "auto" is bf16 where the CPU computes in it, else f32.
+        precision: of everything that is not integer; "auto" is bf16 where the CPU computes in it and no grid has fewer
+            than 8 bits, else f32. Coarse grids turn what bf16 rounds away into whole codes (docs/engine.md).
         threads: CPU threads; None leaves it to OpenVINO.
         cache: folder of compiled models and of the results of checks; None is `user_cache()`.
         check: compare every layer with the integer reference, once for these weights on this machine.
@@ -88,7 +102,8 @@ class Engine:
         capable = "BF16" in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not capable:
             raise ValueError("precision bf16, which this CPU has not; wanted f32 or auto; choose one")
-        self.precision = ("bf16" if capable else "f32") if precision == "auto" else precision
+        coarse = any(layer.activation_bits < 8 for layer in quantized_layers(network).values())
+        self.precision = ("bf16" if capable and not coarse else "f32") if precision == "auto" else precision
         self.settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             self.settings["INFERENCE_NUM_THREADS"] = threads
@@ -117,20 +132,47 @@ class Engine:
         size = (frames, height, width)
         if size not in self.compiled:
             file = self.cache / f"{self.identity}-{frames}x{height}x{width}.blob"
-            if file.is_file():
-                self.compiled[size] = self.core.import_model(file.read_bytes(), "CPU", self.settings)
-            else:
+            compiled = self.cached(file)
+            if compiled is None:
                 model, _ = build(self.network, self.lowered, *size)
-                self.compiled[size] = self.core.compile_model(model, "CPU", self.settings)
+                compiled = self.core.compile_model(model, "CPU", self.settings)
+                blob = compiled.export_model().getvalue()
                 with atomic_path(file) as temporary:
-                    temporary.write_bytes(self.compiled[size].export_model().getvalue())
+                    temporary.write_bytes(hashlib.sha256(blob).digest() + blob)
+            self.compiled[size] = compiled
         return self.compiled[size]
+
+    def cached(self, file: Path) -> Any:
+        """The compiled model of a file of the cache; None where there is none, or a damaged one."""
+        content = file.read_bytes() if file.is_file() else b""
+        digest, blob = content[:32], content[32:]
+        if hashlib.sha256(blob).digest() != digest:
+            return None  # it is built, and written, anew
+        return self.core.import_model(blob, "CPU", self.settings)
+
+    def profile(self, measurement: Array, mask: Array, runs: int = 3) -> list[Cost]:
+        """What OpenVINO's own counters say of each op, in order: the fastest of some runs, in a model of its own."""
+        estimate = initial_estimate(torch.as_tensor(measurement).float(), torch.as_tensor(mask).float())[:1]
+        model, _ = build(self.network, self.lowered, *estimate.shape[2:])
+        request = self.core.compile_model(model, "CPU", {**self.settings, "PERF_COUNT": True}).create_infer_request()
+        counters = []
+        for _ in range(runs + 1):
+            request.infer(estimate.numpy())
+            counters.append([info for info in request.profiling_info if info.status == info.Status.EXECUTED])
+        costs = []
+        for infos in zip(*counters[1:], strict=True):
+            milliseconds = min(info.real_time.total_seconds() for info in infos) * 1e3
+            costs.append(Cost(infos[0].node_name, infos[0].node_type, infos[0].exec_type, milliseconds))
+        return costs
 
     def checked(self) -> list[Check]:
         """The checks of all layers, from the cache or made now; refuses a layer that computes wrongly."""
         file = self.cache / f"{self.identity}-checks.json"
         if file.is_file():
-            return [Check(**check) for check in json.loads(file.read_text(encoding="utf-8"))]
+            try:
+                return [Check(**check) for check in json.loads(file.read_text(encoding="utf-8"))]
+            except (ValueError, TypeError):
+                file.unlink()  # damaged: checked anew
         checks = check_layers(self)
         for check in checks:
             if check.snr_f32 < WRONG["f32"] or check.snr < WRONG[self.precision]:

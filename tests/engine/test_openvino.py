@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,28 @@ def test_no_telemetry(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
     assert run.stdout.strip() == "None", run.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[: len(content) // 2], lambda _: b"", lambda _: b"junk" * 99]
+)
+def test_a_damaged_cache_is_made_anew(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    network, data = network_of("8 bits"), capture()
+    engine = engine_of(network, tmp_path)
+    video, files = engine(*data), list(tmp_path.iterdir())
+    assert {file.suffix for file in files} == {".blob", ".json"}
+    whole = {file: file.read_bytes() for file in files}
+    for file in files:
+        file.write_bytes(damage(whole[file]))
+    again = engine_of(network, tmp_path)
+    assert [check.name for check in again.checks] == [check.name for check in engine.checks]
+    assert torch.equal(again(*data), video)
+    assert all(len(file.read_bytes()) == len(whole[file]) for file in files)
+
+
+def test_coarse_grids_run_between_float32(tmp_path: Path) -> None:
+    network = network_of("4 bits with shift and shortcuts")
+    assert engine_of(network, tmp_path, precision="auto", check=False).precision == "f32"
 
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
