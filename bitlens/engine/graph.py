@@ -14,8 +14,7 @@ float) computes in float what fake quantization computes.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -32,7 +31,8 @@ from bitlens.engine.lower import (
     folded_weight,
     operand,
 )
-from bitlens.networks.efficientsci import CFormer, EfficientSCI, ResDNet, TemporalAttention
+from bitlens.engine.steps import Steps, Tap
+from bitlens.networks.efficientsci import EfficientSCI, TemporalAttention
 from bitlens.networks.parts import HeadShift
 from bitlens.quant.layers import Quantized
 
@@ -50,23 +50,12 @@ def openvino() -> ModuleType:
     return openvino
 
 
-@dataclass(frozen=True)
-class Tap:
-    """Where a layer can be listened to."""
-
-    inputs: tuple[Any, ...]
-    """The graph's values that enter it, in the shapes of the torch layer (linear layers: of a convolution)."""
-    output: Any
-
-
-class Graph:
+class Graph(Steps):
     """The ops of a network of one size; values are OpenVINO outputs."""
 
     def __init__(self, network: EfficientSCI, lowered: Lowered):
+        super().__init__(network, lowered)
         self.ops = openvino().opset13
-        self.names = {id(module): name for name, module in network.named_modules()}
-        self.integers = lowered.layers
-        self.taps: dict[str, Tap] = {}
 
     def constant(self, value: Tensor | Sequence[float] | float, *shape: int) -> Any:
         """Float32 numbers, reshaped where a shape is given."""
@@ -85,9 +74,13 @@ class Graph:
         """Equal parts along an axis."""
         return self.ops.split(x, axis, parts).outputs()
 
-    def add(self, *values: Any) -> Any:
-        """The sum, in order."""
-        return reduce(lambda a, b: self.ops.add(a, b).output(0), values)
+    def concat(self, values: list[Any]) -> Any:
+        """Several values as one, along the channels."""
+        return self.ops.concat(values, 1).output(0)
+
+    def plus(self, a: Any, b: Any) -> Any:
+        """The sum, element by element."""
+        return self.ops.add(a, b).output(0)
 
     def multiply(self, a: Any, b: Any) -> Any:
         """The product, element by element."""
@@ -149,6 +142,41 @@ class Graph:
         unit = grids.left.scale * grids.right.scale
         return self.offsets(grids.left, left), self.offsets(grids.right, right), unit
 
+    def attention(self, module: TemporalAttention, x: Any) -> Any:
+        """Temporal attention; q, k, v, what is mixed: (1, heads, d, t, pixels); scores: (1, heads, t, t, pixels)."""
+        _, c, t, h, w = x.get_shape()
+        n, d = module.heads, c // 2 // module.heads
+        q, k, v = self.split(self.reshape(self.layer(module.qkv, x), 3, n, d, t, h * w), 0, 3)
+        if isinstance(module.moveq, HeadShift) and isinstance(module.movek, HeadShift):
+            q = self.add(q, self.constant(module.moveq.bias, 1, n, 1, 1, 1))
+            k = self.add(k, self.constant(module.movek.bias, 1, n, 1, 1, 1))
+
+        left, right, unit = self.factors(module.scores, q, k)
+        columns = [self.reshape(part, 1, n, t, 1, h * w) for part in self.split(left, 2, d)]
+        scores = self.add(*map(self.multiply, columns, self.split(right, 2, d)))
+        scores = self.multiply(scores, self.constant(unit))
+        self.taps[self.names[id(module.scores)]] = Tap((self.transpose(q, 0, 1, 3, 2, 4), k), scores)
+
+        weights = self.ops.softmax(self.multiply(scores, self.constant(module.scale)), 3).output(0)
+        left, right, unit = self.factors(module.mix, weights, v)
+        rows = [self.reshape(part, 1, n, 1, t, h * w) for part in self.split(left, 3, t)]
+        mixed = self.multiply(self.add(*map(self.multiply, rows, self.split(right, 3, t))), self.constant(unit))
+        swap = (0, 1, 3, 2, 4)
+        self.taps[self.names[id(module.mix)]] = Tap((weights, self.transpose(v, *swap)), self.transpose(mixed, *swap))
+        return self.layer(module.proj, self.reshape(mixed, 1, n * d, t, h, w))
+
+    def pixel_shuffle(self, x: Any) -> Any:
+        """PixelShuffle(2) of every frame."""
+        _, c, t, h, w = x.get_shape()
+        x = self.transpose(self.reshape(x, c // 4, 2, 2, t, h, w), 0, 3, 4, 1, 5, 2)
+        return self.reshape(x, 1, c // 4, t, 2 * h, 2 * w)
+
+    def pixel_unshuffle(self, x: Any) -> Any:
+        """PixelUnshuffle(2) of every frame."""
+        _, c, t, h, w = x.get_shape()
+        x = self.transpose(self.reshape(x, c, t, h // 2, 2, w // 2, 2), 0, 3, 5, 1, 2, 4)
+        return self.reshape(x, 1, 4 * c, t, h // 2, w // 2)
+
 
 def runs_in_integers(layer: IntegerLayer) -> bool:
     """Whether the layer is in the form of int8 kernels: one scale of the input, zero-points that are codes."""
@@ -164,86 +192,5 @@ def build(network: EfficientSCI, lowered: Lowered, frames: int, height: int, wid
     """The model from initial estimate (1, 1, t, h, w), h and w even, to video (1, c, t, h, w), and its layers' taps."""
     g = Graph(network, lowered)
     estimate = g.ops.parameter([1, 1, frames, height, width], np.float32, "estimate")
-    x = extract_features(g, network, estimate.output(0))
-    for block in network.resdnet_list:
-        x = resdnet(g, block, x)  # type: ignore[arg-type]
-    x = pixel_shuffle(g, g.layer(network.up_conv, x))
-    return openvino().Model([reconstruct_video(g, network, x)], [estimate], "efficientsci"), g.taps
-
-
-def extract_features(g: Graph, network: EfficientSCI, x: Any) -> Any:
-    """FEM: (1, 1, t, h, w) to (1, 4c, t, h/2, w/2)."""
-    for i in range(3):
-        main = g.leaky(g.layer(network.fem[2 * i], x))
-        if network.config["shortcuts"]:
-            side = g.layer(network.fem_shortcut[i], pixel_unshuffle(g, x) if i == 2 else x)
-            main = g.add(main, g.leaky(side))
-        x = main
-    return x
-
-
-def reconstruct_video(g: Graph, network: EfficientSCI, x: Any) -> Any:
-    """VRM: (1, 2c, t, h, w) to (1, color_ch, t, h, w)."""
-    shortcuts = network.config["shortcuts"] is True  # "fem" adds none here
-    for i in range(2):
-        main = g.leaky(g.layer(network.vrm[2 * i], x))
-        x = g.add(main, g.leaky(g.layer(network.vrm_shortcut[i], x))) if shortcuts else main
-    out = g.layer(network.vrm[4], x)
-    return g.add(out, g.layer(network.vrm_shortcut[2], x)) if shortcuts else out
-
-
-def resdnet(g: Graph, block: ResDNet, x: Any) -> Any:
-    """Residual block with dense connections between channel groups."""
-    groups = g.split(x, 1, len(block.cformer_list))
-    done: list[Any] = []
-    for i, (group, former) in enumerate(zip(groups, block.cformer_list, strict=True)):
-        if i:
-            merge: Any = block.dense_conv[i - 1]
-            group = g.leaky(g.layer(merge[0], g.ops.concat([*done, group], 1).output(0)))
-        done.append(cformer(g, former, group))  # type: ignore[arg-type]
-    return g.add(g.layer(block.last_conv, g.ops.concat(done, 1).output(0)), x)
-
-
-def cformer(g: Graph, former: CFormer, x: Any) -> Any:
-    """Space and time branch in parallel, then a feed-forward network."""
-    space = g.layer(former.scb[2], g.leaky(g.layer(former.scb[0], x)))
-    x = g.add(space, attention(g, former.tsab, x), x)
-    return g.add(g.layer(former.ffn[2], g.leaky(g.layer(former.ffn[0], x))), x)
-
-
-def attention(g: Graph, module: TemporalAttention, x: Any) -> Any:
-    """Temporal attention; q, k, v and what is mixed are (1, heads, d, t, pixels), scores (1, heads, t, t, pixels)."""
-    _, c, t, h, w = x.get_shape()
-    n, d = module.heads, c // 2 // module.heads
-    q, k, v = g.split(g.reshape(g.layer(module.qkv, x), 3, n, d, t, h * w), 0, 3)
-    if isinstance(module.moveq, HeadShift) and isinstance(module.movek, HeadShift):
-        q = g.add(q, g.constant(module.moveq.bias, 1, n, 1, 1, 1))
-        k = g.add(k, g.constant(module.movek.bias, 1, n, 1, 1, 1))
-
-    left, right, unit = g.factors(module.scores, q, k)
-    columns = [g.reshape(part, 1, n, t, 1, h * w) for part in g.split(left, 2, d)]
-    scores = g.add(*map(g.multiply, columns, g.split(right, 2, d)))
-    scores = g.multiply(scores, g.constant(unit))
-    g.taps[g.names[id(module.scores)]] = Tap((g.transpose(q, 0, 1, 3, 2, 4), k), scores)
-
-    weights = g.ops.softmax(g.multiply(scores, g.constant(module.scale)), 3).output(0)
-    left, right, unit = g.factors(module.mix, weights, v)
-    rows = [g.reshape(part, 1, n, 1, t, h * w) for part in g.split(left, 3, t)]
-    mixed = g.multiply(g.add(*map(g.multiply, rows, g.split(right, 3, t))), g.constant(unit))
-    swap = (0, 1, 3, 2, 4)
-    g.taps[g.names[id(module.mix)]] = Tap((weights, g.transpose(v, *swap)), g.transpose(mixed, *swap))
-    return g.layer(module.proj, g.reshape(mixed, 1, n * d, t, h, w))
-
-
-def pixel_shuffle(g: Graph, x: Any) -> Any:
-    """PixelShuffle(2) of every frame."""
-    _, c, t, h, w = x.get_shape()
-    x = g.transpose(g.reshape(x, c // 4, 2, 2, t, h, w), 0, 3, 4, 1, 5, 2)
-    return g.reshape(x, 1, c // 4, t, 2 * h, 2 * w)
-
-
-def pixel_unshuffle(g: Graph, x: Any) -> Any:
-    """PixelUnshuffle(2) of every frame."""
-    _, c, t, h, w = x.get_shape()
-    x = g.transpose(g.reshape(x, c, t, h // 2, 2, w // 2, 2), 0, 3, 5, 1, 2, 4)
-    return g.reshape(x, 1, 4 * c, t, h // 2, w // 2)
+    video = g.reconstruct(network, estimate.output(0))
+    return openvino().Model([video], [estimate], "efficientsci"), g.taps
