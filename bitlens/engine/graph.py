@@ -30,6 +30,7 @@ from bitlens.engine.lower import (
     Operand,
     folded_weight,
     operand,
+    runs_in_integers,
 )
 from bitlens.engine.steps import Steps, Tap
 from bitlens.networks.efficientsci import EfficientSCI, TemporalAttention
@@ -176,11 +177,6 @@ class Graph(Steps):
         _, c, t, h, w = x.get_shape()
         x = self.transpose(self.reshape(x, c, t, h // 2, 2, w // 2, 2), 0, 3, 5, 1, 2, 4)
         return self.reshape(x, 1, 4 * c, t, h // 2, w // 2)
-
-
-def runs_in_integers(layer: IntegerLayer) -> bool:
-    """Whether the layer is in the form of int8 kernels: one scale of the input, zero-points that are codes."""
-    return layer.is_exact and not layer.folded
 
 
 def as_volume(weight: Tensor) -> Tensor:
