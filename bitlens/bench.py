@@ -110,7 +110,7 @@ def interleave(
 def listen(line: Connection, timing: Timing) -> None:
     """Take in what a process tells next: fields of its Timing, and the seconds of a run."""
     try:
-        told = line.recv()
+        told: dict[str, Any] = line.recv()
     except (EOFError, ConnectionError):
         told = {"failure": "its process died; it may have been killed for its memory"}
     seconds = told.pop("seconds", None)
@@ -176,8 +176,10 @@ def serve(line: Connection, contestant: Contestant, begun: float, keep: Path | N
             before = time.perf_counter()
             result = run()
             told = {"seconds": time.perf_counter() - before, "peak_mb": peak_memory()}
-            line.send(told | ({"value": result} if isinstance(result, float) else {}))
+            if isinstance(result, float):
+                told["value"] = result
             del result
+            line.send(told)
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:  # whatever it is, the others go on, and the table says so

@@ -148,7 +148,8 @@ class Engine:
         costs = []
         for infos in zip(*counters[1:], strict=True):
             milliseconds = min(info.real_time.total_seconds() for info in infos) * 1e3
-            name = layers.get(infos[0].node_name, infos[0].node_name)
+            node = str(infos[0].node_name)
+            name = layers.get(node, node)
             costs.append(Cost(name, infos[0].node_type, infos[0].exec_type, milliseconds))
         return costs
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from bitlens.engine import openvino as engine_module
 from bitlens.engine.checks import CHECK_SIZE, snr, user_cache
 from bitlens.engine.graph import Graph
-from bitlens.engine.lower import IntegerLayer
 from bitlens.engine.openvino import Engine, kernels_of
 from bitlens.methods import quantize, recipe_of
 from bitlens.networks.classical import GapTV
@@ -120,14 +119,14 @@ def test_bf16(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layer", ["fem.2", "resdnet_list.0.last_conv"])
 def test_a_layer_that_computes_wrongly_is_refused(layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, right = network_of("8 bits"), Graph.codes
-    geometry = network.get_submodule(f"{layer}.layer")
+    network, right = network_of("8 bits"), Graph.weight
+    chosen = network.get_submodule(layer)
 
-    def wrong(self: Graph, integers: IntegerLayer) -> Any:
-        weight = right(self, integers)
-        return self.multiply(weight, self.constant(1.1)) if integers.geometry is geometry else weight
+    def wrong(self: Graph, module: nn.Module, rows: Tensor, columns: Tensor | None) -> Any:
+        weight = right(self, module, rows, columns)
+        return self.multiply(weight, self.constant(1.1)) if module is chosen else weight
 
-    monkeypatch.setattr(Graph, "codes", wrong)
+    monkeypatch.setattr(Graph, "weight", wrong)
     with pytest.raises(
         ValueError, match=rf"OpenVINO computes layer {layer} \(.*\) wrongly: .* run the network in torch"
     ):
@@ -179,7 +178,7 @@ def test_a_damaged_cache_is_made_anew(damage: Callable[[bytes], bytes], tmp_path
     again = engine_of(network, tmp_path)
     assert [check.name for check in again.checks] == [check.name for check in engine.checks]
     assert torch.equal(again(*data), video)
-    assert all(len(file.read_bytes()) == len(whole[file]) for file in files)
+    assert all(file.read_bytes() != damage(whole[file]) for file in files)
 
 
 def test_coarse_grids_run_between_float32(tmp_path: Path) -> None:
