@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -47,6 +47,8 @@ class Benchmark:
 
     models: tyro.conf.Positional[tuple[str, ...]]
     """Low-bit checkpoints, shipped names or paths. Ratios are of the first."""
+    engines: tuple[Literal["pytorch", "openvino"], ...] = ("pytorch", "openvino")
+    """Engines of the float network; low bits run on OpenVINO."""
     float_model: str | None = None
     """Their float network. Default: what the first one was made from, else itself without its grids."""
     size: int = 256
@@ -137,13 +139,15 @@ class Benchmark:
             contestant = Contestant(name, prepare, (model, *data, self.threads, *more))
             return Row(name, model, engine, precision, kind, contestant)
 
-        cache = str(folder / "cache")
+        cache, rows = str(folder / "cache"), []
         eager, compiled, openvino = contestants.torch_eager, contestants.torch_compiled, contestants.openvino_run
-        rows = [row(float_model, "PyTorch eager", "float32", "official float32", eager)]
-        for precision, kind in (("float32", "float32"), ("bf16", "bf16")):
-            hint = "f32" if kind == "float32" else "bf16"
-            rows.append(row(float_model, "PyTorch compiled", precision, kind, compiled, kind == "bf16"))
-            rows.append(row(float_model, "OpenVINO", precision, kind, openvino, hint, cache))
+        if "pytorch" in self.engines:
+            rows.append(row(float_model, "PyTorch eager", "float32", "official float32", eager))
+        for kind, hint in (("float32", "f32"), ("bf16", "bf16")):
+            if "pytorch" in self.engines:
+                rows.append(row(float_model, "PyTorch compiled", kind, kind, compiled, kind == "bf16"))
+            if "openvino" in self.engines:
+                rows.append(row(float_model, "OpenVINO", kind, kind, openvino, hint, cache))
         for model in self.models:
             rows.append(row(model, "OpenVINO", f"{bits_of(model)} bits", "low-bit", openvino, "auto", cache))
         return rows
@@ -230,7 +234,7 @@ def describe_row(row: Row, timing: "Timing", work: dict[str, float], peaks: dict
     if timing.failure is not None:
         return told
     rate = work[row.model] / timing.median
-    peak = peaks["bf16" if row.kind == "bf16" else "u8s8" if row.kind == "low-bit" else "f32"]
+    peak = peaks.get("bf16" if row.kind == "bf16" else "u8s8" if row.kind == "low-bit" else "f32")
     return told | {
         "median_s": timing.median,
         "fastest_s": min(timing.seconds),
@@ -301,7 +305,7 @@ def show(result: dict[str, Any], out: "Console") -> None:
         close = "" if row["psnr_to_float"] is None else f"{row['psnr_to_float']:.1f}"
         rows.append([
             row["model"], row["engine"], row["precision"], f"{row['median_s']:.3f}", spread,
-            f"{row['gmacs_per_s']:.0f}", f"{row['fraction_of_peak']:.0%}", f"{row['peak_mb']:.0f}",
+            f"{row['gmacs_per_s']:.0f}", percent(row["fraction_of_peak"]), f"{row['peak_mb']:.0f}",
             f"{row['psnr']:.2f}", close,
         ])  # fmt: skip
     columns = [
@@ -313,8 +317,9 @@ def show(result: dict[str, Any], out: "Console") -> None:
         out.print(line, style="yellow")
     features = ", ".join(machine["features"])
     out.print(f"{machine['cpu']} ({features}), {result['rounds']} interleaved runs each")
-    measured = ", ".join(f"{name} {rate:.0f}" for name, rate in peaks.items())
-    out.print(f"peak of this CPU, a large convolution: {measured} GMAC/s")
+    if peaks:
+        measured = ", ".join(f"{name} {rate:.0f}" for name, rate in peaks.items())
+        out.print(f"peak of this CPU, a large convolution: {measured} GMAC/s")
     for row in result["rows"]:
         if "first_start_s" in row:
             out.print(f"{row['name']}: to the first video {row['first_start_s']:.1f} s, later {row['start_s']:.1f} s")
@@ -324,10 +329,15 @@ def show(result: dict[str, Any], out: "Console") -> None:
         if ratio is not None:
             out.print(f"{result['models'][0]} is {ratio:.2f} times as fast as {words[name]}")
     for model, costs in result["layers"].items():
-        out.print(layer_table(model, costs, peaks["u8s8"]))
+        out.print(layer_table(model, costs, peaks.get("u8s8")))
 
 
-def layer_table(model: str, costs: Sequence[dict[str, Any]], peak: float) -> Any:
+def percent(fraction: float | None) -> str:
+    """0.5 as 50%; nothing for None."""
+    return "" if fraction is None else f"{fraction:.0%}"
+
+
+def layer_table(model: str, costs: Sequence[dict[str, Any]], peak: float | None) -> Any:
     """Layers with equal roles in different blocks together; what is between them by its kind."""
     from bitlens.report import table
 
@@ -340,7 +350,7 @@ def layer_table(model: str, costs: Sequence[dict[str, Any]], peak: float) -> Any
     for (role, kernel), group in sorted(groups.items(), key=lambda item: -sum(c["milliseconds"] for c in item[1])):
         spent, work = sum(cost["milliseconds"] for cost in group), sum(cost["gmacs"] or 0.0 for cost in group)
         rate = work / spent * 1e3 if work and spent else None
-        speed = ["", ""] if rate is None else [f"{rate:.0f}", f"{rate / peak:.0%}"]
+        speed = ["", ""] if rate is None else [f"{rate:.0f}", percent(rate / peak if peak else None)]
         rows.append([role, kernel, str(len(group)), f"{spent:.1f}", *speed])
     layers = [cost for cost in costs if cost["gmacs"] is not None]
     integer = sum(cost["kernel"].endswith("I8") for cost in layers)

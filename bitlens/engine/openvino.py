@@ -144,14 +144,17 @@ class Engine:
         request, layers, counters = compiled.create_infer_request(), layers_of(compiled), []
         for _ in range(runs + 1):
             request.infer(estimate.numpy())
-            counters.append([info for info in request.profiling_info if info.status == info.Status.EXECUTED])
-        costs = []
+            counters.append(request.profiling_info)
+        costs: dict[str, Cost] = {}
         for infos in zip(*counters[1:], strict=True):
-            milliseconds = min(info.real_time.total_seconds() for info in infos) * 1e3
+            seconds = [info.real_time.total_seconds() for info in infos if info.status == info.Status.EXECUTED]
             node = str(infos[0].node_name)
             name = layers.get(node, node)
-            costs.append(Cost(name, infos[0].node_type, infos[0].exec_type, milliseconds))
-        return costs
+            if seconds or node in layers:  # a counter of small layers may stand at 0
+                before = costs[name].milliseconds if name in costs else 0.0  # of the layer's other parts
+                spent = before + 1e3 * min(seconds, default=0.0)
+                costs[name] = Cost(name, infos[0].node_type, infos[0].exec_type, spent)
+        return list(costs.values())
 
     def checked(self) -> list[Check]:
         """The checks of all layers, from the cache or made now; refuses a layer that computes wrongly."""
