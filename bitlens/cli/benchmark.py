@@ -358,8 +358,8 @@ def layer_table(model: str, costs: Sequence[dict[str, Any]], peak: float | None)
     return table(title, ["layer", "kernel", "times", "ms", "GMAC/s", "of peak"], rows, texts=2)
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Medians as bars, the fastest below."""
+def draw(result: dict[str, Any], path: Path, text: dict[str, str] | None = None) -> None:
+    """Medians as bars, the fastest below, as a PNG that carries `text`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -378,4 +378,4 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_title(
         f"{frames}x{height}x{width}, {result['threads']} threads, {result['environment']['cpu']}", loc="left"
     )
-    figure.savefig(path, format="png")
+    figure.savefig(path, format="png", metadata=text)
