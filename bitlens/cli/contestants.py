@@ -5,16 +5,18 @@ mask (1, t, h, w) and a number of threads. It returns the run that is timed, whi
 """
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from bitlens import checkpoint
+from bitlens.cli.running import start
 from bitlens.cli.shared import keep_freed_memory
-from bitlens.engine.graph import openvino
-from bitlens.engine.openvino import Engine
+from bitlens.engine.runtime import openvino
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Run = Callable[[], np.ndarray]
 
@@ -29,6 +31,8 @@ def torch_eager(model: str, measurement: np.ndarray, mask: np.ndarray, threads: 
 
 def torch_compiled(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int, bf16: bool) -> Run:
     """PyTorch at its best: compiled, weights frozen and in bf16 if asked for, channels last, freed memory kept."""
+    import torch
+
     keep_freed_memory()
     torch._inductor.config.freezing = True  # type: ignore[attr-defined]
     network: Any = checkpoint.load(model).to(torch.bfloat16 if bf16 else torch.float32)
@@ -38,8 +42,10 @@ def torch_compiled(model: str, measurement: np.ndarray, mask: np.ndarray, thread
     return torch_run(network, measurement, mask, threads)
 
 
-def torch_run(network: nn.Module, measurement: np.ndarray, mask: np.ndarray, threads: int) -> Run:
+def torch_run(network: "nn.Module", measurement: np.ndarray, mask: np.ndarray, threads: int) -> Run:
     """A run of a network that is ready."""
+    import torch
+
     torch.set_num_threads(threads)
     network.eval().requires_grad_(False)
     inputs = torch.from_numpy(measurement), torch.from_numpy(mask)
@@ -52,12 +58,12 @@ def torch_run(network: nn.Module, measurement: np.ndarray, mask: np.ndarray, thr
 
 
 def openvino_run(
-    model: str, measurement: np.ndarray, mask: np.ndarray, threads: int, precision: str, cache: str | None
+    model: str, measurement: np.ndarray, mask: np.ndarray, threads: int, precision: str, cache: str
 ) -> Run:
     """OpenVINO: integers where the network is quantized, `precision` elsewhere."""
-    torch.set_num_threads(threads)
-    engine = Engine(checkpoint.load(model), precision=precision, threads=threads, cache=cache)
-    return lambda: engine(measurement, mask)[0, 0]
+    frames, height, width = mask.shape[1:]
+    running, _ = start(model, (frames, height, width), threads, precision, Path(cache))
+    return lambda: running(measurement, mask)[0, 0]
 
 
 def convolution_peak(threads: int, precision: str) -> Callable[[], float]:

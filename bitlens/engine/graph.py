@@ -13,10 +13,8 @@ What no int8 kernel of OpenVINO can execute (attention's products; layers that `
 float) computes in float what fake quantization computes.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +31,7 @@ from bitlens.engine.lower import (
     operand,
     runs_in_integers,
 )
+from bitlens.engine.runtime import openvino
 from bitlens.engine.steps import Steps, Tap
 from bitlens.networks.efficientsci import EfficientSCI, TemporalAttention
 from bitlens.networks.parts import HeadShift
@@ -40,19 +39,6 @@ from bitlens.quant.layers import Quantized
 
 PART = "#"
 """Between the name of a layer and the number of one of its parts, in the names of the compiled model's ops."""
-
-
-def openvino() -> ModuleType:
-    """The `openvino` package, without its telemetry.
-
-    `openvino_telemetry` writes an identity into the home folder when it is imported, and counts calls. Hidden from
-    the import, OpenVINO puts its own empty stand-in into its place.
-    """
-    if "openvino" not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
 
 
 class Graph(Steps):

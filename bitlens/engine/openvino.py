@@ -4,22 +4,20 @@ Every layer is compared with the integer reference before the first use, because
 computes wrongly, without a word (docs/engine.md lists when).
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitlens.engine.checks import CHECK_SIZE, Check, check_input, compare_layers, fingerprint, user_cache
-from bitlens.engine.graph import PART, build, openvino
+from bitlens.engine.checks import CHECK_SIZE, Check, check_input, compare_layers, fingerprint
+from bitlens.engine.graph import PART, build
 from bitlens.engine.lower import lower
+from bitlens.engine.runtime import Runtime, code_and_machine, openvino, user_cache
 from bitlens.engine.steps import Tap
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI, initial_estimate
@@ -95,46 +93,22 @@ class Engine:
             self.settings["INFERENCE_NUM_THREADS"] = threads
         self.cache = Path(cache) if cache is not None else user_cache("openvino")
         self.cache.mkdir(parents=True, exist_ok=True)
-        self.compiled: dict[tuple[int, ...], Any] = {}
+        identity = fingerprint(network, self.lowered, (code_and_machine(), self.settings))
+        self.runtime = Runtime(identity, self.settings, self.cache, self.build)
         self.checks = self.checked() if check else []
 
-    @torch.no_grad()
     def __call__(self, measurement: Array, mask: Array) -> Array:
         """The video (b, c, t, h, w), float32, of measurement (b, h, w) and mask (1 or b, t, h, w).
 
         Arrays of numpy give an array, tensors a tensor. The first call for a size of video compiles it, or finds it
         in the cache.
         """
-        estimate = initial_estimate(torch.as_tensor(measurement).float(), torch.as_tensor(mask).float())  # b 1 t h w
-        h, w = estimate.shape[-2:]
-        if h % 2 or w % 2:
-            estimate = F.pad(estimate.squeeze(1), (0, w % 2, 0, h % 2), mode="replicate").unsqueeze(1)
-        compiled = self.compile(*estimate.shape[2:])
-        video = np.concatenate([compiled(one[None].numpy())[0] for one in estimate])[..., :h, :w]
+        video = self.runtime(np.asarray(measurement, np.float32), np.asarray(mask, np.float32))
         return video if isinstance(measurement, np.ndarray) else torch.from_numpy(video)  # type: ignore[return-value]
 
-    def compile(self, frames: int, height: int, width: int) -> Any:
-        """The compiled model for one size of video, with even height and width, from the cache if it is there."""
-        size = (frames, height, width)
-        if size not in self.compiled:
-            file = self.cache / f"{self.identity}-{frames}x{height}x{width}.blob"
-            compiled = self.cached(file)
-            if compiled is None:
-                model, _ = build(self.network, self.lowered, *size)
-                compiled = self.core.compile_model(model, "CPU", self.settings)
-                blob = compiled.export_model().getvalue()
-                with atomic_path(file) as temporary:
-                    temporary.write_bytes(hashlib.sha256(blob).digest() + blob)
-            self.compiled[size] = compiled
-        return self.compiled[size]
-
-    def cached(self, file: Path) -> Any:
-        """The compiled model of a file of the cache; None where there is none, or a damaged one."""
-        content = file.read_bytes() if file.is_file() else b""
-        digest, blob = content[:32], content[32:]
-        if hashlib.sha256(blob).digest() != digest:
-            return None  # it is built, and written, anew
-        return self.core.import_model(blob, "CPU", self.settings)
+    def build(self, frames: int, height: int, width: int) -> Any:
+        """The OpenVINO model for one size of video."""
+        return build(self.network, self.lowered, frames, height, width)[0]
 
     def profile(self, measurement: Array, mask: Array, runs: int = 3) -> list[Cost]:
         """What OpenVINO's own counters say of each op, in order: the fastest of some runs, in a model of its own."""
@@ -158,7 +132,7 @@ class Engine:
 
     def checked(self) -> list[Check]:
         """The checks of all layers, from the cache or made now; refuses a layer that computes wrongly."""
-        file = self.cache / f"{self.identity}-checks.json"
+        file = self.cache / f"{self.runtime.identity}-checks.json"
         if file.is_file():
             try:
                 return [Check(**check) for check in json.loads(file.read_text(encoding="utf-8"))]
@@ -175,12 +149,6 @@ class Engine:
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps([asdict(check) for check in checks]), encoding="utf-8")
         return checks
-
-    @cached_property
-    def identity(self) -> str:
-        """A hash of all that a compiled model and its check depend on: weights, this code, OpenVINO, CPU, settings."""
-        facts = openvino().__version__, self.core.get_property("CPU", "FULL_DEVICE_NAME"), self.settings
-        return fingerprint(self.network, self.lowered, facts)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bitlens.engine import openvino as engine_module
-from bitlens.engine.checks import CHECK_SIZE, snr, user_cache
+from bitlens.engine.checks import CHECK_SIZE, snr
 from bitlens.engine.graph import Graph
 from bitlens.engine.openvino import Engine, kernels_of
 from bitlens.methods import quantize, recipe_of
@@ -146,7 +146,7 @@ def test_the_second_start_builds_and_checks_nothing(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(engine_module, "build", fails)
     second = engine_of(network, tmp_path)
     assert torch.equal(second(*data), wanted) and second.checks == first.checks
-    compiled = second.compile(*CHECK_SIZE)
+    compiled = second.runtime.compile(*CHECK_SIZE)
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     assert kernels_of(compiled)["fem.0"].endswith("_I8")
     for other in (network_of("4 bits with shift and shortcuts"), network_of("8 bits")):  # other weights, other files
@@ -157,7 +157,9 @@ def test_the_second_start_builds_and_checks_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_no_telemetry(tmp_path: Path) -> None:
-    code = "from bitlens.engine.graph import openvino; import sys; openvino(); print(sys.modules['openvino_telemetry'])"
+    code = (
+        "from bitlens.engine.runtime import openvino; import sys; openvino(); print(sys.modules['openvino_telemetry'])"
+    )
     settings = {**os.environ, "HOME": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
     assert run.stdout.strip() == "None", run.stderr
@@ -184,13 +186,6 @@ def test_a_damaged_cache_is_made_anew(damage: Callable[[bytes], bytes], tmp_path
 def test_coarse_grids_run_between_float32(tmp_path: Path) -> None:
     network = network_of("4 bits with shift and shortcuts")
     assert engine_of(network, tmp_path, precision="auto", check=False).precision == "f32"
-
-
-def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert user_cache("openvino") == tmp_path / "bitlens" / "openvino"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert user_cache("openvino") == Path.home() / ".cache" / "bitlens" / "openvino"
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
