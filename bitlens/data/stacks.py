@@ -142,7 +142,10 @@ def _stored_in_pieces(path: Path, wanted: Sequence[str], key: str | None, axes: 
 
     def pictures() -> Iterator[np.ndarray]:
         with _opened(path, entry) as file:
-            _header(file)
+            try:
+                _header(file)
+            except DAMAGE as error:
+                raise _damaged(path, f"{type(error).__name__}: {error}") from error
             for _ in range(shape[0]):
                 picture = np.frombuffer(_exactly(file, count, path), dtype).reshape(shape[1:])
                 yield picture.T if by_columns else picture

@@ -190,13 +190,14 @@ def _movie_writer(path: Path, frames: int, fps: float | int) -> Iterator[Write]:
 
             def append(video: np.ndarray) -> None:
                 levels = to_levels(video)
-                size[:] = levels.shape[1:3]
                 if mp4:
                     odd = ((0, 0), (0, levels.shape[1] % 2), (0, levels.shape[2] % 2), (0, 0))[: levels.ndim]
                     levels = np.pad(levels, odd, mode="edge")
                 colour = levels.ndim == 4
-                stream.height, stream.width = levels.shape[1:3]
-                stream.pix_fmt = "yuv420p" if mp4 else ("bgr0" if colour else "gray")
+                if not size:  # the codec opens with the first frame
+                    size[:] = video.shape[1:3]
+                    stream.height, stream.width = levels.shape[1:3]
+                    stream.pix_fmt = "yuv420p" if mp4 else ("bgr0" if colour else "gray")
                 for level in levels:
                     frame = av.VideoFrame.from_ndarray(level, format="rgb24" if colour else "gray")
                     container.mux(stream.encode(frame))

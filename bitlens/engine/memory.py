@@ -17,12 +17,19 @@ from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.stformer import STFormer
 from bitlens.quant.layers import quantized_layers
 
-__all__ = ["FIXED_MB", "MARGIN", "bytes_per_pixel"]
+__all__ = ["FIXED_MB", "MARGIN", "bytes_per_pixel", "fixed_mb"]
 
 MARGIN = 1.25
 """Factor over what was measured: other thread counts, versions and CPUs."""
-FIXED_MB = 96
+FIXED_MB = 80
 """What running takes beside, at any size: scratch of kernels, compilation."""
+
+
+def fixed_mb(network: nn.Module) -> float:
+    """MB that running takes at any size: `FIXED_MB`, and the weights twice, in the order that kernels like."""
+    return (
+        FIXED_MB + 2 * sum(parameter.numel() * parameter.element_size() for parameter in network.parameters()) / 2**20
+    )
 
 
 def bytes_per_pixel(network: nn.Module, frames: int, engine: str = "torch", precision: str = "f32") -> float:
