@@ -58,6 +58,8 @@ def choose_tiling(
     Raises:
         ValueError: the budget does not hold the smallest tile.
     """
+    import torch
+
     from bitlens.engine.memory import bytes_per_pixel, fixed_mb
     from bitlens.engine.openvino import Engine
     from bitlens.tiles import cuts, window_for
@@ -67,7 +69,7 @@ def choose_tiling(
     need = bytes_per_pixel(network, frames, kind, getattr(running, "precision", "f32"))
     colours = getattr(network, "config", {}).get("color_ch", getattr(network, "config", {}).get("color_channels", 1))
     results = 2 * 4 * colours * frames * height * width / 2**20  # the video, and room to look at it
-    base = used_mb() + fixed_mb(network) + results
+    base = used_mb() + fixed_mb(network, torch.get_num_threads()) + results
     budget = default_mb() if memory_mb is None else memory_mb
     radius, multiple = int(network.radius), int(network.alignment)  # type: ignore[arg-type]
 
