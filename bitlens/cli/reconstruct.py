@@ -41,9 +41,9 @@ class Reconstruct:
     """Order of the mask's axes, thw or hwt. Default: by name."""
     allow_saturated: bool = False
     """Accept measurements in which more than 1 percent of the pixels are at the maximum."""
-    engine: Literal["auto", "openvino", "torch", "reference"] = "torch"
+    engine: Literal["auto", "openvino", "onnxruntime", "torch", "reference"] = "torch"
     """What computes: torch (low bits are simulated), openvino (int8 on the CPU; auto takes it for low-bit networks),
-    or reference (integers in plain torch, slow)."""
+    onnxruntime (integers, portable), or reference (integers in plain torch, slow)."""
     fps: float = 10.0
     """Frames per second of the video written."""
     json: Path | None = None

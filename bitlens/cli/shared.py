@@ -97,7 +97,8 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
 
     Raises:
         TypeError: the engine does not know the network.
-        ValueError: nothing of the network is quantized, for the reference; or a layer computes wrongly.
+        ValueError: nothing of the network is quantized, for the reference; ONNX Runtime is not installed; or a layer
+            computes wrongly.
     """
     from bitlens.engine.openvino import Engine, runs
     from bitlens.quant.layers import Quantized, quantized_layers
@@ -113,6 +114,13 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
         return reference_network(network), "reference, integers in plain torch: exact and slow"
     import torch
 
+    if engine == "onnxruntime":
+        from bitlens.engine import onnxruntime
+
+        running = onnxruntime.Engine(network, threads=torch.get_num_threads())
+        wanted = [name for name, layer in layers.items() if isinstance(layer, Quantized)]
+        integer = sum(check.name in wanted and "MatMulInteger" in check.kernel for check in running.checks)
+        return running, f"ONNX Runtime, integers in {integer} of {len(wanted)} layers, the rest in f32"
     running = Engine(network, threads=torch.get_num_threads())
     wanted = [name for name, layer in layers.items() if isinstance(layer, Quantized)]
     integer = sum(check.name in wanted and check.kernel.endswith("I8") for check in running.checks)

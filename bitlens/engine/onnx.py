@@ -14,7 +14,6 @@ Linear layers are 1x1x1 convolutions. Attention's products have grids too, and s
 """
 
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -365,8 +364,3 @@ def build(
     opsets = [onnx().helper.make_opsetid("", OPSET)]
     model = onnx().helper.make_model(graph, producer_name="bitlens", opset_imports=opsets, ir_version=IR_VERSION)
     return model, g.taps
-
-
-def save(model: Any, path: str | os.PathLike[str]) -> None:
-    """Write a model into one file."""
-    onnx().save(model, os.fspath(path))
