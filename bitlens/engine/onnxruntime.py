@@ -1,5 +1,6 @@
 """EfficientSCI through ONNX Runtime: the same file that is exported, every layer checked before the first use."""
 
+import hashlib
 import json
 import os
 import platform
@@ -96,11 +97,14 @@ class Engine:
     def session(self) -> Any:
         """The model, ready to run: optimized now, or found optimized in the cache."""
         file = self.cache / f"{self.identity}.onnx"
-        if file.is_file():
-            return open_session(file.read_bytes(), self.threads, optimize=False)
+        content = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(content[32:]).digest() == content[:32]:  # else there is none, or it is damaged
+            return open_session(content[32:], self.threads, optimize=False)
         model, _ = build(self.network, self.lowered, self.form)
         with atomic_path(file) as temporary:
             session = open_session(model.SerializeToString(), self.threads, optimized_model_filepath=str(temporary))
+            optimized = temporary.read_bytes()
+            temporary.write_bytes(hashlib.sha256(optimized).digest() + optimized)
         return session
 
     def checked(self) -> list[Check]:
