@@ -44,11 +44,12 @@ def start(
     return engine.runtime, note
 
 
-def describe(engine: Any) -> str:
+def describe(engine: Any, name: str = "OpenVINO") -> str:
     """OpenVINO, int8 in 119 of 119 layers, the rest in bf16."""
+    from bitlens.engine.checks import in_integers
     from bitlens.quant.layers import Quantized, quantized_layers
 
     wanted = [name for name, layer in quantized_layers(engine.network).items() if isinstance(layer, Quantized)]
-    integer = sum(check.name in wanted and check.kernel.endswith("I8") for check in engine.checks)
+    integer = sum(check.name in wanted and in_integers(check.kernel) for check in engine.checks)
     low = f"int8 in {integer} of {len(wanted)} layers, the rest in " if wanted else ""
-    return f"OpenVINO, {low}{engine.precision}"
+    return f"{name}, {low}{getattr(engine, 'precision', 'f32')}"

@@ -99,7 +99,8 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
 
     Raises:
         TypeError: the engine does not know the network.
-        ValueError: nothing of the network is quantized, for the reference; or a layer computes wrongly.
+        ValueError: nothing of the network is quantized, for the reference; ONNX Runtime is not installed; or a layer
+            computes wrongly.
     """
     from bitlens.engine.openvino import Engine, runs
     from bitlens.quant.layers import quantized_layers
@@ -117,6 +118,11 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
 
     from bitlens.cli.running import describe
 
+    if engine == "onnxruntime":
+        from bitlens.engine import onnxruntime
+
+        running = onnxruntime.Engine(network, threads=torch.get_num_threads())
+        return running, describe(running, "ONNX Runtime")
     running = Engine(network, threads=torch.get_num_threads())
     return running, describe(running)
 

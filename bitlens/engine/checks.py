@@ -30,6 +30,11 @@ class Check:
     """The same where what is not integer is float32."""
 
 
+def in_integers(kernel: str) -> bool:
+    """Whether a kernel, by its engine's name for it, multiplies integers."""
+    return kernel.endswith("I8") or "MatMulInteger" in kernel
+
+
 def check_capture() -> tuple[Tensor, Tensor]:
     """Measurement (1, h, w) and mask (1, t, h, w) of a smooth random scene behind a random mask, always the same."""
     generator = torch.Generator().manual_seed(0)

@@ -253,3 +253,19 @@ def build(network: EfficientSCI, lowered: Lowered, frames: int, height: int, wid
     estimate = g.ops.parameter([1, 1, frames, height, width], np.float32, "estimate")
     video = g.reconstruct(network, estimate.output(0))
     return openvino().Model([video], [estimate], "efficientsci"), g.taps
+
+
+def build_camera(network: EfficientSCI, lowered: Lowered, frames: int, height: int, width: int) -> Any:
+    """The model from measurement (1, h, w) and mask (1, t, h, w) to video (1, c, t, h, w), h and w even."""
+    g = Graph(network, lowered)
+    measurement = g.ops.parameter([1, height, width], np.float32, "measurement")
+    mask = g.ops.parameter([1, frames, height, width], np.float32, "mask")
+    total = g.ops.reduce_sum(mask, np.array([1], np.int64), True)  # 1 1 h w
+    total = g.ops.select(g.ops.equal(total, g.constant(0.0)), g.constant(1.0), total)
+    mean = g.ops.divide(g.reshape(measurement, 1, 1, height, width), total)
+    estimate = g.plus(mean, g.multiply(mask, mean))  # 1 t h w
+    video = g.reconstruct(network, g.reshape(estimate, 1, 1, frames, height, width))
+    parameters = [measurement, mask]
+    for node, name in ((measurement, "measurement"), (mask, "mask"), (video.get_node(), "video")):
+        node.output(0).get_tensor().set_names({name})
+    return openvino().Model([video], parameters, "efficientsci")

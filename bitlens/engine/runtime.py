@@ -39,13 +39,18 @@ def user_cache(engine: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitlens" / engine
 
 
-def code_and_machine() -> str:
-    """A hash of what every compiled model depends on: the code of this folder, OpenVINO's version, the CPU."""
-    core = openvino().Core()
-    digest = hashlib.sha256(repr((openvino().__version__, core.get_property("CPU", "FULL_DEVICE_NAME"))).encode())
+def code() -> str:
+    """A hash of the code of this folder."""
+    digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()
+
+
+def code_and_machine() -> str:
+    """A hash of what every compiled model depends on: this folder's code, OpenVINO's version, the CPU."""
+    facts = code(), openvino().__version__, openvino().Core().get_property("CPU", "FULL_DEVICE_NAME")
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 class Runtime:
