@@ -22,6 +22,7 @@ VERBS = {
     "measure": "simulate the camera: a video becomes coded measurements",
     "reconstruct": "turn measurements, simulated or from a camera, into a video",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
+    "benchmark": "measured speed, beside every float engine on this machine",
     "verify": "measure again what a checkpoint claims",
     "train": "train a float network, or a low-bit one",
     "quantize": "turn a float network into a low-bit one",

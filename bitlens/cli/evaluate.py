@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -38,6 +38,8 @@ class Evaluate:
     """Seed of a random mask."""
     ssim: bool = True
     """Compute SSIM too, which takes longer."""
+    engine: Literal["auto", "openvino", "torch", "reference"] = "torch"
+    """What computes, as for `bitlens reconstruct`. Claims of checkpoints are of torch."""
 
     def run(self) -> None:
         from bitlens.cli.shared import output_file
@@ -54,7 +56,8 @@ class Evaluate:
             settings = result["settings"]
             out.print(
                 f"{settings['model']}: {settings['seconds_per_measurement']:.2f} s per measurement of "
-                f"{settings['frames_per_measurement']} frames, {settings['threads']} threads; {settings['mask']}"
+                f"{settings['frames_per_measurement']} frames, {settings['threads']} threads, {settings['engine']}; "
+                f"{settings['mask']}"
             )
         if self.json:
             out.print(f"settings and scores: {self.json}")
@@ -91,9 +94,10 @@ class Evaluate:
         from statistics import fmean, median
 
         from bitlens.checkpoint import weights_sha256
-        from bitlens.cli.shared import describe_run, reconstruct, score
+        from bitlens.cli.shared import choose_engine, describe_run, reconstruct, score
         from bitlens.data.capture import simulate
 
+        network, how = choose_engine(network, self.engine)
         scores: dict[str, Any] = {}
         seconds, used = [], {}
         for scene, mask in zip(scenes, masks, strict=True):
@@ -121,6 +125,7 @@ class Evaluate:
             "frames_used": used,
             "psnr": "psnr_sci: grey floats, not rounded, not clipped, mean over frames, then over scenes",
             "ssim": "ssim_sci: as psnr_sci, Gaussian window 11x11, sigma 1.5" if self.ssim else None,
+            "engine": how,
             "seconds_per_measurement": median(seconds),
             **describe_run(),
         }

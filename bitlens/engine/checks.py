@@ -1,10 +1,8 @@
 """What every engine's check shares: the scene to check on, layer-by-layer comparison, and what a check depends on."""
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,21 +81,8 @@ def snr(value: Tensor, wanted: Tensor) -> float:
 
 
 def fingerprint(network: nn.Module, lowered: Lowered, facts: Any) -> str:
-    """A hash of all that a compiled model and its check depend on: weights, the code of this folder, and `facts`."""
+    """A hash of a network, its weights, what became of its layers, and `facts`."""
     digest = hashlib.sha256(repr((facts, getattr(network, "config", None), lowered.report)).encode())
-    for part in parts_of(network):
-        digest.update(part)
-    return digest.hexdigest()[:32]
-
-
-def parts_of(network: nn.Module) -> Iterator[bytes]:
-    """The bytes of this folder's code and of a network's parameters and buffers."""
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        yield source.read_bytes()
     for name, value in network.state_dict().items():
-        yield name.encode() + value.detach().contiguous().numpy().tobytes()
-
-
-def user_cache(engine: str) -> Path:
-    """The user's folder for an engine's models: XDG_CACHE_HOME, or .cache in the home folder, and bitlens/ENGINE."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitlens" / engine
+        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from bitlens.engine.checks import Check
-from bitlens.engine.graph import build_camera, openvino
+from bitlens.engine.graph import build_camera
 from bitlens.engine.lower import lower
 from bitlens.engine.onnx import Form, build
 from bitlens.engine.openvino import Engine, runs
+from bitlens.engine.runtime import openvino
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI
 

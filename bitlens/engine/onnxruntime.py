@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitlens.engine.checks import Check, check_capture, compare_layers, fingerprint, user_cache
+from bitlens.engine.checks import Check, check_capture, compare_layers, fingerprint
 from bitlens.engine.lower import Lowered, lower
 from bitlens.engine.onnx import Form, build
 from bitlens.engine.openvino import runs
+from bitlens.engine.runtime import user_cache
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI
 
@@ -80,7 +81,7 @@ class Engine:
         self.network, self.lowered, self.threads = network, lower(network), threads
         self.form: Form = form
         self.cache = Path(cache) if cache is not None else user_cache("onnxruntime")
-        self.identity = fingerprint(network, self.lowered, (onnxruntime().__version__, form, cpu_features()))
+        self.identity = fingerprint(network, self.lowered, (form, code_and_machine()))
         self.cache.mkdir(parents=True, exist_ok=True)
         self.checks = self.checked() if check else []
 
@@ -189,8 +190,12 @@ def check_arrays() -> dict[str, np.ndarray]:
     return {"measurement": measurement.numpy(), "mask": mask.numpy()}
 
 
-def cpu_features() -> str:
-    """What decides which kernels ONNX Runtime chooses: architecture and, where Linux tells them, the CPU's features."""
+def code_and_machine() -> str:
+    """A hash of what every optimized model depends on: the code of this folder, ONNX Runtime's version, the CPU."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    digest = hashlib.sha256(repr((onnxruntime().__version__, features)).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()

@@ -42,6 +42,14 @@ class Steps:
         """LeakyReLU with torch's slope."""
         raise NotImplementedError
 
+    def layers(self, module: nn.Module, x: Any, parts: int) -> list[Any]:
+        """What `layer` gives, its channels in equal parts."""
+        return self.split(self.layer(module, x), 1, parts)
+
+    def shuffled_layer(self, module: nn.Module, x: Any) -> Any:
+        """A layer of the shuffled pixels."""
+        return self.layer(module, self.pixel_shuffle(x))
+
     def concat(self, values: list[Any]) -> Any:
         """Several values as one, along the channels."""
         raise NotImplementedError
@@ -68,41 +76,47 @@ class Steps:
 
     def reconstruct(self, network: EfficientSCI, x: Any) -> Any:
         """The whole network: initial estimate (b, 1, t, h, w), h and w even, to video (b, color_ch, t, h, w)."""
-        x = self.extract_features(network, x)  # b 4c t h/2 w/2
+        groups = self.extract_features(network, x)
         for block in network.resdnet_list:
-            x = self.resdnet(block, x)  # type: ignore[arg-type]
-        x = self.pixel_shuffle(self.layer(network.up_conv, x))  # b 2c t h w
-        return self.reconstruct_video(network, x)
+            groups = self.resdnet(block, groups)  # type: ignore[arg-type]
+        return self.reconstruct_video(network, self.layer(network.up_conv, self.concat(groups)))
 
-    def extract_features(self, network: EfficientSCI, x: Any) -> Any:
-        """FEM: (b, 1, t, h, w) to (b, 4c, t, h/2, w/2)."""
+    def extract_features(self, network: EfficientSCI, x: Any) -> list[Any]:
+        """FEM: (b, 1, t, h, w) to (b, 4c, t, h/2, w/2), in the channel groups of the blocks."""
+        shortcuts, parts = network.config["shortcuts"], network.config["group_num"]
+        values = [x]
         for i in range(3):
-            main = self.leaky(self.layer(network.fem[2 * i], x))
-            if network.config["shortcuts"]:
-                side = self.layer(network.fem_shortcut[i], self.pixel_unshuffle(x) if i == 2 else x)
-                main = self.add(main, self.leaky(side))
+            count = parts if i == 2 else 1
+            values = [self.leaky(main) for main in self.layers(network.fem[2 * i], x, count)]
+            if shortcuts:
+                sides = self.layers(network.fem_shortcut[i], self.pixel_unshuffle(x) if i == 2 else x, count)
+                values = [self.add(main, self.leaky(side)) for main, side in zip(values, sides, strict=True)]
+            x = values[0]
+        return values
+
+    def reconstruct_video(self, network: EfficientSCI, x: Any) -> Any:
+        """Pixel shuffle and VRM: (b, 8c, t, h/2, w/2) to (b, color_ch, t, h, w)."""
+        shortcuts = network.config["shortcuts"] is True  # "fem" adds none here
+        for i in range(3):
+            layer = self.shuffled_layer if i == 0 else self.layer
+            main = layer(network.vrm[2 * i], x)
+            main = self.leaky(main) if i < 2 else main
+            if shortcuts:
+                side = layer(network.vrm_shortcut[i], x)
+                main = self.add(main, self.leaky(side) if i < 2 else side)
             x = main
         return x
 
-    def reconstruct_video(self, network: EfficientSCI, x: Any) -> Any:
-        """VRM: (b, 2c, t, h, w) to (b, color_ch, t, h, w)."""
-        shortcuts = network.config["shortcuts"] is True  # "fem" adds none here
-        for i in range(2):
-            main = self.leaky(self.layer(network.vrm[2 * i], x))
-            x = self.add(main, self.leaky(self.layer(network.vrm_shortcut[i], x))) if shortcuts else main
-        out = self.layer(network.vrm[4], x)
-        return self.add(out, self.layer(network.vrm_shortcut[2], x)) if shortcuts else out
-
-    def resdnet(self, block: ResDNet, x: Any) -> Any:
+    def resdnet(self, block: ResDNet, groups: list[Any]) -> list[Any]:
         """Residual block with dense connections between channel groups."""
-        groups = self.split(x, 1, len(block.cformer_list))
         done: list[Any] = []
         for i, (group, former) in enumerate(zip(groups, block.cformer_list, strict=True)):
             if i:
                 merge: Any = block.dense_conv[i - 1]
                 group = self.leaky(self.layer(merge[0], self.concat([*done, group])))
             done.append(self.cformer(former, group))  # type: ignore[arg-type]
-        return self.add(self.layer(block.last_conv, self.concat(done)), x)
+        sums = self.layers(block.last_conv, self.concat(done), len(groups))
+        return [self.add(value, group) for value, group in zip(sums, groups, strict=True)]
 
     def cformer(self, former: CFormer, x: Any) -> Any:
         """Space and time branch in parallel, then a feed-forward network."""

@@ -16,11 +16,11 @@ from bitlens.engine import onnx as onnx_module
 from bitlens.engine import onnxruntime as runtime_module
 from bitlens.engine.checks import snr
 from bitlens.engine.export import export_onnx, export_openvino
-from bitlens.engine.graph import openvino
 from bitlens.engine.lower import IntegerLayer, lower
 from bitlens.engine.onnx import Form, Graph, build, onnx
 from bitlens.engine.onnxruntime import Engine, check_arrays, onnxruntime, open_session
 from bitlens.engine.reference import accumulate
+from bitlens.engine.runtime import openvino
 from bitlens.methods import quantize, recipe_of
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.stformer import stformer
