@@ -66,6 +66,14 @@ def openvino_run(
     return lambda: running(measurement, mask)[0, 0]
 
 
+def onnxruntime_run(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int, cache: str) -> Run:
+    """ONNX Runtime: integers where the network is quantized, float32 elsewhere."""
+    from bitlens.engine.onnxruntime import Engine
+
+    engine = Engine(checkpoint.load(model), threads=threads, cache=Path(cache))
+    return lambda: engine(measurement, mask)[0, 0]
+
+
 def convolution_peak(threads: int, precision: str) -> Callable[[], float]:
     """The rate of a large 3x3x3 convolution alone, in GMAC/s, as OpenVINO's counter has it; the best run so far.
 

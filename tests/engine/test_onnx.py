@@ -128,7 +128,7 @@ def test_a_float_network_of_any_size(options: dict[str, Any], tmp_path: Path) ->
 
 def test_weights_of_4_bits_are_stored_in_4_bits(tmp_path: Path) -> None:
     kinds = onnx().TensorProto
-    for bits, kind in ((8, kinds.INT8), (6, kinds.INT8), (4, kinds.INT4), (2, kinds.INT4), (1, kinds.INT4)):
+    for bits, kind in ((8, kinds.INT8), (4, kinds.INT4), (2, kinds.INT4), (1, kinds.INT4)):
         network = quantized(recipe_of("direct", bits))
         model, _ = build(network, lower(network))
         node = next(node for node in model.graph.node if node.name == "resdnet_list.0.last_conv")
