@@ -145,6 +145,21 @@ class STFormer(nn.Module):
             x = layer(x)
         return self.reconstruct_video(x)[..., :h, :w]
 
+    @property
+    def radius(self) -> int:
+        """How far away, in pixels, a measured pixel may lie that an output pixel depends on, odd rows the farthest.
+
+        Token generation sees 4 pixels around one of the trunk's, a block of the trunk its window and 4 more, video
+        reconstruction 3. So it is bounded, given that cuts keep to the grid of the windows (`alignment`).
+        """
+        blocks = self.config["units"] * self.config["depth"]
+        return 4 + 2 * blocks * (self.config["window"] - 1 + 4) + 3
+
+    @property
+    def alignment(self) -> int:
+        """A cut that starts at a multiple of this is computed as it is within the whole picture: a window's size."""
+        return 2 * self.config["window"]
+
     def with_options(self, *, shift: bool, shortcuts: bool) -> "STFormer":
         """A copy with Q-SCI's additions, which starts out computing almost what this network computes.
 
