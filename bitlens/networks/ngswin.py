@@ -86,7 +86,9 @@ class NGswin(nn.Module):
         self.shallow_extract = nn.ModuleDict({"conv1": nn.Conv2d(3, dim, 3, padding=1)})
         self.encoder_layer1, self.encoder_layer2, self.encoder_layer3, self.decoder_layer1 = (
             Layer(dim, depth, number, window, hidden, inputs, halves)
-            for depth, number, inputs, halves in zip(depths, heads, (1, 2, 3, 1), (True, True, False, False), strict=True)
+            for depth, number, inputs, halves in zip(
+                depths, heads, (1, 2, 3, 1), (True, True, False, False), strict=True
+            )
         )
         self.bottleneck = Bottleneck(dim)
         self.norm = nn.LayerNorm(dim)
@@ -211,9 +213,7 @@ class CosineAttention(nn.Module):
         self.scores = MatMul()
         self.mix = MatMul()
 
-    def attention(
-        self, q: Float[Tensor, "w n s d p"], k: Float[Tensor, "w n s d p"]
-    ) -> Float[Tensor, "w n s s p"]:
+    def attention(self, q: Float[Tensor, "w n s d p"], k: Float[Tensor, "w n s d p"]) -> Float[Tensor, "w n s s p"]:
         """The scores before the softmax."""
         cosine = self.scores(F.normalize(q, dim=3), F.normalize(k, dim=3).transpose(2, 3))
         factor = self.logit_scale.clamp(max=log(MAX_FACTOR)).exp().unsqueeze(3)  # n 1 1 1
