@@ -12,8 +12,9 @@ import tyro
 class Info:
     """Show bits, weights, operations and bytes of every layer of a checkpoint, its provenance and its claims.
 
-    MACs are multiply-accumulates for one measurement, or for one picture before it is enlarged. Counting rules price them by bits: the paper's (1/4,
-    1/8, 1/16, 1/32 at 8, 4, 3, 2 bits), b/32, and weight bits times activation bits / 1024. None is a time.
+    MACs are multiply-accumulates for one measurement, or for one picture that is to be enlarged. Counting rules
+    price them by bits: the paper's (1/4, 1/8, 1/16, 1/32 at 8, 4, 3, 2 bits), b/32, and weight bits times
+    activation bits / 1024. None is a time.
 
     Example:
         bitlens info efficientsci-t-qsci-w4a4

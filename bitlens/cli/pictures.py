@@ -54,7 +54,7 @@ def evaluate_pictures(models: list[tuple[Any, Any]], data: str, ssim: bool) -> l
     for about, network in models:
         if scale_of(network) is None:
             raise ValueError(
-                f"{about.name} reconstructs video, and other models enlarge pictures; wanted one kind; evaluate them apart"
+                f"{about.name} reconstructs video, other models enlarge pictures; wanted one kind; evaluate them apart"
             )
     results = [evaluate_one(about, network, data, ssim) for about, network in models]
     if len(models) == 1:

@@ -91,8 +91,8 @@ def load_pairs(name: str | os.PathLike[str], scale: int, root: str | os.PathLike
     near = difflib.get_close_matches(text, PICTURE_SETS, n=1, cutoff=0.3)
     hint = f"did you mean '{near[0]}'? " if near else ""
     raise ValueError(
-        f"no test set '{text}' for a super-resolution network; {hint}wanted one of {', '.join(PICTURE_SETS)}, or the path "
-        "of a folder of pictures; correct the name"
+        f"no test set '{text}' of pictures; {hint}wanted one of {', '.join(PICTURE_SETS)}, or the path of a folder of "
+        "pictures; correct the name"
     )
 
 

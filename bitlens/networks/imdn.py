@@ -102,6 +102,6 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int]:
         )
     except KeyError as error:
         raise ValueError(
-            "These weights are not IMDN's: fea_conv.weight and upsampler.0.weight are wanted; give the whole state dict of "
-            "an IMDN checkpoint."
+            "These weights are not IMDN's: fea_conv.weight and upsampler.0.weight are wanted; give the whole state dict "
+            "of an IMDN checkpoint."
         ) from error

@@ -45,9 +45,9 @@ def ngswin(scale: int) -> "NGswin":
 class NGswin(nn.Module):
     """NGswin of any width, depth and heads.
 
-    Differs: images are padded below and to the right to multiples of four windows with their mirror image, as the official
-    test script does, where the official network alone pads zeros. A picture that is one window high or wide at the
-    lowest resolution, which the official network cannot take, has that window for its own neighbour.
+    Differs: images are padded below and to the right to multiples of four windows with their mirror image, as the
+    official test script does, where the official network alone pads zeros. A picture that is one window high or wide at
+    the lowest resolution, which the official network cannot take, has that window for its own neighbour.
 
     Args:
         scale: how many times higher and wider the output is: 2, 3 or 4.
@@ -114,7 +114,8 @@ class NGswin(nn.Module):
 
     def mask(self, height: int, width: int, device: torch.device) -> Float[Tensor, "windows s s"]:
         """What keeps pixels of shifted windows apart, at one resolution."""
-        return separation(height, width, (self.window,) * 2, (self.window // 2,) * 2, device)
+        shift = self.window // 2
+        return separation(height, width, (self.window, self.window), (shift, shift), device)
 
 
 class Layer(nn.Module):
@@ -190,7 +191,9 @@ class Block(nn.Module):
 
 
 class CosineAttention(nn.Module):
-    """What both attentions have: attention = softmax(factor cos(q, k) + bias), output = proj(attention v) [SwinV2 eq. 2].
+    """What both attentions have [SwinV2 eq. 2].
+
+    attention = softmax(factor cos(q, k) + bias),   output = proj(attention v)
 
     Args:
         dim: channels; the heads have dim // heads each, so that there may be fewer inside.
@@ -322,6 +325,6 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | list[int
         )
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(
-            "These weights are not NGswin's: shallow_extract.conv1.weight, to_target.before_shuffle.weight and the blocks "
-            f"of {', '.join(layers)} are wanted; give the whole state dict of an NGswin checkpoint."
+            "These weights are not NGswin's: shallow_extract.conv1.weight, to_target.before_shuffle.weight and the "
+            f"blocks of {', '.join(layers)} are wanted; give the whole state dict of an NGswin checkpoint."
         ) from error
