@@ -21,6 +21,7 @@ VERBS = {
     "demo": "see it work: one coded picture in, a high-speed video out, by every shipped network",
     "measure": "simulate the camera: a video becomes coded measurements",
     "reconstruct": "turn measurements, simulated or from a camera, into a video",
+    "upscale": "enlarge pictures with a super-resolution network",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
     "benchmark": "measured speed, beside every float engine on this machine",
     "verify": "measure again what a checkpoint claims",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    from rich.progress import Progress
     from torch import nn
 
     from bitlens.cli.tiling import Tiling
@@ -162,15 +163,9 @@ def reconstructions(
     """
     import numpy as np
     import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     tiles = 1 if tiling is None else tiling.count
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("measurements" if tiles == 1 else f"tiles, {tiles} a measurement"), TimeRemainingColumn(),
-        console=(console := Console(stderr=True)), transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
+    bar = progress("measurements" if tiles == 1 else f"tiles, {tiles} a measurement")
     keep_freed_memory()
     masks = torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None]  # 1 t h w
     with bar:
@@ -215,6 +210,18 @@ def _run(
         ) from error
     on_tile(1, 1)
     return video
+
+
+def progress(unit: str) -> "Progress":
+    """A bar that counts units, on stderr, gone when it is done; nothing where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+        TimeRemainingColumn(), console=(console := Console(stderr=True)), transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
 
 
 def keep_freed_memory() -> None:

@@ -119,11 +119,11 @@ def to_grey(values: np.ndarray) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Write (h, w) or (h, w, 3) in [0, 1] as an 8-bit PNG, whole or not at all."""
+    """Write (h, w) or (h, w, 3) as an 8-bit PNG, whole or not at all: floats in [0, 1], or uint8 as they are."""
     from PIL import Image
 
     with atomic_path(path) as temporary:
-        Image.fromarray(to_levels(image)).save(temporary, format="PNG")
+        Image.fromarray(image if image.dtype == np.uint8 else to_levels(image)).save(temporary, format="PNG")
 
 
 def _pages(path: Path) -> Iterator[np.ndarray]:
