@@ -33,6 +33,20 @@ AT_ONCE = 1 << 21
 """Levels times candidates times rows that are compared at once, which bounds the memory."""
 
 
+@dataclass(frozen=True)
+class Summary:
+    """Rows of values in ascending order, or in bins, with what comes before each."""
+
+    centres: Float[Tensor, "groups m"]
+    """Each value, or the mean of each bin (its middle, where it is empty), ascending; float64."""
+    counts: Float[Tensor, "groups m1"]
+    """Values before each of them, and all in the end (m + 1)."""
+    sums: Float[Tensor, "groups m1"]
+    """Their sum, likewise."""
+    squares: Bound
+    """Sum of the squares of all values."""
+
+
 def choose_range(
     values: Rows, method: Method, bits: int, symmetric: bool, integer: bool = False
 ) -> tuple[Bound, Bound]:
@@ -166,20 +180,6 @@ def mse(
     low, high, _ = search(summary, bits, low, high, flat, (high - low) / (2 * steps), steps // 2, kind)
     rise = torch.where(low < 0, -low / steps, flat)
     return search(summary, bits, low, high, rise, flat, steps // 2, kind)[:2]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Rows of values in ascending order, or in bins, with what comes before each."""
-
-    centres: Float[Tensor, "groups m"]
-    """Each value, or the mean of each bin (its middle, where it is empty), ascending; float64."""
-    counts: Float[Tensor, "groups m1"]
-    """Values before each of them, and all in the end (m + 1)."""
-    sums: Float[Tensor, "groups m1"]
-    """Their sum, likewise."""
-    squares: Bound
-    """Sum of the squares of all values."""
 
 
 def summarize(values: Rows) -> Summary:
