@@ -43,6 +43,8 @@ class Refinement:
     """Adam's rate for bounds, in their `unit`; it falls to 0 along a cosine."""
     unit: Literal["value", "range"] = "value"
     """What a rate of 1 moves a bound by: 1, as in the paper, or the half of its grid's range."""
+    grids: Literal["all", "activations", "weights"] = "all"
+    """Whose bounds are trained."""
     weights: float = 0.0
     """Adam's rate for the quantized layers' weights, in steps of their grids; 0: they stay, as in the paper."""
     features: float = 5.0
@@ -166,9 +168,9 @@ def trained_parameters(student: nn.Module, settings: Refinement) -> list[tuple[n
     """Each parameter that is trained, with what a learning rate of 1 moves it by."""
     found: dict[int, tuple[nn.Parameter, Tensor]] = {}
     for layer in quantized_layers(student).values():
-        grids = [grid for grid, _ in layer.calibration_groups().values()]
+        grids = [grid for grid, _ in layer.calibration_groups().values()] if settings.grids != "weights" else []
         if isinstance(layer, Quantized):
-            grids.append(layer.weight_grid)
+            grids += [layer.weight_grid] if settings.grids != "activations" else []
             if settings.weights > 0:
                 weight = layer.layer.get_parameter("weight")
                 scale = layer.weight_grid.scale_and_zero_point()[0].detach()
