@@ -110,28 +110,30 @@ def distill(
     step, before = load_state(path, adam, settings)
     started = saved = time.monotonic()
     losses = []
-    with compared(student, teacher, blocks_of(student) if blocks is None else list(blocks), batches) as loss_of:
-        while step < settings.steps:
-            seconds = before + time.monotonic() - started
-            if settings.minutes is not None and seconds >= 60 * settings.minutes:
-                break
-            chosen = torch.randint(len(batches), (), generator=torch.Generator().manual_seed(settings.seed + step))
-            loss = loss_of(int(chosen), settings.features)
-            if not bool(loss.isfinite()):
-                raise ValueError(
-                    f"the loss of step {step} is {float(loss)}; wanted a finite one; lower learning_rate or weights"
-                )
-            adam.step(torch.autograd.grad(loss, [p for p, _ in parameters]), settings.rate(step, seconds))
-            step += 1
-            losses.append(float(loss.detach()))
-            if on_step:
-                on_step(step, losses[-1])
-            if path is not None and time.monotonic() - saved > 60:
-                save_state(path, adam, settings, step, before + time.monotonic() - started)
-                saved = time.monotonic()
-    seconds = before + time.monotonic() - started
-    if path is not None:
-        save_state(path, adam, settings, step, seconds)
+    try:
+        with compared(student, teacher, blocks_of(student) if blocks is None else list(blocks), batches) as loss_of:
+            while step < settings.steps:
+                seconds = before + time.monotonic() - started
+                if settings.minutes is not None and seconds >= 60 * settings.minutes:
+                    break
+                chosen = torch.randint(len(batches), (), generator=torch.Generator().manual_seed(settings.seed + step))
+                loss = loss_of(int(chosen), settings.features)
+                if not bool(loss.isfinite()):
+                    raise ValueError(
+                        f"the loss of step {step} is {float(loss.detach())}; wanted a finite one; lower learning_rate or weights"
+                    )
+                adam.step(torch.autograd.grad(loss, [p for p, _ in parameters]), settings.rate(step, seconds))
+                step += 1
+                losses.append(float(loss.detach()))
+                if on_step:
+                    on_step(step, losses[-1])
+                if path is not None and time.monotonic() - saved > 60:
+                    save_state(path, adam, settings, step, before + time.monotonic() - started)
+                    saved = time.monotonic()
+    finally:
+        seconds = before + time.monotonic() - started
+        if path is not None and losses:
+            save_state(path, adam, settings, step, seconds)
     tenth = max(1, len(losses) // 10)
     means = [sum(part) / len(part) if part else 0.0 for part in (losses[:tenth], losses[-tenth:])]
     return Refined(step, seconds, (means[0], means[1]))
@@ -297,7 +299,9 @@ def load_state(path: Path | None, adam: UnitAdam, settings: Refinement) -> tuple
         other = [name for name in now if name not in ("minutes", "steps") and before[name] != now[name]]
         if other:
             what = ", ".join(f"{name} ({before[name]} -> {now[name]})" for name in other)
-            raise ValueError(f"{path} holds a refinement with other settings: {what}; wanted the same; give another file")
+            raise ValueError(
+                f"{path} holds a refinement with other settings: {what}; wanted the same; give another file"
+            )
         adam.load(saved)
         return int(saved["step"]), float(saved["seconds"])
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:

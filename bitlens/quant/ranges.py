@@ -244,7 +244,9 @@ def squared_errors(summary: Summary, first: Candidates, step: Candidates, levels
     ladder = torch.arange(levels, dtype=torch.float64, device=first.device)
     q = first.double()[:, :, None] + step.double()[:, :, None] * ladder  # groups steps levels
     edges = (q[:, :, 1:] + q[:, :, :-1]) / 2
-    ordered, place = edges.flatten(1).sort(dim=1)  # neighbours share memory lines, which makes the search ten times faster
+    ordered, place = edges.flatten(1).sort(
+        dim=1
+    )  # neighbours share memory lines, which makes the search ten times faster
     index = torch.empty_like(place).scatter_(1, place, torch.searchsorted(summary.centres, ordered))
     ends = q.new_zeros(*q.shape[:2], 1)
 

@@ -11,7 +11,19 @@ from torch import Tensor
 
 from bitlens.quant.grid import StepGrid, code_range
 from bitlens.quant.ranges import (
-    BINS, EXACT, Summary, before, choose_range, dobi, ema, lsq, minmax, mse, percentile, squared_errors, summarize,
+    BINS,
+    EXACT,
+    Summary,
+    before,
+    choose_range,
+    dobi,
+    ema,
+    lsq,
+    minmax,
+    mse,
+    percentile,
+    squared_errors,
+    summarize,
 )  # fmt: skip
 
 
