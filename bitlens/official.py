@@ -78,7 +78,7 @@ class KeyReport:
 
 
 def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Network:
-    """Build the network that an official state dict belongs to; scale, width, depth and options are read off its shapes.
+    """Build the network that an official state dict belongs to; scale, sizes and options are read off its shapes.
 
     PAN's weights for scales 2 and 3 have the same shapes; they are taken for scale 2.
 

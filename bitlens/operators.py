@@ -243,7 +243,7 @@ class Downsample:
         return rows.T @ image @ columns
 
     def shrink_levels(self, picture: UInt8[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h2 w2"]:
-        """Shrink a picture of 8 bits as MATLAB does, bit for bit: rows, then columns, each rounded (halves up) and clipped.
+        """Shrink a picture of 8 bits as MATLAB does, bit for bit: both axes in turn, rounded (halves up) and clipped.
 
         The published low-resolution test pictures were made so. They differ from rounding `A` once in every eighth
         pixel, by one grey level mostly and by up to 12 beside black or white, where values are clipped twice.

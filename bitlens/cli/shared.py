@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    from rich.progress import Progress
     from torch import nn
 
     from bitlens.data.capture import Crop
@@ -134,14 +135,8 @@ def reconstruct(
     """
     import numpy as np
     import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("measurements"),
-        TimeRemainingColumn(), console=(console := Console(stderr=True)), transient=True,
-        disable=not console.is_terminal,
-    )  # fmt: skip
+    bar = progress("measurements")
     keep_freed_memory()
     masks = torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None]  # 1 t h w
     videos, seconds = [], []
@@ -170,6 +165,18 @@ def reconstruct(
                 )
             videos.append(video.permute(1, 2, 3, 0).squeeze(-1).numpy())  # t h w, or t h w 3
     return np.concatenate(videos), seconds
+
+
+def progress(unit: str) -> "Progress":
+    """A bar that counts units, on stderr, gone when it is done; nothing where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+        TimeRemainingColumn(), console=(console := Console(stderr=True)), transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
 
 
 def keep_freed_memory() -> None:

@@ -1,6 +1,6 @@
 """EDSR, the plain residual network that super-resolution is measured against.
 
-[EDSR] Lim, Son, Kim, Nah, Lee: "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPR workshops 2017.
+[EDSR] Lim, Son, Kim, Nah, Lee: "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017.
 
     image -> head -> (convolution, ReLU, convolution, skip) x units, convolution, skip -> tail
 
@@ -93,6 +93,6 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int]:
         )
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(
-            "These weights are not EDSR's: head.0.weight, body and tail.0.0.weight are wanted; give the whole state dict of "
-            "an EDSR checkpoint."
+            "These weights are not EDSR's: head.0.weight, body and tail.0.0.weight are wanted; give the whole state "
+            "dict of an EDSR checkpoint."
         ) from error

@@ -79,7 +79,9 @@ class ContrastAttention(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.conv_du = nn.Sequential(nn.Conv2d(dim, dim // 16, 1), nn.ReLU(), nn.Conv2d(dim // 16, dim, 1), nn.Sigmoid())
+        self.conv_du = nn.Sequential(
+            nn.Conv2d(dim, dim // 16, 1), nn.ReLU(), nn.Conv2d(dim // 16, dim, 1), nn.Sigmoid()
+        )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         mean = x.mean((2, 3), keepdim=True)
@@ -100,6 +102,6 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int]:
         )
     except KeyError as error:
         raise ValueError(
-            "These weights are not IMDN's: fea_conv.weight and upsampler.0.weight are wanted; give the whole state dict of "
-            "an IMDN checkpoint."
+            "These weights are not IMDN's: fea_conv.weight and upsampler.0.weight are wanted; give the whole state dict "
+            "of an IMDN checkpoint."
         ) from error

@@ -45,9 +45,9 @@ def ngswin(scale: int) -> "NGswin":
 class NGswin(nn.Module):
     """NGswin of any width, depth and heads.
 
-    Differs: images are padded below and to the right to multiples of four windows with their mirror image, as the official
-    test script does, where the official network alone pads zeros. A picture that is one window high or wide at the
-    lowest resolution, which the official network cannot take, has that window for its own neighbour.
+    Differs: images are padded below and to the right to multiples of four windows with their mirror image, as the
+    official test script does, where the official network alone pads zeros. A picture that is one window high or wide at
+    the lowest resolution, which the official network cannot take, has that window for its own neighbour.
 
     Args:
         scale: how many times higher and wider the output is: 2, 3 or 4.
@@ -86,7 +86,9 @@ class NGswin(nn.Module):
         self.shallow_extract = nn.ModuleDict({"conv1": nn.Conv2d(3, dim, 3, padding=1)})
         self.encoder_layer1, self.encoder_layer2, self.encoder_layer3, self.decoder_layer1 = (
             Layer(dim, depth, number, window, hidden, inputs, halves)
-            for depth, number, inputs, halves in zip(depths, heads, (1, 2, 3, 1), (True, True, False, False), strict=True)
+            for depth, number, inputs, halves in zip(
+                depths, heads, (1, 2, 3, 1), (True, True, False, False), strict=True
+            )
         )
         self.bottleneck = Bottleneck(dim)
         self.norm = nn.LayerNorm(dim)
@@ -112,7 +114,8 @@ class NGswin(nn.Module):
 
     def mask(self, height: int, width: int, device: torch.device) -> Float[Tensor, "windows s s"]:
         """What keeps pixels of shifted windows apart, at one resolution."""
-        return separation(height, width, (self.window,) * 2, (self.window // 2,) * 2, device)
+        shift = self.window // 2
+        return separation(height, width, (self.window, self.window), (shift, shift), device)
 
 
 class Layer(nn.Module):
@@ -188,7 +191,9 @@ class Block(nn.Module):
 
 
 class CosineAttention(nn.Module):
-    """What both attentions have: attention = softmax(factor cos(q, k) + bias), output = proj(attention v) [SwinV2 eq. 2].
+    """What both attentions have [SwinV2 eq. 2].
+
+    attention = softmax(factor cos(q, k) + bias),   output = proj(attention v)
 
     Args:
         dim: channels; the heads have dim // heads each, so that there may be fewer inside.
@@ -211,9 +216,7 @@ class CosineAttention(nn.Module):
         self.scores = MatMul()
         self.mix = MatMul()
 
-    def attention(
-        self, q: Float[Tensor, "w n s d p"], k: Float[Tensor, "w n s d p"]
-    ) -> Float[Tensor, "w n s s p"]:
+    def attention(self, q: Float[Tensor, "w n s d p"], k: Float[Tensor, "w n s d p"]) -> Float[Tensor, "w n s s p"]:
         """The scores before the softmax."""
         cosine = self.scores(F.normalize(q, dim=3), F.normalize(k, dim=3).transpose(2, 3))
         factor = self.logit_scale.clamp(max=log(MAX_FACTOR)).exp().unsqueeze(3)  # n 1 1 1
@@ -322,6 +325,6 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | list[int
         )
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(
-            "These weights are not NGswin's: shallow_extract.conv1.weight, to_target.before_shuffle.weight and the blocks "
-            f"of {', '.join(layers)} are wanted; give the whole state dict of an NGswin checkpoint."
+            "These weights are not NGswin's: shallow_extract.conv1.weight, to_target.before_shuffle.weight and the "
+            f"blocks of {', '.join(layers)} are wanted; give the whole state dict of an NGswin checkpoint."
         ) from error

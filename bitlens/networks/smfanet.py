@@ -142,6 +142,6 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int]:
         )
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(
-            "These weights are not SMFANet's: to_feat.weight, to_img.0.weight and feats are wanted; give the whole state "
-            "dict of an SMFANet checkpoint."
+            "These weights are not SMFANet's: to_feat.weight, to_img.0.weight and feats are wanted; give the whole "
+            "state dict of an SMFANet checkpoint."
         ) from error

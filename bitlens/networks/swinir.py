@@ -105,10 +105,8 @@ class SwinIR(nn.Module):
         h, w = image.shape[-2:]
         shallow = self.conv_first(mirror_pad(image, self.window, edge=False) - self.mean)  # b c h' w'
         x = shallow + self.conv_after_body(self.extract_features(shallow))
-        if self.config["features"]:
-            x = self.conv_last(self.upsample(self.conv_before_upsample(x)))
-        else:
-            x = self.upsample(x)
+        x = self.upsample(self.conv_before_upsample(x) if self.config["features"] else x)
+        x = self.conv_last(x) if self.config["features"] else x
         return x[..., : h * self.scale, : w * self.scale] + self.mean
 
     def extract_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -243,8 +241,8 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int]:
         )
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(
-            "These weights are not SwinIR's for super-resolution: conv_first.weight, upsample.0.weight and the blocks of "
-            f"{block} are wanted; give the whole state dict of a SwinIR checkpoint."
+            "These weights are not SwinIR's for super-resolution: conv_first.weight, upsample.0.weight and the blocks "
+            f"of {block} are wanted; give the whole state dict of a SwinIR checkpoint."
         ) from error
 
 
