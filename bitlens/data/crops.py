@@ -1,4 +1,4 @@
-"""Small pictures to calibrate super-resolution networks on: crops of photographs that were shrunk as test pictures are."""
+"""Pictures to calibrate super-resolution networks on: crops of photographs, shrunk as test pictures are."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitlens.data.images import IMAGE_SUFFIXES, natural_key, read_image, to_float, to_levels
+from bitlens.data.images import IMAGE_SUFFIXES, natural_key, to_float
+from bitlens.data.pairs import read_picture
 from bitlens.operators import Downsample
 
 __all__ = ["crops", "photographs"]
@@ -57,7 +58,7 @@ def crops(
     while len(made) < count * batch:
         index = int(generator.integers(len(files)))
         if index not in small:
-            picture = read_rgb(files[index])
+            picture = read_picture(files[index])
             height, width = (length // scale * scale for length in picture.shape[1:])
             large = min(height, width) >= scale * size
             whole = torch.from_numpy(np.ascontiguousarray(picture[None, :, :height, :width]))
@@ -75,12 +76,3 @@ def crops(
         piece = torch.rot90(piece, int(generator.integers(4)), (1, 2))
         made.append(piece.flip(2) if generator.integers(2) else piece)
     return [(torch.stack(made[i : i + batch]).contiguous(),) for i in range(0, len(made), batch)]
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """An image file as (3, h, w), uint8; grey ones three times."""
-    levels = read_image(path)
-    if levels.dtype != np.uint8:
-        levels = to_levels(to_float(levels))
-    rgb = levels if levels.ndim == 3 else np.stack([levels] * 3, axis=2)
-    return rgb.transpose(2, 0, 1)

@@ -7,8 +7,8 @@ be centred, and
 
     || W X - Q X' ||^2 = || (W* - Q) X' ||^2 + const,     W* = W X X'^T H^-1,     H = X' X'^T
 
-so that the errors of the activations' grid are made up for as well; W* is then rounded by GPTQ with this H. Convolutions
-are linear layers of their unfolded inputs.
+so that the errors of the activations' grid are made up for as well; W* is then rounded by GPTQ with this H.
+Convolutions are linear layers of their unfolded inputs.
 """
 
 from collections.abc import Callable, Iterable
@@ -88,7 +88,7 @@ def unfolded(layer: nn.Module, x: Tensor) -> Float[Tensor, "positions k"]:
     """What each output position of a layer is a linear function of."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])
-    assert isinstance(layer, nn.Conv2d)
+    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
     columns = nn.functional.unfold(
         x,
         layer.kernel_size,

@@ -3,7 +3,7 @@
 import copy
 import difflib
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
 
@@ -78,8 +78,8 @@ def quantize(
                 f"{type(network).__name__} has no option {missing[0]!r}, which {recipe} needs; wanted a network with "
                 "`with_options`; use the method 'direct'"
             )
-        needed = getattr(METHODS.get(recipe), "recipe_for", None)
-        recipe = needed(network, bits, grid) if needed else recipe_of(recipe, bits, grid)
+        own = getattr(METHODS.get(recipe), "recipe_for", None)
+        recipe = recipe_of(recipe, bits, grid) if own is None else cast(Recipe, own(network, bits, grid))
         if options:
             network = network.with_options(**options)  # type: ignore[operator]
     copied = copy.deepcopy(network).requires_grad_(True)

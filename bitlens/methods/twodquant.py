@@ -10,6 +10,7 @@ Beside it, in the same form, what it is compared with and what goes further:
 | `dbdc-pac`      | clipping by density      | bounds of activations, of weights    | Tu et al., CVPR 2023        |
 | `dqc`           | minmax                   | bounds                               | 2DQuant without its stage 1 |
 | `2dquant`       | DOBI                     | bounds                               | 2DQuant                     |
+| `gptq`          | least squared error      | weights by GPTQ, bounds of activations | GPTQ, for both factors    |
 | `2dquant-plus`  | least squared error      | bounds, and the weights between them | here                        |
 
 The first stage alone are the methods `minmax`, `percentile` and `dobi`.
@@ -23,6 +24,7 @@ from typing import Any, Literal
 from torch import nn
 
 from bitlens.methods.direct import layer_bits
+from bitlens.methods.gptq import fit_weights
 from bitlens.methods.ptq import body_rules, two_bounds
 from bitlens.quant.distill import Refined, Refinement, distill
 from bitlens.recipe import Recipe, Rule
@@ -42,6 +44,8 @@ class TwoStage:
     """First ranges of activations, likewise."""
     stages: tuple[Refinement, ...]
     """Trainings one after the other; they share the steps and the time."""
+    fitted: bool = False
+    """Whether weights are rounded by GPTQ before (`bitlens.methods.gptq`)."""
 
     def recipe(self, bits: int, grid: str = "deployable") -> Recipe:
         """Every layer at `bits`."""
@@ -91,6 +95,8 @@ class TwoStage:
             state: file to go on from; a second stage adds its number to the name.
             on_step: receives the number of finished steps of all stages, and the loss.
         """
+        if self.fitted:
+            fit_weights(student, teacher, batches)
         done, results = 0, []
         share = 1 / len(self.stages)
         free_bounds = student.recipe.rules[-1].bits.parametrization == "bound"  # type: ignore[union-attr]
@@ -131,6 +137,7 @@ compared, where the official code cuts their gradient off by mistake.
 
 DQC = TwoStage("dqc", "minmax", "minmax", (Refinement(),))
 TWODQUANT = TwoStage("2dquant", "dobi", "dobi", (Refinement(),))
+GPTQ = TwoStage("gptq", "mse", "mse", (Refinement(500, unit="range", grids="activations"),), fitted=True)
 PLUS = TwoStage("2dquant-plus", "mse", "mse", (Refinement(unit="range", weights=3e-2),))
 
-METHODS = {method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, PLUS)}
+METHODS = {method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, GPTQ, PLUS)}

@@ -104,39 +104,84 @@ def distill(
     settings = settings or Refinement()
     if not batches:
         raise ValueError("no batches to refine on; wanted at least one; give calibration data")
-    parameters = trained_parameters(student, settings)
-    adam = UnitAdam(parameters)
-    path = None if state is None else Path(state)
-    step, before = load_state(path, adam, settings)
-    started = saved = time.monotonic()
-    losses = []
+    run = Run(UnitAdam(trained_parameters(student, settings)), settings, None if state is None else Path(state))
+    losses: list[float] = []
     try:
         with compared(student, teacher, blocks_of(student) if blocks is None else list(blocks), batches) as loss_of:
-            while step < settings.steps:
-                seconds = before + time.monotonic() - started
-                if settings.minutes is not None and seconds >= 60 * settings.minutes:
-                    break
-                chosen = torch.randint(len(batches), (), generator=torch.Generator().manual_seed(settings.seed + step))
-                loss = loss_of(int(chosen), settings.features)
-                if not bool(loss.isfinite()):
-                    raise ValueError(
-                        f"the loss of step {step} is {float(loss.detach())}; wanted a finite one; lower learning_rate or weights"
-                    )
-                adam.step(torch.autograd.grad(loss, [p for p, _ in parameters]), settings.rate(step, seconds))
-                step += 1
-                losses.append(float(loss.detach()))
+            while not run.over():
+                chosen = torch.randint(
+                    len(batches), (), generator=torch.Generator().manual_seed(settings.seed + run.step)
+                )
+                losses.append(run.advance(loss_of(int(chosen), settings.features)))
                 if on_step:
-                    on_step(step, losses[-1])
-                if path is not None and time.monotonic() - saved > 60:
-                    save_state(path, adam, settings, step, before + time.monotonic() - started)
-                    saved = time.monotonic()
+                    on_step(run.step, losses[-1])
     finally:
-        seconds = before + time.monotonic() - started
-        if path is not None and losses:
-            save_state(path, adam, settings, step, seconds)
+        if losses:
+            run.save()
     tenth = max(1, len(losses) // 10)
     means = [sum(part) / len(part) if part else 0.0 for part in (losses[:tenth], losses[-tenth:])]
-    return Refined(step, seconds, (means[0], means[1]))
+    return Refined(run.step, run.seconds(), (means[0], means[1]))
+
+
+class Run:
+    """Where a refinement stands: its optimizer, the steps and the time so far, and the file that holds them."""
+
+    def __init__(self, adam: "UnitAdam", settings: Refinement, path: Path | None):
+        self.adam, self.settings, self.path = adam, settings, path
+        self.step, self.before = self.load()
+        self.started = self.saved = time.monotonic()
+
+    def seconds(self) -> float:
+        """Time that was spent in all."""
+        return self.before + time.monotonic() - self.started
+
+    def over(self) -> bool:
+        """Whether steps or time are used up."""
+        limit = math.inf if self.settings.minutes is None else 60 * self.settings.minutes
+        return self.step >= self.settings.steps or self.seconds() >= limit
+
+    def advance(self, loss: Tensor) -> float:
+        """One step against the gradient of a loss, and once a minute a save; returns the loss."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the loss of step {self.step} is {value}; wanted a finite one; lower learning_rate or weights"
+            )
+        rate = self.settings.rate(self.step, self.seconds())
+        self.adam.step(torch.autograd.grad(loss, self.adam.parameters), rate)
+        self.step += 1
+        if time.monotonic() - self.saved > 60:
+            self.save()
+        return value
+
+    def load(self) -> tuple[int, float]:
+        """Steps and seconds done, after loading what was saved; (0, 0) where there is nothing."""
+        if self.path is None or not self.path.is_file():
+            return 0, 0.0
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            before, now = saved["settings"], asdict(self.settings)
+            other = [name for name in now if name not in ("minutes", "steps") and before[name] != now[name]]
+            if other:
+                what = ", ".join(f"{name} ({before[name]} -> {now[name]})" for name in other)
+                raise ValueError(
+                    f"{self.path} holds a refinement with other settings: {what}; wanted the same; give another file"
+                )
+            self.adam.load(saved)
+            return int(saved["step"]), float(saved["seconds"])
+        except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self.path} is not a state of this refinement ({type(error).__name__}); wanted its own; give another"
+            ) from error
+
+    def save(self) -> None:
+        """Write the state, whole or not at all."""
+        self.saved = time.monotonic()
+        if self.path is None:
+            return
+        about = {"settings": asdict(self.settings), "step": self.step, "seconds": self.seconds()}
+        with atomic_path(self.path) as temporary:
+            torch.save({**self.adam.state(), **about}, temporary)
 
 
 def output_distance(output: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."]) -> Float[Tensor, ""]:
@@ -287,31 +332,3 @@ def keep(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None
         kept.append(output if isinstance(output, Tensor) else output[0])
 
     return see
-
-
-def load_state(path: Path | None, adam: UnitAdam, settings: Refinement) -> tuple[int, float]:
-    """Steps and seconds done, after loading what was saved; (0, 0) where there is nothing."""
-    if path is None or not path.is_file():
-        return 0, 0.0
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        before, now = saved["settings"], asdict(settings)
-        other = [name for name in now if name not in ("minutes", "steps") and before[name] != now[name]]
-        if other:
-            what = ", ".join(f"{name} ({before[name]} -> {now[name]})" for name in other)
-            raise ValueError(
-                f"{path} holds a refinement with other settings: {what}; wanted the same; give another file"
-            )
-        adam.load(saved)
-        return int(saved["step"]), float(saved["seconds"])
-    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path} is not a state of this refinement ({type(error).__name__}); wanted its own; give another file"
-        ) from error
-
-
-def save_state(path: Path, adam: UnitAdam, settings: Refinement, step: int, seconds: float) -> None:
-    """Write the state, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        torch.save({**adam.state(), "settings": asdict(settings), "step": step, "seconds": seconds}, temporary)

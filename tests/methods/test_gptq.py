@@ -35,7 +35,7 @@ def test_equal_inputs_share_their_sum() -> None:
 
 
 def test_near_the_best_of_all() -> None:
-    """Of all 3^5 roundings of five weights: never worse than the nearest by more than a little, on average far better."""
+    """Of all 3^5 roundings of five weights: near the best, far better than the nearest."""
     totals = {"gptq": 0.0, "nearest": 0.0, "best": 0.0}
     shifts = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)] * 5)
     for _ in range(30):
