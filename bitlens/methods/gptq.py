@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitlens.quant.grid import dequantize, quantize
 from bitlens.quant.layers import Quantized, float_mode, quantized_layers
 
-POSITIONS = 4096
+POSITIONS = 1024
 """Positions of each batch that are kept of a layer's input, evenly spaced."""
 
 
@@ -39,11 +40,11 @@ class Moments:
         with torch.no_grad():
             quantized = unfolded(self.layer.layer, self.layer.input_grid(inputs[0].float()))
         stride = max(1, len(x) // POSITIONS) | 1
-        x, quantized = x[::stride].double(), quantized[::stride].double()
+        x, quantized = x[::stride], quantized[::stride]
         self.own += quantized.T @ quantized
         self.cross += x.T @ quantized
-        self.mean += x.sum(0)
-        self.own_mean += quantized.sum(0)
+        self.mean += x.sum(0, dtype=torch.float64)
+        self.own_mean += quantized.sum(0, dtype=torch.float64)
         self.n += len(x)
 
 
@@ -112,8 +113,11 @@ def round_layer(moments: Moments) -> None:
     damping = 0.01 * own.diagonal().mean().clamp_min(1e-12) * torch.eye(len(own), dtype=own.dtype)
     best = torch.linalg.solve(own + damping, (w @ (cross + damping)).T).T  # W*
 
-    def onto_grid(values: Tensor) -> Tensor:
-        return moments.layer.weight_grid(values.float().view_as(weight)).double().flatten(1)
+    grid = moments.layer.weight_grid
+    scale, zero_point = (each.double().flatten() for each in grid.scale_and_zero_point())
+
+    def onto_grid(column: Tensor) -> Tensor:
+        return dequantize(quantize(column, scale, zero_point, grid.qmin, grid.qmax), scale, zero_point)
 
     rounded = gptq(best, own + damping, onto_grid)
     weight.copy_(rounded.view_as(weight))
@@ -129,7 +133,7 @@ def gptq(
     Args:
         weight: W.
         hessian: H, symmetric and positive definite.
-        onto_grid: rounds a whole matrix (out, k) to its grid, each number for itself.
+        onto_grid: rounds a column (out,) to the grid of its rows.
     """
     order = hessian.diagonal().argsort(descending=True)
     left = weight.clone()
@@ -137,7 +141,7 @@ def gptq(
     inverse = torch.linalg.inv(hessian[order][:, order])
     upper = torch.linalg.cholesky((inverse + inverse.T) / 2, upper=True)
     for i, column in enumerate(order.tolist()):
-        rounded = onto_grid(left)[:, column]
+        rounded = onto_grid(left[:, column])
         error = (left[:, column] - rounded) / upper[i, i]
         later = order[i + 1 :]
         left[:, later] -= error.outer(upper[i, i + 1 :])
