@@ -11,7 +11,8 @@ Beside it, in the same form, what it is compared with and what goes further:
 | `dqc`           | minmax                   | bounds                               | 2DQuant without its stage 1 |
 | `2dquant`       | DOBI                     | bounds                               | 2DQuant                     |
 | `gptq`          | least squared error      | weights by GPTQ, bounds of activations | GPTQ, for both factors    |
-| `2dquant-plus`  | least squared error      | bounds, and the weights between them | here                        |
+| `2dquant-plus`  | the same, with GPTQ      | bounds, and the weights between them | here                        |
+| `brecq`         | the same, with GPTQ      | the same, block by block first       | BRECQ, with free weights    |
 
 The first stage alone are the methods `minmax`, `percentile` and `dobi`.
 """
@@ -23,6 +24,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from bitlens.methods.brecq import reconstruct
 from bitlens.methods.direct import layer_bits
 from bitlens.methods.gptq import fit_weights
 from bitlens.methods.ptq import body_rules, two_bounds
@@ -30,6 +32,9 @@ from bitlens.quant.distill import Refined, Refinement, distill
 from bitlens.recipe import Recipe, Rule
 
 Range = Literal["minmax", "mse", "dobi"]
+
+FITTED = 16
+"""Batches that GPTQ's moments are taken from."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class TwoStage:
     """Trainings one after the other; they share the steps and the time."""
     fitted: bool = False
     """Whether weights are rounded by GPTQ before (`bitlens.methods.gptq`)."""
+    blocks: Refinement | None = None
+    """Whether every block is reconstructed before, for half of the time and with as many steps each
+    (`bitlens.methods.brecq`)."""
 
     def recipe(self, bits: int, grid: str = "deployable") -> Recipe:
         """Every layer at `bits`."""
@@ -95,11 +103,19 @@ class TwoStage:
             state: file to go on from; a second stage adds its number to the name.
             on_step: receives the number of finished steps of all stages, and the loss.
         """
-        if self.fitted:
-            fit_weights(student, teacher, batches)
+        if self.fitted:  # also before it goes on: a state holds what is trained, and biases are not
+            fit_weights(student, teacher, batches[:FITTED])
         done, results = 0, []
         share = 1 / len(self.stages)
-        free_bounds = student.recipe.rules[-1].bits.parametrization == "bound"  # type: ignore[union-attr]
+        if self.blocks is not None:
+            half = None if minutes is None else minutes / 2
+            settings = replace(
+                self.blocks, minutes=half, seed=seed, steps=self.blocks.steps if steps is None else steps
+            )
+            reconstruct(student, teacher, batches, settings, on_step)
+            minutes = half
+        rules: tuple[Rule, ...] = student.recipe.rules  # type: ignore[union-attr, assignment]
+        free_bounds = any(rule.bits is not None and rule.bits.parametrization == "bound" for rule in rules)
         for number, stage in enumerate(self.stages):
             settings = replace(
                 stage,
@@ -138,6 +154,10 @@ compared, where the official code cuts their gradient off by mistake.
 DQC = TwoStage("dqc", "minmax", "minmax", (Refinement(),))
 TWODQUANT = TwoStage("2dquant", "dobi", "dobi", (Refinement(),))
 GPTQ = TwoStage("gptq", "mse", "mse", (Refinement(500, unit="range", grids="activations"),), fitted=True)
-PLUS = TwoStage("2dquant-plus", "mse", "mse", (Refinement(unit="range", weights=3e-2),))
+PLUS = TwoStage("2dquant-plus", "mse", "mse", (Refinement(unit="range", weights=3e-2),), fitted=True)
 
-METHODS = {method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, GPTQ, PLUS)}
+BRECQ = replace(
+    PLUS, name="brecq", blocks=Refinement(500, unit="range", learning_rate=3e-3, weights=3e-2, features=0.0)
+)
+
+METHODS = {method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, GPTQ, PLUS, BRECQ)}

@@ -84,6 +84,7 @@ def distill(
     batches: Sequence[Batch],
     settings: Refinement | None = None,
     *,
+    targets: Sequence[Batch] | None = None,
     blocks: Sequence[str] | None = None,
     state: str | os.PathLike[str] | None = None,
     on_step: Callable[[int, float], None] | None = None,
@@ -94,6 +95,7 @@ def distill(
         student: fake-quantized and calibrated. Only its grids are trained (and weights, where the settings say so).
         teacher: the float network it was made from.
         batches: what both are called with, (image,) tuples; a step takes one. Their float outputs are kept in memory.
+        targets: what the float network is called with instead, where its inputs are others.
         blocks: names of the modules whose outputs are compared; None: `blocks_of(student)`.
         state: file to go on from and to save to, every minute and in the end.
         on_step: receives the number of finished steps and the loss.
@@ -107,7 +109,8 @@ def distill(
     run = Run(UnitAdam(trained_parameters(student, settings)), settings, None if state is None else Path(state))
     losses: list[float] = []
     try:
-        with compared(student, teacher, blocks_of(student) if blocks is None else list(blocks), batches) as loss_of:
+        names = blocks_of(student) if blocks is None else list(blocks)
+        with compared(student, teacher, names, batches, batches if targets is None else targets) as loss_of:
             while not run.over():
                 chosen = torch.randint(
                     len(batches), (), generator=torch.Generator().manual_seed(settings.seed + run.step)
@@ -282,7 +285,7 @@ class UnitAdam:
 
 @contextmanager
 def compared(
-    student: nn.Module, teacher: nn.Module, blocks: list[str], batches: Sequence[Batch]
+    student: nn.Module, teacher: nn.Module, blocks: list[str], batches: Sequence[Batch], targets: Sequence[Batch]
 ) -> Iterator[Callable[[int, float], Tensor]]:
     """Yield the loss of a batch, by its index; both networks are in eval mode inside the block."""
     seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
@@ -296,23 +299,23 @@ def compared(
     teacher.eval()
     known: dict[int, list[Tensor]] = {}
 
-    def targets(index: int) -> list[Tensor]:
+    def wanted(index: int) -> list[Tensor]:
         if index in known:
             return known[index]
         seen["teacher"].clear()
         with torch.no_grad():
-            output = teacher(*batches[index])
+            output = first(teacher(*targets[index]))
         made = [output, *seen["teacher"]]
         if sum(t.numel() for kept in known.values() for t in kept) + sum(t.numel() for t in made) <= REMEMBERED:
             known[index] = made
         return made
 
     def loss_of(index: int, features: float) -> Tensor:
-        target, *wanted = targets(index)
+        target, *targets_inside = wanted(index)
         seen["student"].clear()
-        loss = output_distance(student(*batches[index]), target)
+        loss = output_distance(first(student(*batches[index])), target)
         if features:
-            pairs = zip(seen["student"], wanted, strict=True)
+            pairs = zip(seen["student"], targets_inside, strict=True)
             loss = loss + features * sum(feature_distance(a, b) for a, b in pairs)
         return loss
 
@@ -329,6 +332,11 @@ def keep(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None
     """A hook that keeps a block's output, the first tensor of several."""
 
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        kept.append(output if isinstance(output, Tensor) else output[0])
+        kept.append(first(output))
 
     return see
+
+
+def first(output: Any) -> Tensor:
+    """A module's output, the first tensor of several."""
+    return output if isinstance(output, Tensor) else output[0]

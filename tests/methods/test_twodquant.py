@@ -14,7 +14,7 @@ from bitlens.quant.grid import BoundGrid, StepGrid
 from bitlens.quant.layers import Quantized, QuantizedMatMul, quantized_layers
 from bitlens.recipe import Recipe
 
-KIN = ("dbdc-pac", "dqc", "2dquant", "gptq", "2dquant-plus")
+KIN = ("dbdc-pac", "dqc", "2dquant", "gptq", "2dquant-plus", "brecq")
 
 
 def swinir() -> SwinIR:
@@ -64,6 +64,7 @@ def test_convolutional_networks_keep_their_ends() -> None:
         ("2dquant", "deployable"),
         ("gptq", "deployable"),
         ("2dquant-plus", "deployable"),
+        ("brecq", "deployable"),
     ],
 )
 def test_the_second_stage_helps(method: str, grid: str) -> None:
