@@ -29,7 +29,7 @@ VERBS = {
     "quantize": "turn a float network into a low-bit one",
     "adapt": "fit a low-bit network to a new mask, from measurements alone",
     "export": "a network as a file for ONNX Runtime or OpenVINO, without bitlens",
-    "experiment": "the experiments of Q-SCI, measured beside the paper's numbers",
+    "experiment": "the experiments of Q-SCI and 2DQuant, measured beside the papers' numbers",
     "info": "what a checkpoint holds: bits per layer, size, operations, provenance",
     "models": "the checkpoints that come with bitlens",
 }
