@@ -4,6 +4,7 @@ python docs/render_speed.py            write the tables and the picture
 python docs/render_speed.py --check    exit 1 and name the files that are out of date
 
 results/benchmark-*.json, of `bitlens benchmark ... --json FILE` -> README.md, docs/engine.md, docs/speed.png
+results/engine-*.json, of `bitlens evaluate W W ... --engine openvino --json FILE` -> docs/engine.md
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 from bitlens.cli.benchmark import draw
 
 ROOT = Path(__file__).resolve().parents[1]
-MARK = "speed"
+MARK, SAME = "speed", "same"
 FINGERPRINT = "bitlens speeds"
 """Text field of the PNG: which measurement it shows. Pixels differ between machines, this does not."""
 NOT_MEASURED = "Nothing is measured yet: `results/` holds no benchmark."
@@ -122,20 +123,51 @@ def in_integers(model: str, costs: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def agreement(folder: Path) -> str:
+    """PSNR of each network on an engine beside that in torch, where low bits are simulated.
+
+    Raises:
+        ValueError: a file is no list of evaluations, or torch's is missing or of other weights.
+    """
+    lines = []
+    for path in sorted(folder.glob("engine-*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for one in content if isinstance(content, list) else [content]:
+            about = one["settings"]
+            beside = folder / f"{about['model']}.json"
+            torch = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+            if torch is None or torch["settings"]["sha256"] != about["sha256"]:
+                raise ValueError(f"{path} has {about['model']}, and {beside} not the same weights; evaluate both again")
+            ours, wanted = one["average"]["psnr"], torch["average"]["psnr"]
+            most = max(abs(one["scenes"][name]["psnr"] - torch["scenes"][name]["psnr"]) for name in one["scenes"])
+            lines.append([
+                f"`{about['model']}`", about["engine"], f"{wanted:.3f}", f"{ours:.3f}", f"{ours - wanted:+.3f}", f"{most:.3f}",
+            ])  # fmt: skip
+    columns = ["network", "engine", "torch, dB", "engine, dB", "difference", "largest of a scene"]
+    return markdown(columns, lines, texts=2) if lines else NOT_MEASURED
+
+
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
     """A Markdown table whose first `texts` columns are text and whose others are numbers, set to the right."""
     rule = ["---" if index < texts else "---:" for index in range(len(columns))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rule, *rows])
 
 
-def between_marks(page: Path, content: str) -> str:
-    """The page's text with `content` between `<!-- speed:begin -->` and `<!-- speed:end -->`.
+def between_marks(page: Path, **contents: str) -> str:
+    """The page's text with each of `contents` between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
 
     Raises:
         ValueError: the page does not have each marker once.
     """
     text = page.read_text(encoding="utf-8")
-    begin, end = f"<!-- {MARK}:begin -->", f"<!-- {MARK}:end -->"
+    for mark, content in contents.items():
+        text = between(text, mark, content, page)
+    return text
+
+
+def between(text: str, mark: str, content: str, page: Path) -> str:
+    """A text with `content` between its two markers."""
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"{page} lacks the lines {begin} and {end}; wanted each once, in this order; put them back")
     return f"{text.split(begin)[0]}{begin}\n{content}\n{end}{text.split(end)[1]}"
@@ -150,8 +182,8 @@ def render(root: Path, check: bool = False) -> list[Path]:
     benchmarks = read_benchmarks(root / "results")
     readme, page, picture = root / "README.md", root / "docs" / "engine.md", root / "docs" / "speed.png"
     wanted = {
-        readme: between_marks(readme, short_table(benchmarks[:1])),
-        page: between_marks(page, full_tables(benchmarks)),
+        readme: between_marks(readme, **{MARK: short_table(benchmarks[:1])}),
+        page: between_marks(page, **{MARK: full_tables(benchmarks), SAME: agreement(root / "results")}),
     }
     stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
     if not check:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "render_speed.py"
+SAME = "<!-- same:begin -->\n<!-- same:end -->\n"
 EMPTY = "top\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nbottom\n"
 
 
@@ -54,7 +55,7 @@ def checkout(tmp_path: Path) -> Path:
     for folder in ("docs", "results"):
         (tmp_path / folder).mkdir()
     (tmp_path / "README.md").write_text(EMPTY)
-    (tmp_path / "docs" / "engine.md").write_text(EMPTY)
+    (tmp_path / "docs" / "engine.md").write_text(f"{SAME}{EMPTY}")
     return tmp_path
 
 
@@ -85,6 +86,22 @@ def test_tables_and_picture(checkout: Path, capsys: pytest.CaptureFixture[str]) 
     result.write_text(json.dumps(changed))
     capsys.readouterr()
     assert run(checkout, "--check") == 1 and "docs/speed.png" in capsys.readouterr().out
+
+
+def made_evaluation(psnr: float, sha256: str = "a") -> dict[str, Any]:
+    settings = {"model": "net-w8", "engine": "OpenVINO, f32", "sha256": sha256}
+    return {"scenes": {"kobe": {"psnr": psnr}}, "average": {"psnr": psnr}, "settings": settings}
+
+
+def test_agreement(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results, page = checkout / "results", checkout / "docs" / "engine.md"
+    (results / "engine-scenes.json").write_text(json.dumps([made_evaluation(26.998)]))
+    assert run(checkout) == 2 and "evaluate both again" in capsys.readouterr().err
+    (results / "net-w8.json").write_text(json.dumps(made_evaluation(27.0, "b")))
+    assert run(checkout) == 2
+    (results / "net-w8.json").write_text(json.dumps(made_evaluation(27.0)))
+    assert run(checkout) == 0
+    assert "| `net-w8` | OpenVINO, f32 | 27.000 | 26.998 | -0.002 | 0.002 |" in page.read_text()
 
 
 @pytest.mark.parametrize("content", ["{", '{"models": []}'])
