@@ -140,9 +140,8 @@ def agreement(folder: Path) -> str:
                 raise ValueError(f"{path} has {about['model']}, and {beside} not the same weights; evaluate both again")
             ours, wanted = one["average"]["psnr"], torch["average"]["psnr"]
             most = max(abs(one["scenes"][name]["psnr"] - torch["scenes"][name]["psnr"]) for name in one["scenes"])
-            lines.append([
-                f"`{about['model']}`", about["engine"], f"{wanted:.3f}", f"{ours:.3f}", f"{ours - wanted:+.3f}", f"{most:.3f}",
-            ])  # fmt: skip
+            numbers = f"{wanted:.3f}", f"{ours:.3f}", f"{ours - wanted:+.3f}", f"{most:.3f}"
+            lines.append([f"`{about['model']}`", about["engine"], *numbers])
     columns = ["network", "engine", "torch, dB", "engine, dB", "difference", "largest of a scene"]
     return markdown(columns, lines, texts=2) if lines else NOT_MEASURED
 
