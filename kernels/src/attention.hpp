@@ -81,11 +81,8 @@ INLINE void weigh(const bk_attention &a, int head, const Float *q, const Float *
     sum = sum + weights[j];
   }
   float zero = a.zeros[2 * a.heads + head];
-  Float step = broadcast(a.weight_step[head]), place = broadcast(zero + a.weight_low);
-  for (int j = 0; j < a.tokens; j++) {
-    Int codes = to_codes(weights[j] / sum, step, place, a.weight_low, a.weight_high);
-    weights[j] = to_float(codes) - broadcast(zero);
-  }
+  Grid grid = make_grid(broadcast(a.weight_step[head]), broadcast(zero + a.weight_low), a.weight_low, a.weight_high);
+  for (int j = 0; j < a.tokens; j++) weights[j] = to_float(to_codes(weights[j] / sum, grid)) - broadcast(zero);
 }
 
 static void attend_pixels(const bk_attention &a, int64_t pixel, int n, Float *values, Float *outputs) {
@@ -107,14 +104,14 @@ static void attend_pixels(const bk_attention &a, int64_t pixel, int n, Float *va
       }
     }
   }
-  Float step = broadcast(a.output_step), zero = broadcast(a.output_zero);
+  Grid grid = make_grid(broadcast(a.output_step), broadcast(a.output_zero), a.output_low, a.output_high);
   for (int t = 0; t < a.tokens; t++) {
     uint8_t *to = a.output + (t * a.pixels + pixel) * a.output_stride;
     for (int c = 0; c < inner; c += 4 * LANES) {
       Int x[LANES] = {};
       int bytes = inner - c < 4 * LANES ? inner - c : 4 * LANES;
       for (int k = 0; k < bytes; k++)
-        x[k / 4] |= to_codes(outputs[t * inner + c + k], step, zero, a.output_low, a.output_high) << 8 * (k % 4);
+        x[k / 4] |= to_codes(outputs[t * inner + c + k], grid) << 8 * (k % 4);
       transpose(x);
       for (int p = 0; p < n; p++) memcpy(to + p * a.output_stride + c, &x[p], bytes);
     }

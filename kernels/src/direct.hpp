@@ -19,8 +19,9 @@ struct Row {
 };
 
 // P pixels x V vectors of outputs: totals = start + sum over rows, taps of a row and channels.
+// Compiled on its own: what GCC knows of a caller makes it give up keeping all sums in registers.
 template <int P, int V>
-INLINE void tile(const Row *rows, int count, int taps, int64_t stride, int depth, const int8_t *weights,
+ALONE void tile(const Row *rows, int count, int taps, int64_t stride, int depth, const int8_t *weights,
                  const int32_t *start, int32_t *totals, int64_t width) {
   Raw sums[P][V];
 #pragma GCC unroll 16
@@ -153,6 +154,17 @@ static int find_rows(const bk_convolution &c, const bk_input &x, const DirectSpa
   return count;
 }
 
+// Totals (pixel, width) of n neighbouring pixels.
+static void finish_row(const bk_convolution &c, const bk_output &output, const int32_t *totals, int64_t pixel, int n) {
+  const int32_t *rows[PIXELS];
+  int64_t pixels[PIXELS];
+  for (int p = 0; p < n; p++) {
+    rows[p] = totals + (int64_t)p * c.width;
+    pixels[p] = pixel + p;
+  }
+  finish_totals(output, rows, pixels, n, c.layer.outputs);
+}
+
 static void direct(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
                    int threads) {
   const bk_layer &l = c.layer;
@@ -179,8 +191,7 @@ static void direct(const bk_convolution &c, const bk_input &input, const bk_outp
       int n = size.w - w < PIXELS ? size.w - w : PIXELS;
       int count = find_rows(c, x, space, t * l.stride[0] - l.padding[0], h * l.stride[1] - l.padding[1], w, n, rows);
       multiply(c, 0, rows, count, c.flat ? 1 : l.kernel[2], c.flat ? 1 : l.stride[2], space.totals);
-      int64_t pixel = ((int64_t)t * size.h + h) * size.w + w;
-      for (int p = 0; p < n; p++) finish_totals(output, space.totals + (int64_t)p * c.width, pixel + p, 0, l.outputs);
+      finish_row(c, output, space.totals, ((int64_t)t * size.h + h) * size.w + w, n);
     }
   }
 }

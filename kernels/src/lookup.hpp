@@ -5,8 +5,7 @@
 // are widened to u16.
 #pragma once
 
-#include "convolution.hpp"
-#include "output.hpp"
+#include "direct.hpp"
 
 #ifdef __AVX512VBMI__
 
@@ -139,8 +138,7 @@ static void lookup(const bk_convolution &c, const bk_input &x, const bk_output &
       const uint16_t *from = indices + t * l.stride[0] * i.plane + h * l.stride[1] * i.row +
                              (int64_t)w * l.stride[2] * i.groups;
       for (int first = 0; first < c.width; first += 64) lookup_block(c, i, from, first, totals);
-      int64_t pixel = ((int64_t)t * size.h + h) * size.w + w;
-      for (int p = 0; p < n; p++) finish_totals(output, totals + (int64_t)p * c.width, pixel + p, 0, l.outputs);
+      finish_row(c, output, totals, ((int64_t)t * size.h + h) * size.w + w, n);
     }
   }
 }

@@ -17,6 +17,11 @@ enum { LANES = 8 };
 typedef __m256 Float;
 typedef __m256i Raw;
 #endif
+#ifdef __clang__
+#define ALONE static __attribute__((noinline))
+#else
+#define ALONE static __attribute__((noipa))
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 typedef uint32_t Int __attribute__((vector_size(LANES * 4), may_alias));  // sums: wrap around instead of overflowing
@@ -53,6 +58,17 @@ INLINE Float smaller(Float a, Float b) { return EACH(min_ps)(a, b); }
 INLINE Float larger(Float a, Float b) { return EACH(max_ps)(a, b); }
 INLINE Float to_float(Int x) { return EACH(cvtepi32_ps)((Raw)x); }
 INLINE Int to_int(Float x) { return (Int)EACH(cvtps_epi32)(x); }  // half to even, as the CPU is set when a process starts
+
+// Whether a lane of x - round(x) is so near to a tie that 1 / step may have moved it across.
+INLINE bool near_tie(Float rest) {
+  const float TIE = 0.5f - 0x1p-12f;
+#ifdef __AVX512F__
+  return _mm512_cmp_ps_mask(_mm512_abs_ps(rest), broadcast(TIE), _CMP_GT_OQ) != 0;
+#else
+  Float size = _mm256_andnot_ps(broadcast(-0.0f), rest);
+  return _mm256_movemask_ps(_mm256_cmp_ps(size, broadcast(TIE), _CMP_GT_OQ)) != 0;
+#endif
+}
 
 INLINE Float load_floats(const float *from, int n) {
   return load_part<Float>((const uint8_t *)from, 4 * n);

@@ -118,14 +118,19 @@ static int64_t winograd_workspace(const bk_convolution &c, const bk_input &, int
   return threads * winograd_space(c, nullptr).bytes;
 }
 
-static void write_tile(const bk_convolution &c, const bk_output &output, const Size &size, const WinogradSpace &space, int t,
-                       int h, int w, int count) {
+// The pixels of one tile that are within the output.
+static void write_tile(const bk_convolution &c, const bk_output &output, const Size &size, const WinogradSpace &space,
+                       int t, int h, int w, int count) {
+  const int32_t *rows[8];
+  int64_t pixels[8];
+  int n = 0;
   for (int i = 0; i < count; i++) {
     int frame = t + i / 4, row = h + i / 2 % 2, column = w + i % 2;
     if (frame >= size.t || row >= size.h || column >= size.w) continue;
-    int64_t pixel = ((int64_t)frame * size.h + row) * size.w + column;
-    finish_totals(output, space.pixels + (int64_t)i * c.width, pixel, 0, c.layer.outputs);
+    rows[n] = space.pixels + (int64_t)i * c.width;
+    pixels[n++] = ((int64_t)frame * size.h + row) * size.w + column;
   }
+  finish_totals(output, rows, pixels, n, c.layer.outputs);
 }
 
 // Tiles of 2 x 2 pixels; the frames that a tap of time needs are transformed once and kept in a ring.
