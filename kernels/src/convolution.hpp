@@ -4,7 +4,7 @@
 #include "abi.h"
 
 enum { GROUP = 3, LARGEST_LOOKUP = 27, LOOKUP_OFFSET = 18 };  // 2-bit channels per look-up; its range -18 .. 9, moved up
-enum { ALIGN = 64, PATCH_PIXELS = 12 };
+enum { ALIGN = 64, MOST_ROWS = 512 };  // kt * kh
 
 struct bk_convolution {
   bk_layer layer;

@@ -170,6 +170,7 @@ const char *complaint(const bk_layer &l, const int8_t *weights, int method, int 
     return "wanted at least one channel and codes 0 .. 255";
   for (int d = 0; d < 3; d++)
     if (l.kernel[d] < 1 || l.stride[d] < 1 || l.padding[d] < 0) return "wanted kernel and stride from 1, padding from 0";
+  if (l.kernel[0] * l.kernel[1] > MOST_ROWS) return "wanted at most 512 taps of t and h";
   int lowest = 0, highest = 0;
   for (int64_t i = 0; i < (int64_t)l.outputs * taps_of(l) * l.channels; i++) {
     if (weights[i] < lowest) lowest = weights[i];
@@ -198,6 +199,7 @@ extern "C" bk_convolution *bk_create(const bk_layer *layer, const int8_t *weight
     std::snprintf(message, 160, "%s", reason);
     return nullptr;
   }
+  if (method == BK_LOOKUP && (level == BK_AVX2 || level == BK_VNNI)) method = BK_DIRECT;  // they have no vpermb
   auto *c = new bk_convolution();
   int64_t count = (int64_t)layer->outputs * taps_of(*layer) * layer->channels;
   c->layer = *layer;

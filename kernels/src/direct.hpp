@@ -10,8 +10,6 @@ enum { PIXELS = 12 };  // of a block; 12 pixels x 32 outputs, or 6 x 64 twice
 enum { PIXELS = 4 };
 #endif
 
-enum { MOST_ROWS = 512 };  // kt * kh
-
 // Where a block reads one row (dt, dh) of taps: the first tap of its first pixel, and the bytes between input pixels.
 struct Row {
   const uint8_t *first;
