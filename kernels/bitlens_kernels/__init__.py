@@ -295,7 +295,7 @@ def output_struct(output: Output, shape: tuple[int, ...], values: np.ndarray | N
     struct, kind, kept = library.OutputStruct(), values_type(output, values), [output]
     struct.slope, struct.half = output.slope, int(kind is np.uint16)
     if not 0 <= output.slope <= 1 or len(output.add) > 2 or len(output.targets) > MOST_TARGETS:
-        raise ValueError(f"slope {output.slope}, {len(output.add)} sums, {len(output.targets)} targets; wanted 0 to 1, 2, 4")
+        raise ValueError(f"slope {output.slope}, {len(output.add)} sums, {len(output.targets)} targets; wanted 0 to 1, 2, {MOST_TARGETS}")
     if output.totals is not None:
         place(output.totals, np.int32, shape, "totals")
         struct.totals, struct.totals_stride = output.totals.ctypes.data, pixel_stride(output.totals)

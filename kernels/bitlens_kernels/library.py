@@ -11,7 +11,7 @@ import numpy as np
 
 ABI = 1
 ALIGN = 64
-MOST_TARGETS = 4
+MOST_TARGETS = 8
 LEVELS = ("scalar", "avx2", "avx512-vnni", "avx512-vbmi")
 """Instruction sets; each includes those before it."""
 METHODS = ("direct", "winograd2", "winograd3", "lookup")
