@@ -250,7 +250,10 @@ class Network:
 
     def block_inputs(self, block: str, size: tuple[int, int, int]) -> tuple[dict[str, Part], list[Grid]]:
         """Codes of a block's input: of its first group for the first CFormer, of the others for the merging layers."""
-        groups, width = self.network.config["group_num"], 4 * self.network.config["in_ch"] // self.network.config["group_num"]
+        groups, width = (
+            self.network.config["group_num"],
+            4 * self.network.config["in_ch"] // self.network.config["group_num"],
+        )
         first = f"{block}.cformer_list.0"
         parts, grids = self.inputs([f"{first}.scb.0", f"{first}.tsab.qkv"], size, width)
         for i in range(1, groups):

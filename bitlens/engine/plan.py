@@ -7,7 +7,7 @@ place that is free while it is in use; then the calls are bound to that memory.
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ def kernels() -> Any:
     return importlib.import_module("bitlens_kernels")
 
 
+@runtime_checkable
 class Convolutions(Protocol):
     """Who knows the layers: `native.Engine`."""
 
@@ -96,6 +97,8 @@ class Plan:
     def __init__(self, engine: Convolutions):
         self.engine = engine
         self.steps: list[Callable[[np.ndarray], Callable[[], None]]] = []
+        self.layers: dict[int, tuple[str, Part, Wanted]] = {}
+        """Of the steps that are convolutions: name, input and what becomes of the sums."""
         self.memories: list[Memory] = []
         self.workspace = 0
         self.calls: list[Callable[[], None]] = []
@@ -122,6 +125,7 @@ class Plan:
             output = self.output(block, wanted, scale, bias)
             return convolution.bind(codes.view(block), output, block[: self.workspace], threads)
 
+        self.layers[len(self.steps)] = name, codes, wanted
         self.step(bind, [codes, *wanted.parts])
 
     def finish(self, values: Part, wanted: Wanted) -> None:

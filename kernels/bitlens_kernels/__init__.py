@@ -36,9 +36,10 @@ def levels() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Target:
-    """A grid to write channels begin .. end - 1 of a result on, code = clamp(round(value / step + zero), low, high) - low.
+    """A grid that channels begin .. end - 1 of a result are written on.
 
-    `step` and `zero` are one number, or one for each of these channels.
+    code = clamp(round(value / step + zero), low, high) - low, rounded half to even. `step` and `zero` are one number,
+    or one for each of these channels.
     """
 
     codes: np.ndarray
@@ -194,8 +195,7 @@ def bind_finish(values: np.ndarray, output: Output, level: str | None = None, th
     written, kept = output_struct(output, values.shape, values)
     t, h, w, c = values.shape
     arguments = (t * h * w, c, values.ctypes.data, pixel_stride(values), written)
-    chosen = index(LEVELS, level or best_level(), "level")
-    return Call(library.functions().bk_finish, (*arguments, chosen, threads), (values, *kept))
+    return Call(library.functions().bk_finish, (*arguments, level_index(level), threads), (values, *kept))
 
 
 @dataclass(frozen=True)
@@ -249,16 +249,18 @@ def bind_attend(
         *(float(target.step), float(target.zero), target.low, target.high),
         *(array.ctypes.data if array is not None else None for array in (scores, mixed)),
     )
-    chosen = index(LEVELS, level or best_level(), "level")
-    if chosen > library.best_level():
-        raise ValueError(f"level {level}, which this CPU has not; wanted one of {', '.join(levels())}; choose one")
     kept = (codes, target, numbers, scores, mixed)
-    return Call(library.functions().bk_attend, (struct, chosen, threads), kept)
+    return Call(library.functions().bk_attend, (struct, level_index(level), threads), kept)
 
 
 def peak(level: str | None = None) -> float:
     """1e9 multiply-accumulates a second of one core in registers, measured now; 0 for the scalar level."""
-    return library.functions().bk_peak(index(LEVELS, level or best_level(), "level"))
+    return library.functions().bk_peak(level_index(level))
+
+
+def level_index(level: str | None) -> int:
+    """The place of a level that this CPU has; None: of the best one."""
+    return index(levels(), level or best_level(), "level")
 
 
 def index(names: Sequence[str], name: str, what: str) -> int:
@@ -270,12 +272,12 @@ def index(names: Sequence[str], name: str, what: str) -> int:
 
 def place(array: np.ndarray, kind: type, shape: tuple[int, ...], what: str) -> None:
     """Refuse an array of another type or shape, or whose pixels are not equally far apart."""
-    wanted = tuple(shape)
-    if array.dtype != kind or array.shape != wanted or array.ndim != 4:
-        raise ValueError(f"{what} {array.dtype} {array.shape}; wanted {np.dtype(kind)} {wanted}")
-    t, h, w, c = array.shape
-    stride, size = array.strides[2], array.itemsize
-    if (c > 1 and array.strides[3] != size) or stride % size or array.strides[:2] != (h * w * stride, w * stride):
+    if array.dtype != kind or array.shape != tuple(shape) or array.ndim != 4:
+        raise ValueError(f"{what} {array.dtype} {array.shape}; wanted {np.dtype(kind)} {tuple(shape)}")
+    size, (_, h, w, _) = array.itemsize, array.shape
+    wanted = (h * w * array.strides[2], w * array.strides[2], array.strides[2], size)
+    regular = all(n == 1 or s == want for n, s, want in zip(array.shape, array.strides, wanted, strict=True))
+    if not regular or array.strides[2] % size or array.strides[2] < 0:
         raise ValueError(f"{what} with strides {array.strides}; wanted channels-last memory: make it contiguous")
 
 
@@ -295,7 +297,10 @@ def output_struct(output: Output, shape: tuple[int, ...], values: np.ndarray | N
     struct, kind, kept = library.OutputStruct(), values_type(output, values), [output]
     struct.slope, struct.half = output.slope, int(kind is np.uint16)
     if not 0 <= output.slope <= 1 or len(output.add) > 2 or len(output.targets) > MOST_TARGETS:
-        raise ValueError(f"slope {output.slope}, {len(output.add)} sums, {len(output.targets)} targets; wanted 0 to 1, 2, {MOST_TARGETS}")
+        raise ValueError(
+            f"slope {output.slope}, {len(output.add)} sums, {len(output.targets)} targets; "
+            f"wanted 0 to 1, at most 2 and {MOST_TARGETS}"
+        )
     if output.totals is not None:
         place(output.totals, np.int32, shape, "totals")
         struct.totals, struct.totals_stride = output.totals.ctypes.data, pixel_stride(output.totals)
@@ -317,7 +322,9 @@ def output_struct(output: Output, shape: tuple[int, ...], values: np.ndarray | N
         if target.begin < 0 or end > shape[-1] or end - target.begin != channels or target.high - target.low > 255:
             raise ValueError(f"channels {target.begin} to {end} of {shape[-1]} as {channels}; wanted a range of them")
         place(target.codes, np.uint8, (*shape[:3], channels), "a target's codes")
-        step, zero = (np.ascontiguousarray(np.broadcast_to(v, (channels,)), np.float32) for v in (target.step, target.zero))
+        step, zero = (
+            np.ascontiguousarray(np.broadcast_to(v, (channels,)), np.float32) for v in (target.step, target.zero)
+        )
         kept += [step, zero]
         struct.target[i] = library.TargetStruct(
             *(target.codes.ctypes.data, pixel_stride(target.codes), target.begin, end),

@@ -83,7 +83,9 @@ def functions() -> ctypes.CDLL:
     try:
         found = ctypes.CDLL(str(path))
     except OSError as error:
-        raise ImportError(f"no kernels at {path} ({error}); wanted the built package; run pip install ./kernels") from error
+        raise ImportError(
+            f"no kernels at {path} ({error}); wanted the built package; run pip install ./kernels"
+        ) from error
     if found.bk_abi() != ABI:
         raise ImportError(f"the kernels at {path} are of version {found.bk_abi()}; wanted {ABI}; build them again")
     for name, (result, arguments) in SIGNATURES.items():

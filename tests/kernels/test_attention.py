@@ -62,7 +62,9 @@ def test_sums_equal_the_reference_and_codes_torch(bits: int):
     column = (1, heads, 1, 1, 1)
     one = torch.ones(column)
     operands = [Operand(one, z.reshape(column), 0, largest) for z in zeros]
-    q, k, v = torch.from_numpy(codes).int().reshape(t, pixels, 3, heads, depth).permute(2, 3, 0, 4, 1)[:, None]  # 1 n t d p
+    q, k, v = (
+        torch.from_numpy(codes).int().reshape(t, pixels, 3, heads, depth).permute(2, 3, 0, 4, 1)[:, None]
+    )  # 1 n t d p
     wanted = accumulate_product(IntegerProduct(operands[0], operands[1]), q, k.transpose(2, 3))  # 1 n t t p
     assert np.array_equal(scores, wanted[0].permute(3, 0, 1, 2).numpy())
 
@@ -80,4 +82,6 @@ def test_sums_equal_the_reference_and_codes_torch(bits: int):
 def test_bad_shapes_are_refused():
     attention = grids(np.random.default_rng(0), 4, 4)
     with pytest.raises(ValueError, match="heads"):
-        bk.bind_attend(attention, np.zeros((2, 1, 4, 25), np.uint8), bk.Target(np.zeros((2, 1, 4, 8), np.uint8), 1, 0, 0, 15))
+        bk.bind_attend(
+            attention, np.zeros((2, 1, 4, 25), np.uint8), bk.Target(np.zeros((2, 1, 4, 8), np.uint8), 1, 0, 0, 15)
+        )

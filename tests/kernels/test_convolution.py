@@ -91,7 +91,13 @@ def test_the_pairs_of_bits_that_the_manual_names():
 
 @pytest.mark.parametrize(
     ("method", "weight", "largest", "stride"),
-    [("winograd2", 100, 15, 1), ("winograd2", 1, 255, 1), ("winograd3", 7, 7, 1), ("lookup", 2, 3, 1), ("winograd2", 1, 3, 2)],
+    [
+        ("winograd2", 100, 15, 1),
+        ("winograd2", 1, 255, 1),
+        ("winograd3", 7, 7, 1),
+        ("lookup", 2, 3, 1),
+        ("winograd2", 1, 3, 2),
+    ],
 )
 def test_what_is_not_exact_is_refused(method: str, weight: int, largest: int, stride: int):
     weights = np.full((4, 3, 3, 3, 4), weight, np.int8)

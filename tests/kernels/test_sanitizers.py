@@ -16,7 +16,9 @@ def test_no_sanitizer_complains(tmp_path: Path):
     if not all(map(shutil.which, ("cmake", "g++"))):
         pytest.skip("no cmake or g++: the sanitizers' build needs both")
     source, build = REPOSITORY / "kernels", tmp_path / "build"
-    subprocess.run(["cmake", "-S", source, "-B", build, "-DBITLENS_SANITIZE=ON", "-DCMAKE_CXX_COMPILER=g++"], check=True)
+    subprocess.run(
+        ["cmake", "-S", source, "-B", build, "-DBITLENS_SANITIZE=ON", "-DCMAKE_CXX_COMPILER=g++"], check=True
+    )
     subprocess.run(["cmake", "--build", build, "--parallel", "2"], check=True)
     runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     environment = os.environ | {
