@@ -8,6 +8,7 @@
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TORCH := $(shell grep '^torch==' constraints.txt)
+KERNELS := $(wildcard kernels/*.t* kernels/src/* kernels/bitlens_kernels/*.py)
 
 .PHONY: demo test slow clean
 .DEFAULT_GOAL := test
@@ -35,8 +36,8 @@ clean:
 	rm -rf .venv build dist demo .pytest_cache .ruff_cache .hypothesis
 	find bitlens tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What runs: the package, and the extra that reads and writes video.
-.venv/.ready: pyproject.toml constraints.txt $(wildcard .venv/.installing)
+# What runs: the package, the extra that reads and writes video, and the native kernels where a C++ compiler is there.
+.venv/.ready: pyproject.toml constraints.txt $(KERNELS) $(wildcard .venv/.installing)
 	@if [ -e .venv/.installing ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	    found=; for python in $(or $(PYTHON),python3.11 python3); do \
 	        if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
@@ -53,6 +54,13 @@ clean:
 	@$(PIP) install "$(TORCH)"
 	@echo "== install bitlens[video]"
 	@$(PIP) install -c constraints.txt -e '.[video]'
+	@if command -v "$${CXX:-c++}" >/dev/null 2>&1; then \
+	    echo "== build bitlens-kernels"; \
+	    $(PIP) install -c constraints.txt ./kernels || \
+	        echo "The native kernels were NOT built (see above); bitlens works without them."; \
+	else \
+	    echo "The native kernels were NOT built: no C++ compiler (c++) on PATH; bitlens works without them."; \
+	fi
 	@rm .venv/.installing
 	@touch $@
 

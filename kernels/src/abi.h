@@ -1,0 +1,102 @@
+// The C interface of the kernels: what a convolution reads, and everything that may be done with its sums.
+//
+//   total = sum (x - zero) w                      32 bits, exact
+//   value = float(total) * scale + bias           float32, each operation rounded once, no fused multiply-add
+//   value = leaky(value) + add[0] + add[1]
+//   code  = clamp(round(value / step + zero), low, high) - low        rounded half to even
+//
+// Memory is channels-last: (t, h, w, c), with a stride in elements between neighbouring pixels, so that a range of a
+// tensor's channels is a tensor. Codes are u8.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { BK_ABI = 1 };
+enum { BK_SCALAR, BK_AVX2, BK_VNNI, BK_VBMI, BK_LEVELS };        // instruction sets, each includes those before
+enum { BK_DIRECT, BK_WINOGRAD2, BK_WINOGRAD3, BK_LOOKUP, BK_METHODS };
+enum { BK_MOST_TARGETS = 8 };
+
+// A grid that channels begin .. end - 1 are written to as codes; channel `begin` goes to codes[0] of each pixel.
+typedef struct {
+  uint8_t *codes;
+  int64_t stride;
+  int32_t begin, end;
+  const float *step, *zero;  // of each of these channels
+  float low, high;
+} bk_target;
+
+// What becomes of the sums; everything but `scale` and `bias` may be left out (null, 0).
+typedef struct {
+  int32_t *totals;
+  int64_t totals_stride;
+  const float *scale, *bias;  // of each output channel; null: the totals are all that is wanted
+  float slope;                // of LeakyReLU, at most 1; 1 is none
+  int32_t half;               // values and what is added are bfloat16 instead of float32
+  const void *add[2];
+  int64_t add_stride[2];
+  void *values;
+  int64_t values_stride;
+  int32_t targets;
+  bk_target target[BK_MOST_TARGETS];
+} bk_output;
+
+// The weights are (outputs, kt, kh, kw, channels) codes. No input code is larger than `largest`.
+typedef struct {
+  int32_t channels, outputs;
+  int32_t kernel[3], stride[3], padding[3];  // t, h, w
+  int32_t zero, largest;
+} bk_layer;
+
+typedef struct {
+  const uint8_t *codes;
+  int64_t stride;
+  int32_t size[3];  // t, h, w
+} bk_input;
+
+// Attention over the t tokens of every pixel. q, k, v are channels 0 .., heads * depth .., 2 * heads * depth .. of codes.
+//
+//   score  = sum_d (q_i - z_q)(k_j - z_k)         exact
+//   weight = softmax_j(float(score) * score_unit), on its grid
+//   mixed  = sum_j (weight_ij - z_w)(v_j - z_v)   exact
+//   code   = float(mixed) * mixed_unit, on the grid of the output
+typedef struct {
+  int32_t tokens, heads, depth;
+  int64_t pixels, stride, output_stride;
+  const uint8_t *codes;                               // (tokens, pixels, stride)
+  const float *zeros;                                 // (4, heads): q, k, weights, v, on the container's codes
+  const float *score_unit, *mixed_unit, *weight_step; // of each head
+  float weight_low, weight_high;                      // on the grid's own codes; the container's start at 0
+  uint8_t *output;                                    // (tokens, pixels, output_stride), heads * depth channels
+  float output_step, output_zero, output_low, output_high;
+  int32_t *scores, *mixed;                            // null, or the sums: (pixels, heads, tokens, tokens | depth)
+} bk_attention;
+
+typedef struct bk_convolution bk_convolution;
+
+#pragma GCC visibility push(default)
+int bk_abi(void);
+int bk_best_level(void);
+// 1 where the method is exact for weights lowest .. highest and codes 0 .. largest, and has the geometry.
+int bk_fits(const bk_layer *layer, int method, int lowest, int highest);
+// Null where something does not fit; `message` (160 bytes) says what.
+bk_convolution *bk_create(const bk_layer *layer, const int8_t *weights, int method, int level, char *message);
+void bk_destroy(bk_convolution *convolution);
+int64_t bk_packed_bytes(const bk_convolution *convolution);
+int64_t bk_workspace(const bk_convolution *convolution, const bk_input *input, int threads);
+void bk_run(const bk_convolution *convolution, const bk_input *input, const bk_output *output, void *workspace,
+            int threads);
+// The output stage alone: instead of sums, values (pixels, channels) of float32, or bfloat16 where output->half.
+void bk_finish(int64_t pixels, int32_t channels, const void *values, int64_t stride, const bk_output *output,
+               int level, int threads);
+void bk_attend(const bk_attention *attention, int level, int threads);
+// Multiply-accumulates a second of this core in registers, in units of 1e9; 0 for the scalar level.
+double bk_peak(int level);
+#pragma GCC visibility pop
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,195 @@
+// Direct convolution: blocks of neighbouring pixels of an output row times blocks of output channels, in registers.
+#pragma once
+
+#include "convolution.hpp"
+#include "output.hpp"
+
+#ifdef __AVX512F__
+enum { PIXELS = 12 };  // of a block; 12 pixels x 32 outputs, or 6 x 64 twice
+#else
+enum { PIXELS = 4 };
+#endif
+
+// Where a block reads one row (dt, dh) of taps: the first tap of its first pixel, and the bytes between input pixels.
+struct Row {
+  const uint8_t *first;
+  int64_t step;
+};
+
+// P pixels x V vectors of outputs: totals = start + sum over rows, taps of a row and channels.
+// Compiled on its own: what GCC knows of a caller makes it give up keeping all sums in registers.
+template <int P, int V>
+ALONE void tile(const Row *rows, int count, int taps, int64_t stride, int depth, const int8_t *weights,
+                 const int32_t *start, int32_t *totals, int64_t width) {
+  Raw sums[P][V];
+#pragma GCC unroll 16
+  for (int v = 0; v < V; v++) {
+    Raw s = load<Raw>(start + v * LANES);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++) sums[p][v] = s;
+  }
+  for (int r = 0; r < count; r++) {
+    const uint8_t *tap = rows[r].first;
+    int64_t next = rows[r].step * stride;
+    for (int i = 0; i < taps; i++, tap += rows[r].step) {
+      const uint8_t *from[(P + 2) / 3];  // every third pixel: the others are one and two steps away
+#pragma GCC unroll 16
+      for (int p = 0; p < P; p += 3) from[p / 3] = tap + p * next;
+      for (int k = 0; k < depth; k += 4, weights += V * LANES * 4) {
+        Weights w[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; v++) w[v] = weights_at(weights + v * LANES * 4);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; p++) {
+          Codes x = four_codes(from[p / 3] + p % 3 * next + k);
+#pragma GCC unroll 16
+          for (int v = 0; v < V; v++) sums[p][v] = dot(sums[p][v], x, w[v]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; p++)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) store(totals + p * width + v * LANES, sums[p][v]);
+}
+
+// PIXELS pixels times all outputs of a position; totals are (pixel, width).
+static void multiply(const bk_convolution &c, int position, const Row *rows, int count, int taps, int64_t stride,
+                     int32_t *totals) {
+  const int32_t *start = c.start + (int64_t)position * c.width;
+  const int8_t *panel = c.packed + position * c.panel;
+  for (int first = 0, width; first < c.width; first += width) {
+    width = block_width(c, first);
+    const int8_t *w = panel + (int64_t)first * c.taps * c.depth;
+    int32_t *out = totals + first;
+#ifdef __AVX512F__
+    if (width == 64) {
+      tile<6, 4>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
+      Row rest[MOST_ROWS];
+      for (int r = 0; r < count; r++) rest[r] = {rows[r].first + 6 * stride * rows[r].step, rows[r].step};
+      tile<6, 4>(rest, count, taps, stride, c.depth, w, start + first, out + 6 * (int64_t)c.width, c.width);
+    } else if (width == 32) {
+      tile<12, 2>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
+    } else {
+      tile<12, 1>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
+    }
+#else
+    tile<4, 2>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
+#endif
+  }
+}
+
+// What a thread copies into: `patch` holds the inputs of a block that touches a border, `outside` codes of zero.
+struct DirectSpace {
+  uint8_t *patch, *outside;
+  int32_t *totals;
+};
+
+static int64_t patch_bytes(const bk_convolution &c) {
+  const bk_layer &l = c.layer;
+  if (c.flat) return (int64_t)PIXELS * c.depth;
+  int pixels = (PIXELS - 1) * l.stride[2] + l.kernel[2];
+  return (int64_t)l.kernel[0] * l.kernel[1] * pixels * c.depth;
+}
+
+static int64_t aligned(int64_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }
+
+static int64_t direct_space(const bk_convolution &c) {
+  return aligned(patch_bytes(c)) + aligned(c.depth) + aligned((int64_t)PIXELS * c.width * 4);
+}
+
+static int64_t direct_workspace(const bk_convolution &c, const bk_input &, int threads) {
+  return threads * direct_space(c);
+}
+
+// The codes of one input pixel; outside of the input, of zero.
+INLINE const uint8_t *pixel_at(const bk_input &x, int t, int h, int w, const uint8_t *outside) {
+  bool inside = (unsigned)t < (unsigned)x.size[0] && (unsigned)h < (unsigned)x.size[1] && (unsigned)w < (unsigned)x.size[2];
+  return inside ? x.codes + (((int64_t)t * x.size[1] + h) * x.size[2] + w) * x.stride : outside;
+}
+
+// Copies every tap of every pixel of a block into one run of c.depth bytes a pixel.
+static void copy_flat(const bk_convolution &c, const bk_input &x, const DirectSpace &space, int t, int h, int w, int n) {
+  const bk_layer &l = c.layer;
+  for (int p = 0; p < n; p++) {
+    uint8_t *to = space.patch + (int64_t)p * c.depth;
+    for (int dt = 0; dt < l.kernel[0]; dt++)
+      for (int dh = 0; dh < l.kernel[1]; dh++)
+        for (int dw = 0; dw < l.kernel[2]; dw++, to += l.channels) {
+          int column = (w + p) * l.stride[2] + dw - l.padding[2];
+          memcpy(to, pixel_at(x, t + dt, h + dh, column, space.outside), l.channels);
+        }
+  }
+}
+
+// The rows of taps of a block of n pixels from (t, h, w) of the output on; t and h come in input coordinates.
+static int find_rows(const bk_convolution &c, const bk_input &x, const DirectSpace &space, int t, int h, int w, int n,
+                     Row *rows) {
+  const bk_layer &l = c.layer;
+  if (c.flat) {
+    copy_flat(c, x, space, t, h, w, n);
+    rows[0] = {space.patch, c.depth};
+    return 1;
+  }
+  int left = w * l.stride[2] - l.padding[2], pixels = (PIXELS - 1) * l.stride[2] + l.kernel[2];
+  bool interior = left >= 0 && left + pixels <= x.size[2];
+  uint8_t *patch = space.patch;
+  int count = 0;
+  for (int dt = 0; dt < l.kernel[0]; dt++)
+    for (int dh = 0; dh < l.kernel[1]; dh++, count++) {
+      bool inside = (unsigned)(t + dt) < (unsigned)x.size[0] && (unsigned)(h + dh) < (unsigned)x.size[1];
+      if (!inside) {
+        rows[count] = {space.outside, 0};
+      } else if (interior) {
+        rows[count] = {pixel_at(x, t + dt, h + dh, left, space.outside), x.stride};
+      } else {
+        rows[count] = {patch, c.depth};
+        for (int i = 0; i < pixels; i++, patch += c.depth)
+          memcpy(patch, pixel_at(x, t + dt, h + dh, left + i, space.outside), c.depth);
+      }
+    }
+  return count;
+}
+
+// Totals (pixel, width) of n neighbouring pixels.
+static void finish_row(const bk_convolution &c, const bk_output &output, const int32_t *totals, int64_t pixel, int n) {
+  const int32_t *rows[PIXELS];
+  int64_t pixels[PIXELS];
+  for (int p = 0; p < n; p++) {
+    rows[p] = totals + (int64_t)p * c.width;
+    pixels[p] = pixel + p;
+  }
+  finish_totals(output, rows, pixels, n, c.layer.outputs);
+}
+
+static void direct(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
+                   int threads) {
+  const bk_layer &l = c.layer;
+  Size size = output_size(l, input.size);
+  bk_input x = input;
+  bool one = l.kernel[0] * l.kernel[1] * l.kernel[2] == 1 && l.stride[0] * l.stride[1] * l.stride[2] == 1 &&
+             !(l.padding[0] | l.padding[1] | l.padding[2]);
+  if (one) {  // pixels are independent: one long row
+    x.size[2] = size.w = size.t * size.h * size.w;
+    x.size[0] = x.size[1] = size.t = size.h = 1;
+  }
+  int blocks = (size.w + PIXELS - 1) / PIXELS;
+  int64_t all = (int64_t)size.t * size.h * blocks;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int thread = 0; thread < threads; thread++) {
+    uint8_t *memory = workspace + thread * direct_space(c);
+    DirectSpace space = {memory, memory + aligned(patch_bytes(c)),
+                         (int32_t *)(memory + aligned(patch_bytes(c)) + aligned(c.depth))};
+    memset(space.patch, 0, patch_bytes(c));
+    memset(space.outside, l.zero, c.depth);
+    Row rows[MOST_ROWS];
+    for (int64_t block = all * thread / threads; block < all * (thread + 1) / threads; block++) {
+      int w = (int)(block % blocks) * PIXELS, h = (int)(block / blocks % size.h), t = (int)(block / blocks / size.h);
+      int n = size.w - w < PIXELS ? size.w - w : PIXELS;
+      int count = find_rows(c, x, space, t * l.stride[0] - l.padding[0], h * l.stride[1] - l.padding[1], w, n, rows);
+      multiply(c, 0, rows, count, c.flat ? 1 : l.kernel[2], c.flat ? 1 : l.stride[2], space.totals);
+      finish_row(c, output, space.totals, ((int64_t)t * size.h + h) * size.w + w, n);
+    }
+  }
+}

@@ -1,0 +1,51 @@
+// The kernels of one instruction set; compiled once for each, with -DLEVEL=name and the compiler's flags for it.
+
+#include "attention.hpp"
+#include "direct.hpp"
+#include "lookup.hpp"
+#include "winograd.hpp"
+
+#include <time.h>
+
+static void finish(int64_t pixels, int32_t channels, const void *values, int64_t stride, const bk_output &output,
+                   int threads) {
+  finish_values(pixels, channels, values, stride, output, threads);
+}
+
+// 12 independent sums in registers: what multiplications alone would take.
+static double peak(long rounds) {
+  Raw sums[12];
+  alignas(64) static const uint8_t x[64] = {1, 2, 3, 4};
+  const int8_t *w = (const int8_t *)x;
+  Codes codes = four_codes(x);
+  Weights weights = weights_at(w);
+#pragma GCC unroll 12
+  for (int i = 0; i < 12; i++) sums[i] = load<Raw>(w);
+  timespec from, to;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &from);
+  for (long r = 0; r < rounds; r++)
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; i++) {
+      sums[i] = dot(sums[i], codes, weights);
+      __asm__ volatile("" : "+v"(sums[i]));
+    }
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &to);
+  double seconds = (double)(to.tv_sec - from.tv_sec) + 1e-9 * (double)(to.tv_nsec - from.tv_nsec);
+  return (double)rounds * 12 * LANES * 4 / seconds / 1e9;
+}
+
+#ifdef __AVX512VBMI__
+#define LOOKUP lookup
+#define LOOKUP_WORKSPACE lookup_workspace
+#else
+#define LOOKUP nullptr
+#define LOOKUP_WORKSPACE nullptr
+#endif
+
+extern const Level LEVEL;
+const Level LEVEL = {LANES,
+                     {direct, winograd, winograd, LOOKUP},
+                     {direct_workspace, winograd_workspace, winograd_workspace, LOOKUP_WORKSPACE},
+                     finish,
+                     attend,
+                     peak};

@@ -1,0 +1,146 @@
+// Convolution of 2-bit codes with 2-bit weights by table look-up (AVX512-VBMI).
+//
+// Three activation codes of a pixel choose one of 64 tables of 64 bytes; three weight codes are an index into it. One
+// `vpermb` therefore looks up the sums of three products for 64 output channels. Sums of 9 look-ups fit in u8; then they
+// are widened to u16.
+#pragma once
+
+#include "direct.hpp"
+
+#ifdef __AVX512VBMI__
+
+enum { MOST_GROUPS = 65535 / LARGEST_LOOKUP, LOOKUP_PIXELS = 8, LOOKUPS = 255 / LARGEST_LOOKUP };
+
+// The input as table offsets (64 x index), padded: (t, h, w, group), and what a block may read beyond it.
+struct Indices {
+  int64_t row, plane, count;
+  int groups, w;
+};
+
+static Indices lookup_indices(const bk_convolution &c, const bk_input &x) {
+  const bk_layer &l = c.layer;
+  Indices i;
+  i.groups = (l.channels + GROUP - 1) / GROUP;
+  i.w = x.size[2] + 2 * l.padding[2];
+  i.row = (int64_t)i.w * i.groups;
+  i.plane = i.row * (x.size[1] + 2 * l.padding[1]);
+  i.count = i.plane * (x.size[0] + 2 * l.padding[0]) + (int64_t)LOOKUP_PIXELS * l.stride[2] * i.groups;
+  return i;
+}
+
+static int64_t lookup_totals(const bk_convolution &c) { return (int64_t)LOOKUP_PIXELS * c.width * 4; }
+
+static int64_t lookup_workspace(const bk_convolution &c, const bk_input &x, int threads) {
+  return (lookup_indices(c, x).count * 2 + ALIGN - 1) / ALIGN * ALIGN + threads * lookup_totals(c);
+}
+
+// The offsets of one pixel's groups.
+INLINE void index_pixel(const uint8_t *codes, int channels, int groups, uint16_t *to) {
+  for (int g = 0; g < groups; g++) {
+    int k = g * GROUP, index = codes[k] & 3;
+    if (k + 1 < channels) index |= (codes[k + 1] & 3) << 2;
+    if (k + 2 < channels) index |= (codes[k + 2] & 3) << 4;
+    to[g] = (uint16_t)(index << 6);
+  }
+}
+
+// The offsets of one padded row.
+static void index_row(const bk_convolution &c, const bk_input &x, const Indices &i, int t, int h, const uint16_t *outside,
+                      uint16_t *to) {
+  const bk_layer &l = c.layer;
+  bool inside = (unsigned)t < (unsigned)x.size[0] && (unsigned)h < (unsigned)x.size[1];
+  for (int w = -l.padding[2]; w < x.size[2] + l.padding[2]; w++, to += i.groups) {
+    if (inside && (unsigned)w < (unsigned)x.size[2])
+      index_pixel(x.codes + (((int64_t)t * x.size[1] + h) * x.size[2] + w) * x.stride, l.channels, i.groups, to);
+    else
+      memcpy(to, outside, 2 * i.groups);
+  }
+}
+
+// Adds up to 9 look-ups a pixel in u8 and widens them: even[p] and odd[p] hold the u16 sums of even and odd outputs.
+INLINE void look_up(const uint16_t *offsets, int64_t next, int count, const uint8_t *table, const int8_t *weights,
+                    Raw *even, Raw *odd) {
+  Raw sums[LOOKUP_PIXELS];
+#pragma GCC unroll 8
+  for (int p = 0; p < LOOKUP_PIXELS; p++) sums[p] = _mm512_setzero_si512();
+  for (int i = 0; i < count; i++) {
+    Raw w = load<Raw>(weights + i * 64);
+#pragma GCC unroll 8
+    for (int p = 0; p < LOOKUP_PIXELS; p++) {
+      Raw row = load<Raw>(table + offsets[p * next + i]);
+      sums[p] = _mm512_add_epi8(sums[p], _mm512_permutexvar_epi8(w, row));
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < LOOKUP_PIXELS; p++) {
+    even[p] = _mm512_add_epi16(even[p], _mm512_and_si512(sums[p], _mm512_set1_epi16(255)));
+    odd[p] = _mm512_add_epi16(odd[p], _mm512_srli_epi16(sums[p], 8));
+  }
+}
+
+// u16 sums of even and odd outputs -> totals of 64 outputs in order.
+INLINE void widen(Raw even, Raw odd, const int32_t *start, int32_t *totals) {
+  Raw low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
+  alignas(64) uint16_t parts[2][32];
+  store(parts[0], low);
+  store(parts[1], high);
+  for (int lane = 0; lane < 4; lane++)
+    for (int half = 0; half < 2; half++) {
+      __m256i eight = _mm256_cvtepu16_epi32(_mm_load_si128((const __m128i *)(parts[half] + 8 * lane)));
+      int at = 16 * lane + 8 * half;
+      _mm256_storeu_si256((__m256i *)(totals + at),
+                          _mm256_add_epi32(eight, _mm256_loadu_si256((const __m256i *)(start + at))));
+    }
+}
+
+// The totals of LOOKUP_PIXELS pixels from the first one's offsets on, for the outputs of one block of 64.
+static void lookup_block(const bk_convolution &c, const Indices &i, const uint16_t *offsets, int first, int32_t *totals) {
+  const bk_layer &l = c.layer;
+  Raw even[LOOKUP_PIXELS] = {}, odd[LOOKUP_PIXELS] = {};
+  const int8_t *w = c.packed + (int64_t)first * l.kernel[0] * l.kernel[1] * l.kernel[2] * i.groups;
+  int run = l.kernel[2] * i.groups;
+  int64_t next = (int64_t)l.stride[2] * i.groups;
+  for (int dt = 0; dt < l.kernel[0]; dt++)
+    for (int dh = 0; dh < l.kernel[1]; dh++) {
+      const uint16_t *from = offsets + dt * i.plane + dh * i.row;
+      int k = 0;
+      for (; k + LOOKUPS <= run; k += LOOKUPS, w += LOOKUPS * 64) look_up(from + k, next, LOOKUPS, c.table, w, even, odd);
+      if (k < run) look_up(from + k, next, run - k, c.table, w, even, odd), w += (run - k) * 64;
+    }
+  for (int p = 0; p < LOOKUP_PIXELS; p++) widen(even[p], odd[p], c.start + first, totals + (int64_t)p * c.width + first);
+}
+
+static void lookup(const bk_convolution &c, const bk_input &x, const bk_output &output, uint8_t *workspace, int threads) {
+  const bk_layer &l = c.layer;
+  Size size = output_size(l, x.size);
+  Indices i = lookup_indices(c, x);
+  uint16_t *indices = (uint16_t *)workspace, outside[MOST_GROUPS];
+  uint8_t zeros[GROUP] = {(uint8_t)l.zero, (uint8_t)l.zero, (uint8_t)l.zero};
+  for (int g = 0; g < i.groups; g++) {
+    int left = l.channels - g * GROUP;
+    index_pixel(zeros, left < GROUP ? left : GROUP, 1, outside + g);
+  }
+  int tall = x.size[1] + 2 * l.padding[1], rows = (x.size[0] + 2 * l.padding[0]) * tall;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int row = 0; row < rows; row++)
+    index_row(c, x, i, row / tall - l.padding[0], row % tall - l.padding[1], outside, indices + row * i.row);
+  memset(indices + rows * i.row, 0, (i.count - rows * i.row) * 2);
+
+  uint8_t *rest = workspace + (i.count * 2 + ALIGN - 1) / ALIGN * ALIGN;
+  int blocks = (size.w + LOOKUP_PIXELS - 1) / LOOKUP_PIXELS;
+  int64_t all = (int64_t)size.t * size.h * blocks;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int thread = 0; thread < threads; thread++) {
+    int32_t *totals = (int32_t *)(rest + thread * lookup_totals(c));
+    for (int64_t block = all * thread / threads; block < all * (thread + 1) / threads; block++) {
+      int w = (int)(block % blocks) * LOOKUP_PIXELS, h = (int)(block / blocks % size.h), t = (int)(block / blocks / size.h);
+      int n = size.w - w < LOOKUP_PIXELS ? size.w - w : LOOKUP_PIXELS;
+      const uint16_t *from = indices + t * l.stride[0] * i.plane + h * l.stride[1] * i.row +
+                             (int64_t)w * l.stride[2] * i.groups;
+      for (int first = 0; first < c.width; first += 64) lookup_block(c, i, from, first, totals);
+      finish_row(c, output, totals, ((int64_t)t * size.h + h) * size.w + w, n);
+    }
+  }
+}
+
+#endif

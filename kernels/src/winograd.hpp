@@ -1,0 +1,202 @@
+// Winograd convolution F(2x2,3x3) and F(2x2x2,3x3x3) in integers, exact where `bk_fits` says so.
+//
+//   V = B^T x B + offset       u8, wraps around on the way
+//   M = sum over channels, and over kt taps of F(2x2,3x3), of U V + start       U = 2G w (2G)^T, s8
+//   Y = A^T M A / 4 (or / 8)   the division is exact
+#pragma once
+
+#include "direct.hpp"
+
+enum { TILES = 12 };  // of a block: a multiple of PIXELS
+
+// B^T down one axis of four: element i of the axis is x[i * step].
+template <class B>
+INLINE void transform_codes(B *x, int step) {
+  B a = x[0], b = x[step], c = x[2 * step], d = x[3 * step];
+  x[0] = a - c;
+  x[step] = b + c;
+  x[2 * step] = c - b;
+  x[3 * step] = b - d;
+}
+
+// A^T down one axis of four: the two sums come to elements 0 and 1.
+INLINE void transform_sums(Int *m, int step) {
+  Int both = m[step] + m[2 * step];
+  Int difference = m[step] - m[2 * step];
+  m[0] = m[0] + both;
+  m[step] = difference - m[3 * step];
+}
+
+template <class B>
+INLINE B all_bytes(uint8_t value) {
+  return B{} + value;
+}
+
+// The transformed codes of one tile, from channel k on; `to` is (position, tile, channel) at this tile.
+template <class B, int N>
+INLINE void transform_tile(const uint8_t *const *pixels, const uint8_t *offset, int k, int channels, uint8_t *to,
+                           int64_t position_bytes) {
+  B x[N];
+  int n = channels - k;
+#pragma GCC unroll 16
+  for (int i = 0; i < N; i++) x[i] = load_part<B>(pixels[i] + k, n);
+#pragma GCC unroll 4
+  for (int axis = 1; axis < N; axis *= 4)
+#pragma GCC unroll 16
+    for (int i = 0; i < N / 4; i++) transform_codes(x + (i / axis * axis * 4 + i % axis), axis);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; i++) store(to + i * position_bytes + k, (B)(x[i] + all_bytes<B>(offset[i])));
+}
+
+template <int N>
+static void transform_channels(const bk_convolution &c, const uint8_t *const *pixels, uint8_t *to) {
+  int k = 0, channels = c.layer.channels;
+  int64_t position_bytes = (int64_t)TILES * c.depth;
+#ifdef __AVX512F__
+  for (; c.depth - k >= 64; k += 64) transform_tile<Byte64, N>(pixels, c.offset, k, channels, to, position_bytes);
+#endif
+  for (; k < c.depth; k += 32) transform_tile<Byte32, N>(pixels, c.offset, k, channels, to, position_bytes);
+}
+
+// The sums of the 2 x 2 (x 2) pixels of one tile, (pixel, width), from those of its N positions.
+template <int N>
+static void transform_back(const int32_t *products, int width, int32_t *pixels) {
+  for (int v = 0; v < width; v += LANES) {
+    Int m[N];
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i++) m[i] = load<Int>(products + (int64_t)i * TILES * width + v);
+    for (int t = 0; t < N; t += 16) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) transform_sums(m + t + i, 4);
+#pragma GCC unroll 2
+      for (int i = 0; i < 8; i += 4) transform_sums(m + t + i, 1);
+    }
+    if (N == 64)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) transform_sums(m + i / 2 * 4 + i % 2, 16);
+#pragma GCC unroll 8
+    for (int i = 0; i < N / 16 * 4 && i < 8; i++) {
+      Int y = m[(i / 4) * 16 + (i / 2 % 2) * 4 + i % 2];
+      store(pixels + (int64_t)i * width + v, EACH(srai_epi32)((Raw)y, N == 64 ? 3 : 2));
+    }
+  }
+}
+
+// All products of the tiles of a block at every position.
+static void multiply_tiles(const bk_convolution &c, const uint8_t *const *frames, int count, int32_t *products) {
+  for (int p = 0; p < c.positions; p++)
+    for (int first = 0; first < TILES; first += PIXELS) {
+      Row rows[MOST_ROWS];
+      for (int r = 0; r < count; r++) rows[r] = {frames[r] + ((int64_t)p * TILES + first) * c.depth, c.depth};
+      multiply(c, p, rows, count, 1, 1, products + ((int64_t)p * TILES + first) * c.width);
+    }
+}
+
+struct WinogradSpace {
+  uint8_t *codes;    // (frames, position, tile, depth)
+  int32_t *products; // (position, tile, width)
+  int32_t *pixels;   // (8, width)
+  uint8_t *outside;
+  int64_t frame;     // bytes of one frame of `codes`
+  int64_t bytes;
+};
+
+static WinogradSpace winograd_space(const bk_convolution &c, uint8_t *memory) {
+  int64_t frame = aligned((int64_t)c.positions * TILES * c.depth), codes = frame * c.taps;
+  int64_t products = aligned((int64_t)c.positions * TILES * c.width * 4), pixels = aligned((int64_t)8 * c.width * 4);
+  WinogradSpace s = {memory, nullptr, nullptr, nullptr, frame, codes + products + pixels + aligned(c.depth)};
+  if (memory) {
+    s.products = (int32_t *)(memory + codes);
+    s.pixels = (int32_t *)(memory + codes + products);
+    s.outside = memory + codes + products + pixels;
+    memset(s.outside, c.layer.zero, c.depth);
+  }
+  return s;
+}
+
+static int64_t winograd_workspace(const bk_convolution &c, const bk_input &, int threads) {
+  return threads * winograd_space(c, nullptr).bytes;
+}
+
+// The pixels of one tile that are within the output.
+static void write_tile(const bk_convolution &c, const bk_output &output, const Size &size, const WinogradSpace &space,
+                       int t, int h, int w, int count) {
+  const int32_t *rows[8];
+  int64_t pixels[8];
+  int n = 0;
+  for (int i = 0; i < count; i++) {
+    int frame = t + i / 4, row = h + i / 2 % 2, column = w + i % 2;
+    if (frame >= size.t || row >= size.h || column >= size.w) continue;
+    rows[n] = space.pixels + (int64_t)i * c.width;
+    pixels[n++] = ((int64_t)frame * size.h + row) * size.w + column;
+  }
+  finish_totals(output, rows, pixels, n, c.layer.outputs);
+}
+
+// Tiles of 2 x 2 pixels; the frames that a tap of time needs are transformed once and kept in a ring.
+static void winograd2_block(const bk_convolution &c, const bk_input &x, const bk_output &output, const WinogradSpace &space,
+                            const Size &size, int first, int across, int tiles) {
+  const bk_layer &l = c.layer;
+  int n = tiles - first < TILES ? tiles - first : TILES;
+  for (int frame = 0; frame < size.t + c.taps - 1; frame++) {
+    uint8_t *codes = space.codes + frame % c.taps * space.frame;
+    for (int i = 0; i < n; i++) {
+      int h = (first + i) / across * 2 - l.padding[1], w = (first + i) % across * 2 - l.padding[2];
+      const uint8_t *pixels[16];
+      for (int j = 0; j < 16; j++) pixels[j] = pixel_at(x, frame - l.padding[0], h + j / 4, w + j % 4, space.outside);
+      transform_channels<16>(c, pixels, codes + (int64_t)i * c.depth);
+    }
+    int t = frame - c.taps + 1;
+    if (t < 0) continue;
+    const uint8_t *frames[MOST_ROWS];
+    for (int dt = 0; dt < c.taps; dt++) frames[dt] = space.codes + (t + dt) % c.taps * space.frame;
+    multiply_tiles(c, frames, c.taps, space.products);
+    for (int i = 0; i < n; i++) {
+      transform_back<16>(space.products + (int64_t)i * c.width, c.width, space.pixels);
+      write_tile(c, output, size, space, t, (first + i) / across * 2, (first + i) % across * 2, 4);
+    }
+  }
+}
+
+static void winograd3_block(const bk_convolution &c, const bk_input &x, const bk_output &output, const WinogradSpace &space,
+                            const Size &size, int64_t first, int across, int64_t plane, int64_t tiles) {
+  const bk_layer &l = c.layer;
+  int n = tiles - first < TILES ? (int)(tiles - first) : TILES, place[TILES][3];
+  for (int i = 0; i < n; i++) {
+    int64_t tile = first + i;
+    place[i][0] = (int)(tile / plane) * 2;
+    place[i][1] = (int)(tile % plane / across) * 2;
+    place[i][2] = (int)(tile % across) * 2;
+    const uint8_t *pixels[64];
+    for (int j = 0; j < 64; j++)
+      pixels[j] = pixel_at(x, place[i][0] - l.padding[0] + j / 16, place[i][1] - l.padding[1] + j / 4 % 4,
+                           place[i][2] - l.padding[2] + j % 4, space.outside);
+    transform_channels<64>(c, pixels, space.codes + (int64_t)i * c.depth);
+  }
+  const uint8_t *frames[1] = {space.codes};
+  multiply_tiles(c, frames, 1, space.products);
+  for (int i = 0; i < n; i++) {
+    transform_back<64>(space.products + (int64_t)i * c.width, c.width, space.pixels);
+    write_tile(c, output, size, space, place[i][0], place[i][1], place[i][2], 8);
+  }
+}
+
+static void winograd(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
+                     int threads) {
+  Size size = output_size(c.layer, input.size);
+  int across = (size.w + 1) / 2;
+  int64_t plane = (int64_t)(size.h + 1) / 2 * across;
+  int64_t tiles = c.method == BK_WINOGRAD3 ? (size.t + 1) / 2 * plane : plane, blocks = (tiles + TILES - 1) / TILES;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int thread = 0; thread < threads; thread++) {
+    WinogradSpace space = winograd_space(c, workspace + thread * winograd_space(c, nullptr).bytes);
+    memset(space.codes, 0, space.frame * c.taps);  // tiles beyond the last one are multiplied too
+    for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++) {
+      int64_t first = block * TILES;
+      if (c.method == BK_WINOGRAD3)
+        winograd3_block(c, input, output, space, size, first, across, plane, tiles);
+      else
+        winograd2_block(c, input, output, space, size, (int)first, across, (int)tiles);
+    }
+  }
+}

@@ -1,0 +1,107 @@
+"""The output stage: every level equals the scalar twin bit for bit; both equal the reference but for counted ties."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitlens.engine.lower import Operand
+from bitlens.engine.reference import accumulate, requantize, values
+
+from .conftest import LEVELS, Case, cases
+
+bk = pytest.importorskip("bitlens_kernels")
+
+
+def outcome(case: Case, level: str, half: bool, seed: int, method: str = "direct") -> list[np.ndarray]:
+    """All that the output stage can write at once, of one convolution."""
+    random = np.random.default_rng(seed)
+    convolution = case.convolution(method, level)
+    shape = (*convolution.output_size(case.codes.shape[:3]), len(case.weights))
+    outputs, first = shape[-1], random.integers(0, shape[-1])
+    add = [random.normal(size=shape).astype(np.float32) for _ in range(2)]
+    if half:
+        add = [(part.view(np.uint32) >> 16).astype(np.uint16) for part in add]
+    out = np.zeros(shape, np.uint16 if half else np.float32)
+    totals, all_codes = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
+    some = np.zeros((*shape[:3], outputs + 5), np.uint8)
+    step = random.uniform(0.05, 0.2, outputs - first).astype(np.float32)
+    targets = [
+        bk.Target(all_codes, 0.07, 3.0, 0, 15),
+        bk.Target(some[..., 2 : 2 + outputs - first], step, 1.0, -128, 127, begin=first),
+    ]
+    scale = random.uniform(1e-4, 1e-3, outputs).astype(np.float32)
+    bias = random.normal(size=outputs).astype(np.float32)
+    output = bk.Output(totals=totals, scale=scale, bias=bias, slope=0.01, add=add, values=out, targets=targets)
+    convolution.run(case.codes, output)
+    return [totals, out, all_codes, some]
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_every_level_equals_the_scalar_twin(data):
+    method = data.draw(st.sampled_from(["direct", "winograd2", "lookup"]))
+    case, half, seed = data.draw(cases(method)), data.draw(st.booleans()), data.draw(st.integers(0, 1000))
+    twin = outcome(case, "scalar", half, seed)
+    for level in LEVELS:
+        for found, wanted in zip(outcome(case, level, half, seed, method), twin, strict=True):
+            assert np.array_equal(found, wanted), level
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_codes_equal_the_reference_but_for_ties(level: str):
+    random, wrong, count = np.random.default_rng(0), 0, 0
+    for zero, largest in ((0, 15), (7, 15), (100, 255), (1, 3)):
+        weights = random.integers(-8, 8, (48, 1, 3, 3, 32)).astype(np.int8)
+        codes = random.integers(0, largest + 1, (2, 12, 14, 32)).astype(np.uint8)
+        case = Case(weights, codes, (1, 1, 1), (0, 1, 1), zero, largest)
+        layer, target = case.layer(), Operand(torch.tensor(0.037), torch.tensor(float(zero)), 0, largest)
+        total = accumulate(layer, torch.from_numpy(codes).int().permute(3, 0, 1, 2)[None])
+        wanted = requantize(layer, total, target)[0].permute(1, 2, 3, 0).numpy()
+        exact = values(layer, total)[0].permute(1, 2, 3, 0).numpy()
+        found, floats = np.zeros(wanted.shape, np.uint8), np.zeros(wanted.shape, np.float32)
+        grid = bk.Target(found, 0.037, float(zero), 0, largest)
+        scale, bias = layer.scale.float().numpy(), layer.bias.numpy()
+        case.convolution("direct", level).run(codes, bk.Output(scale=scale, bias=bias, values=floats, targets=[grid]))
+        np.testing.assert_allclose(floats, exact, rtol=1e-6, atol=1e-6)
+        off = found != wanted
+        place = exact / np.float32(0.037) + zero
+        assert (np.abs(np.abs(place - np.floor(place)) - 0.5)[off] < 1e-3).all()
+        wrong, count = wrong + int(off.sum()), count + off.size
+    assert wrong < count / 1000
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_ties_round_half_to_even_as_the_grid_does(level: str):
+    """Values on every tie of grids whose step is no power of two: where 1 / step alone would go wrong."""
+    for step, zero, low, high in ((0.1, 0.0, 0, 255), (0.3, 7.0, 0, 15), (0.7, 0.0, -128, 127), (1 / 3, 3.0, 0, 7)):
+        ties = (np.arange(2 * low - 20, 2 * high + 20) / 2 - zero).astype(np.float32) * np.float32(step)
+        near = np.concatenate([ties, np.nextafter(ties, np.float32(1e9)), np.nextafter(ties, np.float32(-1e9))])
+        x = np.ascontiguousarray(near.reshape(1, 1, 1, -1))
+        operand = Operand(torch.tensor(step, dtype=torch.float32), torch.tensor(zero), low, high)
+        found = np.zeros(x.shape, np.uint8)
+        target = bk.Target(found, step, zero, low, high)
+        bk.bind_finish(x, bk.Output(targets=[target]), level=level)()
+        assert np.array_equal(found.astype(int) + low, operand.codes(torch.from_numpy(x)).numpy())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_stage_alone_adds_and_writes(level: str):
+    random = np.random.default_rng(0)
+    x, more = (random.normal(size=(2, 3, 5, 21)).astype(np.float32) for _ in range(2))
+    out = np.zeros_like(x)
+    bk.bind_finish(x, bk.Output(slope=0.01, add=[more], values=out), level=level, threads=2)()
+    assert np.array_equal(out, np.where(x > 0, x, x * np.float32(0.01)) + more)
+
+
+def test_bad_outputs_are_refused():
+    convolution = bk.Convolution(np.zeros((4, 1, 1, 1, 4), np.int8))
+    codes = np.zeros((1, 2, 2, 4), np.uint8)
+    for output in (
+        bk.Output(slope=2.0),
+        bk.Output(targets=[bk.Target(np.zeros((1, 2, 2, 3), np.uint8), 1.0, 0.0, 0, 15, begin=2)]),
+        bk.Output(values=np.zeros((1, 2, 2, 4), np.float64)),
+    ):
+        with pytest.raises(ValueError, match="wanted"):
+            convolution.run(codes, output)
