@@ -74,6 +74,14 @@ def onnxruntime_run(model: str, measurement: np.ndarray, mask: np.ndarray, threa
     return lambda: engine(measurement, mask)[0, 0]
 
 
+def native_run(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int) -> Run:
+    """The project's own kernels: everything in integers, bf16 for residual sums in memory where grids have 8 bits."""
+    from bitlens.cli.running import native_engine
+
+    engine = native_engine(checkpoint.load(model), threads)
+    return lambda: engine(measurement, mask)[0, 0]
+
+
 def convolution_peak(threads: int, precision: str) -> Callable[[], float]:
     """The rate of a large 3x3x3 convolution alone, in GMAC/s, as OpenVINO's counter has it; the best run so far.
 

@@ -45,7 +45,7 @@ class Evaluate:
     """Seed of a random mask."""
     ssim: bool = True
     """Compute SSIM too, which takes longer."""
-    engine: Literal["auto", "openvino", "torch", "reference"] = "torch"
+    engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "torch"
     """What computes, as for `bitlens reconstruct`. Claims of checkpoints are of torch."""
 
     def run(self) -> None:

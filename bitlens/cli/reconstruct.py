@@ -45,9 +45,10 @@ class Reconstruct:
     """Order of the mask's axes, thw or hwt. Default: by name."""
     allow_saturated: bool = False
     """Accept measurements in which more than 1 percent of the pixels are at the maximum."""
-    engine: Literal["auto", "openvino", "onnxruntime", "torch", "reference"] = "auto"
-    """What computes: torch (low bits are simulated), openvino (int8 on the CPU), onnxruntime (integers, portable), or
-    reference (integers in plain torch, slow). auto: openvino for low-bit networks that it knows, else torch."""
+    engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
+    """What computes: torch (low bits are simulated), native (our kernels, where they are built), openvino (int8 on the
+    CPU), onnxruntime (integers, portable), or reference (integers in plain torch, slow). auto: for low-bit networks
+    that they know native where the CPU has AVX512, or openvino; else torch."""
     memory_mb: int | None = None
     """Memory that the process may use. A picture too large for it is run in tiles. Default: 2048, or less where
     less is free."""

@@ -44,6 +44,19 @@ def start(
     return engine.runtime, note
 
 
+def native_engine(network: Any, threads: int | None = None) -> Any:
+    """A low-bit network on the native kernels, its residual sums in bf16 where no grid has fewer than 8 bits.
+
+    Raises:
+        TypeError: the kernels are not built, or cannot run the network.
+    """
+    from bitlens.engine.native import Engine
+    from bitlens.quant.layers import quantized_layers
+
+    coarse = any(layer.activation_bits < 8 for layer in quantized_layers(network).values())
+    return Engine(network, precision="f32" if coarse else "bf16", threads=threads)
+
+
 def describe(engine: Any, name: str = "OpenVINO") -> str:
     """OpenVINO, int8 in 119 of 119 layers, the rest in bf16."""
     from bitlens.engine.checks import in_integers

@@ -96,17 +96,25 @@ def output_video(out: str) -> Iterator[str]:
 
 
 def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
-    """What runs a network, called like it, and a line that says so; "auto": OpenVINO for low-bit networks it runs.
+    """What runs a network, called like it, and a line that says so.
+
+    "auto": for low-bit networks that they know the native kernels where they are fast, or OpenVINO; else torch.
 
     Raises:
         TypeError: the engine does not know the network.
         ValueError: nothing of the network is quantized, for the reference; ONNX Runtime is not installed; or a layer
             computes wrongly.
     """
+    import torch
+
+    from bitlens.cli.running import describe, native_engine
     from bitlens.engine.openvino import Engine, runs
     from bitlens.quant.layers import quantized_layers
 
     layers = quantized_layers(network)
+    if engine == "native" or (engine == "auto" and fast_here(network)):
+        running = native_engine(network, torch.get_num_threads())
+        return running, f"native kernels ({running.level}), int8 in all layers, the rest in {running.precision}"
     if engine == "torch" or (engine == "auto" and not (layers and runs(network))):
         return network, f"torch, float32{', integers simulated' if layers else ''}"
     if engine == "reference":
@@ -115,10 +123,6 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
         if not layers:
             raise ValueError("--engine reference, and the network is float; wanted a low-bit one; use --engine torch")
         return reference_network(network), "reference, integers in plain torch: exact and slow"
-    import torch
-
-    from bitlens.cli.running import describe
-
     if engine == "onnxruntime":
         from bitlens.engine import onnxruntime
 
@@ -126,6 +130,13 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
         return running, describe(running, "ONNX Runtime")
     running = Engine(network, threads=torch.get_num_threads())
     return running, describe(running)
+
+
+def fast_here(network: "nn.Module") -> bool:
+    """Whether the native kernels are built, know the network, and have this CPU's instructions for products of bytes."""
+    from bitlens.engine import native
+
+    return native.missing(network) is None and native.kernels().best_level().startswith("avx512")
 
 
 def reconstruct(

@@ -50,14 +50,15 @@ def test_float_network_is_the_one_it_was_made_from(tmp_path: Path) -> None:
     assert benchmark.bits_of(str(tmp_path / "small-w4.safetensors")) == 4
 
 
-def row(kind: str, seconds: float, failure: str | None = None) -> dict[str, Any]:
-    return {"kind": kind, "median_s": seconds, "failure": failure}
+def row(kind: str, seconds: float, failure: str | None = None, model: str = "w8") -> dict[str, Any]:
+    return {"kind": kind, "median_s": seconds, "failure": failure, "model": model}
 
 
 def test_ratios_are_to_the_fastest_of_each_kind() -> None:
     rows = [
         row("official float32", 6.0), row("float32", 3.0), row("float32", 1.0, "no"), row("float32", 4.0),
-        row("bf16", 1.5), row("low-bit", 0.5), row("low-bit", 0.1),
+        row("bf16", 1.5), row("low-bit", 0.7), row("low-bit", 0.5),
+        row("low-bit", 0.1, "no"), row("low-bit", 0.1, model="w4"),
     ]  # fmt: skip
     assert benchmark.ratios(rows) == {"official_float32": 12.0, "best_float32": 6.0, "best_bf16": 3.0}
     assert benchmark.ratios(rows[5:])["best_float32"] is None
