@@ -133,7 +133,7 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
 
 
 def fast_here(network: "nn.Module") -> bool:
-    """Whether the native kernels are built, know the network, and have this CPU's instructions for products of bytes."""
+    """Whether the native kernels are built and know the network, and the CPU multiplies bytes 64 at a time."""
     from bitlens.engine import native
 
     return native.missing(network) is None and native.kernels().best_level().startswith("avx512")
