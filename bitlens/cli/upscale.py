@@ -102,8 +102,9 @@ def enlarge_tiled(network: Any, picture: "np.ndarray", memory_mb: int, on_tile: 
     from bitlens.tiles import tiled, window_for
 
     height, width = picture.shape[1:]
-    exact = network.radius is not None and network.radius <= MOST_CONTEXT
-    cut: dict[str, int] = dict(overlap=network.radius if exact else CONTEXT, multiple=network.alignment)
+    radius: int | None = network.radius
+    overlap = CONTEXT if radius is None or radius > MOST_CONTEXT else radius
+    cut: dict[str, int] = dict(overlap=overlap, multiple=int(network.alignment))
     result_mb = 3 * height * width * network.scale**2 * (4 + 2) / 2**20  # floats, then levels, twice
     each = bytes_per_pixel(network) * HEADROOM["low-bit" if quantized_layers(network) else "float"]
     window = window_for(memory_mb, each, used_mb() + LIBRARIES_MB + result_mb, size=(height, width), **cut)
@@ -112,7 +113,7 @@ def enlarge_tiled(network: Any, picture: "np.ndarray", memory_mb: int, on_tile: 
         [picture],
         window=window,
         scale=network.scale,
-        blend=not exact,
+        blend=overlap != radius,
         on_tile=on_tile,
         **cut,
     )
