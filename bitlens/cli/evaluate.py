@@ -76,7 +76,7 @@ class Evaluate:
         check_seed(self.seed)
         networks = [(checkpoint.describe(model), checkpoint.load(model)) for model in self.models]
         if any(scale_of(network) for _, network in networks):
-            return evaluate_pictures(networks, self.data, self.ssim)
+            return evaluate_pictures(networks, self.data, self.engine, self.ssim)
         scenes = load_scenes(self.data)
         masks, source = self._masks(scenes)
         return [self._evaluate(about, network, scenes, masks, source) for about, network in networks]
@@ -158,7 +158,7 @@ def speed_in_words(settings: dict[str, Any]) -> str:
     if "scale" in settings:
         return (
             f"{settings['model']}: {settings['seconds_per_megapixel']:.1f} s per million pixels of the small pictures, "
-            f"{settings['threads']} threads; small pictures {settings['low_resolution']}"
+            f"{settings['threads']} threads, {settings['engine']}; small pictures {settings['low_resolution']}"
         )
     return (
         f"{settings['model']}: {settings['seconds_per_measurement']:.2f} s per measurement of "

@@ -1,8 +1,6 @@
 """How much memory a network needs for each pixel of its input: its tensors are followed on torch's meta device."""
 
 import copy
-import resource
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +12,7 @@ from torch.utils._pytree import tree_iter
 
 from bitlens.quant.layers import float_mode
 
-__all__ = ["bytes_per_pixel", "resident_mb"]
+__all__ = ["bytes_per_pixel"]
 
 SIDE = 64
 """Pixels along the sides of the picture that is followed through the network."""
@@ -60,9 +58,3 @@ def bytes_per_pixel(network: nn.Module, channels: int = 3) -> float:
     with torch.no_grad(), float_mode(copied), following:
         copied(image)
     return following.peak / SIDE**2
-
-
-def resident_mb() -> float:
-    """The most memory that this process has held so far, in MB of 2^20 bytes."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**20 if sys.platform == "darwin" else most / 2**10

@@ -14,6 +14,9 @@ MOST_CONTEXT = 48
 
 CONTEXT = 32
 
+LIBRARIES_MB = 100
+"""What torch takes when it first computes."""
+
 HEADROOM = {"float": 1.5, "low-bit": 3.0}
 """What a tile takes, over what its tensors take: operators copy their inputs, and simulated grids more so.
 
@@ -92,23 +95,25 @@ def enlarge_tiled(network: Any, picture: "np.ndarray", memory_mb: int, on_tile: 
         ValueError: the budget does not hold the smallest tile (the message says what would), or NaN came out.
         MemoryError: the system has less than the budget.
     """
-    from bitlens.cli.memory import bytes_per_pixel, resident_mb
+    from bitlens.cli.memory import bytes_per_pixel
     from bitlens.cli.pictures import enlarge
+    from bitlens.cli.tiling import used_mb
     from bitlens.quant.layers import quantized_layers
     from bitlens.tiles import tiled, window_for
 
     height, width = picture.shape[1:]
-    exact = network.radius is not None and network.radius <= MOST_CONTEXT
-    cut: dict[str, int] = dict(overlap=network.radius if exact else CONTEXT, multiple=network.alignment)
+    radius: int | None = network.radius
+    overlap = CONTEXT if radius is None or radius > MOST_CONTEXT else radius
+    cut: dict[str, int] = dict(overlap=overlap, multiple=int(network.alignment))
     result_mb = 3 * height * width * network.scale**2 * (4 + 2) / 2**20  # floats, then levels, twice
     each = bytes_per_pixel(network) * HEADROOM["low-bit" if quantized_layers(network) else "float"]
-    window = window_for(memory_mb, each, resident_mb() + result_mb, size=(height, width), **cut)
+    window = window_for(memory_mb, each, used_mb() + LIBRARIES_MB + result_mb, size=(height, width), **cut)
     return tiled(
         lambda tile: enlarge(network, tile, "upscale"),
         [picture],
         window=window,
         scale=network.scale,
-        blend=not exact,
+        blend=overlap != radius,
         on_tile=on_tile,
         **cut,
     )

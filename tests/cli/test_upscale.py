@@ -51,7 +51,7 @@ def test_a_picture_and_a_folder(photo: Path, model: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize("network", [PAN(2, 8, 4, 2), SwinIR(2, 8, 1, 1, 2, window=4, hidden=8)], ids=["PAN", "SwinIR"])
 def test_no_seams(network: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget that makes tiles necessary gives the picture that a larger one gives."""
-    monkeypatch.setattr("bitlens.cli.memory.resident_mb", lambda: 0.0)
+    monkeypatch.setattr("bitlens.cli.tiling.used_mb", lambda: -float(upscale.LIBRARIES_MB))
     network.eval()
     picture, tiles = torch.rand(3, 300, 140).numpy(), []
     whole = enlarge_tiled(network, picture, 1000, lambda *counts: tiles.append(counts))
@@ -63,7 +63,7 @@ def test_no_seams(network: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_networks_that_see_everything_are_blended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitlens.cli.memory.resident_mb", lambda: 0.0)
+    monkeypatch.setattr("bitlens.cli.tiling.used_mb", lambda: -float(upscale.LIBRARIES_MB))
     network = IMDN(2, 16, 1).eval()
     picture = torch.rand(3, 256, 96).numpy()
     whole = enlarge_tiled(network, picture, 1000)

@@ -78,10 +78,10 @@ def test_stored_small_pictures(tmp_path: Path) -> None:
     (pair,) = load_pairs("urban10", 2, tmp_path)
     assert pair.low == small and pair.read()[1].shape == (3, 8, 8)
     write(small, 5, 4)
-    with pytest.raises(ValueError, match=r"onex2.png has 5x4 pixels; wanted 4x4, 1/2 of .*one.png; make it again"):
+    with pytest.raises(ValueError, match=r"onex2\.png has 5x4 pixels; wanted 4x4, 1/2 of .*one\.png; make it again"):
         pair.read()
     small.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no picture .*onex2.png; wanted one for every picture"):
+    with pytest.raises(FileNotFoundError, match=r"no picture .*onex2\.png; wanted one for every picture"):
         load_pairs("urban10", 2, tmp_path)
 
 
