@@ -54,8 +54,9 @@ def tiled(
         multiple: tiles start at multiples of this: the function's stride, or the period of its windows. It pads
             what is no multiple itself, below and to the right.
         scale: size of the result over size of the inputs.
-        blend: mix neighbouring tiles linearly over the whole overlap instead of cutting in the middle, for less
-            context than the receptive radius.
+        blend: mix neighbouring tiles linearly across a quarter of the overlap on both sides of where they meet,
+            instead of cutting there. For less context than the receptive radius: there is no step, and all that
+            counts keeps three quarters of it.
         on_tile: called after every tile with the number done and the number of all.
 
     Returns:
@@ -119,7 +120,7 @@ def cuts(size: int, window: int, overlap: int, multiple: int = 1) -> list[Cut]:
     steps = max(1, count - 1)
     starts = [(full - length) // multiple * i // steps * multiple for i in range(count)]
     meets = [0, *((start + before + length) // 2 for before, start in pairwise(starts)), size]
-    halves = [0, *_fades(starts, meets, length), 0]
+    halves = [0, *_fades(meets, overlap // 4), 0]
     return [
         Cut(start, min(start + length, size), (meets[i], meets[i + 1]), (halves[i], halves[i + 1]))
         for i, start in enumerate(starts)
@@ -186,14 +187,10 @@ def _tile_count(size: int, window: int, overlap: int) -> int:
     return max(1, -(-(size - 2 * overlap) // (window - 2 * overlap)))
 
 
-def _fades(starts: list[int], meets: list[int], length: int) -> list[int]:
-    """Half the width of the band around each meeting: within what both tiles cover, and clear of the next band."""
-    halves = []
-    for i in range(1, len(starts)):
-        middle = meets[i]
-        covered = min(middle - starts[i], starts[i - 1] + length - middle)
-        halves.append(min(covered, (middle - meets[i - 1]) // 2, (meets[i + 1] - middle) // 2))
-    return halves
+def _fades(meets: list[int], most: int) -> list[int]:
+    """Half the width of the band around each meeting: at most `most`, and clear of the next band."""
+    widths = [after - before for before, after in pairwise(meets)]
+    return [min(most, before // 2, after // 2) for before, after in pairwise(widths)]
 
 
 def _common_size(inputs: Sequence[Any]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Video networks are scored on scenes here, super-resolution networks on pictures 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -45,6 +45,8 @@ class Evaluate:
     """Seed of a random mask."""
     ssim: bool = True
     """Compute SSIM too, which takes longer."""
+    engine: Literal["auto", "openvino", "torch", "reference"] = "torch"
+    """What computes, as for `bitlens reconstruct`. Claims of checkpoints are of torch."""
 
     def run(self) -> None:
         from bitlens.cli.shared import output_file
@@ -74,7 +76,7 @@ class Evaluate:
         check_seed(self.seed)
         networks = [(checkpoint.describe(model), checkpoint.load(model)) for model in self.models]
         if any(scale_of(network) for _, network in networks):
-            return evaluate_pictures(networks, self.data, self.ssim)
+            return evaluate_pictures(networks, self.data, self.engine, self.ssim)
         scenes = load_scenes(self.data)
         masks, source = self._masks(scenes)
         return [self._evaluate(about, network, scenes, masks, source) for about, network in networks]
@@ -97,9 +99,10 @@ class Evaluate:
         from statistics import fmean, median
 
         from bitlens.checkpoint import weights_sha256
-        from bitlens.cli.shared import describe_run, reconstruct, score
+        from bitlens.cli.shared import choose_engine, describe_run, reconstruct, score
         from bitlens.data.capture import simulate
 
+        network, how = choose_engine(network, self.engine)
         scores: dict[str, Any] = {}
         seconds, used = [], {}
         for scene, mask in zip(scenes, masks, strict=True):
@@ -127,6 +130,7 @@ class Evaluate:
             "frames_used": used,
             "psnr": "psnr_sci: grey floats, not rounded, not clipped, mean over frames, then over scenes",
             "ssim": "ssim_sci: as psnr_sci, Gaussian window 11x11, sigma 1.5" if self.ssim else None,
+            "engine": how,
             "seconds_per_measurement": median(seconds),
             **describe_run(),
         }
@@ -154,9 +158,10 @@ def speed_in_words(settings: dict[str, Any]) -> str:
     if "scale" in settings:
         return (
             f"{settings['model']}: {settings['seconds_per_megapixel']:.1f} s per million pixels of the small pictures, "
-            f"{settings['threads']} threads; small pictures {settings['low_resolution']}"
+            f"{settings['threads']} threads, {settings['engine']}; small pictures {settings['low_resolution']}"
         )
     return (
         f"{settings['model']}: {settings['seconds_per_measurement']:.2f} s per measurement of "
-        f"{settings['frames_per_measurement']} frames, {settings['threads']} threads; {settings['mask']}"
+        f"{settings['frames_per_measurement']} frames, {settings['threads']} threads, {settings['engine']}; "
+        f"{settings['mask']}"
     )

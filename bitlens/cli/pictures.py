@@ -40,12 +40,13 @@ def enlarge(network: Callable[..., Any], picture: "np.ndarray", label: str) -> "
     return large.numpy()
 
 
-def evaluate_pictures(models: list[tuple[Any, Any]], data: str, ssim: bool) -> list[dict[str, Any]]:
+def evaluate_pictures(models: list[tuple[Any, Any]], data: str, engine: str, ssim: bool) -> list[dict[str, Any]]:
     """Scores of every picture of a test set, their average, and all settings: one result for each model.
 
     Args:
         models: each checkpoint's description and its network.
         data: as `load_pairs` takes it.
+        engine: as `choose_engine` takes it.
         ssim: compute SSIM too.
 
     Raises:
@@ -56,18 +57,18 @@ def evaluate_pictures(models: list[tuple[Any, Any]], data: str, ssim: bool) -> l
             raise ValueError(
                 f"{about.name} reconstructs video, other models enlarge pictures; wanted one kind; evaluate them apart"
             )
-    results = [evaluate_one(about, network, data, ssim) for about, network in models]
+    results = [evaluate_one(about, network, data, engine, ssim) for about, network in models]
     if len(models) == 1:
         return results
     return [{"model": result["settings"]["model"], **result} for result in results]
 
 
-def evaluate_one(about: Any, network: Any, data: str, ssim: bool) -> dict[str, Any]:
+def evaluate_one(about: Any, network: Any, data: str, engine: str, ssim: bool) -> dict[str, Any]:
     """One model's result, as it is written to the file."""
     from statistics import fmean
 
     from bitlens.checkpoint import weights_sha256
-    from bitlens.cli.shared import describe_run, keep_freed_memory, progress
+    from bitlens.cli.shared import choose_engine, describe_run, keep_freed_memory, progress
     from bitlens.data.pairs import load_pairs
     from bitlens.metrics import psnr_y, ssim_y
 
@@ -75,6 +76,7 @@ def evaluate_one(about: Any, network: Any, data: str, ssim: bool) -> dict[str, A
     scale = scale_of(network)
     assert scale is not None
     pairs = load_pairs(data, scale)
+    running, how = choose_engine(network, engine)
     scores: dict[str, Any] = {}
     seconds = pixels = 0.0
     with progress("pictures") as bar:
@@ -83,7 +85,7 @@ def evaluate_one(about: Any, network: Any, data: str, ssim: bool) -> dict[str, A
                 raise ValueError(f"{pair.high}: a second picture '{pair.name}'; wanted one of each name; rename one")
             low, high = pair.read()
             start = time.perf_counter()
-            large = enlarge(network, low, f"{about.name}: {pair.name}")
+            large = enlarge(running, low, f"{about.name}: {pair.name}")
             seconds, pixels = seconds + time.perf_counter() - start, pixels + low[0].size
             psnr = psnr_y(large, high, shave=scale)
             scores[pair.name] = {"psnr": psnr, "ssim": ssim_y(large, high, shave=scale) if ssim else None}
@@ -100,6 +102,7 @@ def evaluate_one(about: Any, network: Any, data: str, ssim: bool) -> dict[str, A
         "psnr": f"psnr_y: RGB rounded to 8 bits, luma of BT.601, border of {scale} shaved, mean over pictures",
         "ssim": "ssim_y: as psnr_y, Gaussian window 11x11, sigma 1.5" if ssim else None,
         "seconds_per_megapixel": seconds / pixels * 1e6,
+        "engine": how,
         **describe_run(),
     }
     return {"scenes": scores, "average": average, "settings": settings}

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from torch import nn
 
-    from bitlens.data.capture import Crop
+    from bitlens.cli.tiling import Tiling
+    from bitlens.data.recording import Crop
+    from bitlens.data.stacks import Stack
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 """Parameters of glibc's mallopt, from malloc.h."""
@@ -70,7 +72,7 @@ def output_video(out: str) -> Iterator[str]:
     """As `output_file`, for any target of `write_video`: a file, or a folder of frames."""
     from importlib.util import find_spec
 
-    from bitlens.data.video import WRITE_SUFFIXES
+    from bitlens.data.writers import WRITE_SUFFIXES
     from bitlens.files import atomic_folder, atomic_path
 
     path = Path(out)
@@ -98,10 +100,11 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
 
     Raises:
         TypeError: the engine does not know the network.
-        ValueError: nothing of the network is quantized, for the reference; or a layer computes wrongly.
+        ValueError: nothing of the network is quantized, for the reference; ONNX Runtime is not installed; or a layer
+            computes wrongly.
     """
     from bitlens.engine.openvino import Engine, runs
-    from bitlens.quant.layers import Quantized, quantized_layers
+    from bitlens.quant.layers import quantized_layers
 
     layers = quantized_layers(network)
     if engine == "torch" or (engine == "auto" and not (layers and runs(network))):
@@ -114,11 +117,15 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
         return reference_network(network), "reference, integers in plain torch: exact and slow"
     import torch
 
+    from bitlens.cli.running import describe
+
+    if engine == "onnxruntime":
+        from bitlens.engine import onnxruntime
+
+        running = onnxruntime.Engine(network, threads=torch.get_num_threads())
+        return running, describe(running, "ONNX Runtime")
     running = Engine(network, threads=torch.get_num_threads())
-    wanted = [name for name, layer in layers.items() if isinstance(layer, Quantized)]
-    integer = sum(check.name in wanted and check.kernel.endswith("I8") for check in running.checks)
-    low = f"int8 in {integer} of {len(wanted)} layers, the rest in " if wanted else ""
-    return running, f"OpenVINO, {low}{running.precision}"
+    return running, describe(running)
 
 
 def reconstruct(
@@ -130,29 +137,44 @@ def reconstruct(
         (video, seconds): (n t, h, w), or (n t, h, w, 3) in colour, not clipped; the time of each measurement.
 
     Raises:
+        ValueError, MemoryError: as `reconstructions`.
+    """
+    import numpy as np
+
+    videos, seconds = zip(*reconstructions(network, measurement, mask, label), strict=True)
+    return np.concatenate(videos), list(seconds)
+
+
+def reconstructions(
+    network: Callable[..., Any],
+    measurements: "np.ndarray | Stack",
+    mask: "np.ndarray",
+    label: str,
+    tiling: "Tiling | None" = None,
+) -> Iterator[tuple["np.ndarray", float]]:
+    """Run the network on measurements (h, w) one after the other, under a progress bar; no more than one is held.
+
+    Yields:
+        (video, seconds) for each: (t, h, w), or (t, h, w, 3) in colour, not clipped.
+
+    Raises:
         ValueError: the network returned NaN, infinity or another shape.
         MemoryError: the network did not fit.
     """
     import numpy as np
     import torch
 
-    bar = progress("measurements")
+    tiles = 1 if tiling is None else tiling.count
+    bar = progress("measurements" if tiles == 1 else f"tiles, {tiles} a measurement")
     keep_freed_memory()
     masks = torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None]  # 1 t h w
-    videos, seconds = [], []
-    with bar, torch.inference_mode():
-        for index, one in enumerate(bar.track(measurement, description=label)):
+    with bar:
+        task = bar.add_task(label, total=len(measurements) * tiles)
+        for index, one in enumerate(measurements):
             start = time.perf_counter()
-            try:
-                video = network(torch.from_numpy(np.ascontiguousarray(one, np.float32))[None], masks)[0]  # c t h w
-            except (RuntimeError, MemoryError) as error:
-                if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
-                    raise
-                raise MemoryError(
-                    f"{label} ran out of memory on {one.shape[0]}x{one.shape[1]} pixels; wanted a smaller "
-                    "picture; cut it with --crop top,left,height,width"
-                ) from error
-            seconds.append(time.perf_counter() - start)
+            data = torch.from_numpy(np.ascontiguousarray(one, np.float32))[None], masks
+            with torch.inference_mode():
+                video = _run(network, data, label, tiling, lambda *_: bar.advance(task))  # c t h w
             if tuple(video.shape[1:]) != mask.shape:
                 raise ValueError(
                     f"{label} returned frames of shape {tuple(video.shape[1:])}; wanted {mask.shape}; "
@@ -163,8 +185,31 @@ def reconstruct(
                     f"{label} returned NaN or infinite values for measurement {index}; wanted finite "
                     "numbers; the checkpoint is damaged, or the measurement's scale is far off (--gain)"
                 )
-            videos.append(video.permute(1, 2, 3, 0).squeeze(-1).numpy())  # t h w, or t h w 3
-    return np.concatenate(videos), seconds
+            yield video.permute(1, 2, 3, 0).squeeze(-1).numpy(), time.perf_counter() - start  # t h w, or t h w 3
+
+
+def _run(
+    network: Callable[..., Any],
+    data: tuple[Any, Any],
+    label: str,
+    tiling: "Tiling | None",
+    on_tile: Callable[[int, int], None],
+) -> Any:
+    """The video (c, t, h, w) of one measurement."""
+    try:
+        if tiling is not None:
+            return tiling.run(network, *data, on_tile)[0]
+        video = network(*data)[0]
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        height, width = data[0].shape[-2:]
+        raise MemoryError(
+            f"{label} ran out of memory on {height}x{width} pixels; wanted a smaller "
+            "picture; cut it with --crop top,left,height,width"
+        ) from error
+    on_tile(1, 1)
+    return video
 
 
 def progress(unit: str) -> "Progress":

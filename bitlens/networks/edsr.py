@@ -65,6 +65,16 @@ class EDSR(nn.Module):
         x = self.head((image - self.mean) * PEAK)  # b c h w
         return self.tail(self.body(x) + x) / PEAK + self.mean
 
+    @property
+    def radius(self) -> int:
+        """How far away, in pixels, an input pixel may lie that an output pixel depends on: one for each convolution."""
+        return 2 * self.config["units"] + 5
+
+    @property
+    def alignment(self) -> int:
+        """A cut that starts at a multiple of this is computed as it is within the whole picture: any does."""
+        return 1
+
 
 class Block(nn.Module):
     """x + factor conv(relu(conv(x)))."""

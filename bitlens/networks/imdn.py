@@ -50,6 +50,16 @@ class IMDN(nn.Module):
             outputs.append(x)
         return self.upsampler(self.LR_conv(self.c(torch.cat(outputs, dim=1))) + shallow)
 
+    @property
+    def radius(self) -> None:
+        """None: every output pixel depends on the whole picture, through the means of its channels."""
+        return None
+
+    @property
+    def alignment(self) -> int:
+        """A cut that starts at a multiple of this is computed as it is within the whole picture: any does."""
+        return 1
+
 
 class Block(nn.Module):
     """Four convolutions, each of which sets a quarter of the channels aside, then channel attention [IMDN eq. 3-5]."""
@@ -102,6 +112,6 @@ def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int]:
         )
     except KeyError as error:
         raise ValueError(
-            "These weights are not IMDN's: fea_conv.weight and upsampler.0.weight are wanted; give the whole state dict "
-            "of an IMDN checkpoint."
+            "These weights are not IMDN's: fea_conv.weight and upsampler.0.weight are wanted; give the whole state "
+            "dict of an IMDN checkpoint."
         ) from error

@@ -117,6 +117,16 @@ class NGswin(nn.Module):
         shift = self.window // 2
         return separation(height, width, (self.window, self.window), (shift, shift), device)
 
+    @property
+    def radius(self) -> None:
+        """None: through three resolutions an output pixel depends on hundreds of pixels around it."""
+        return None
+
+    @property
+    def alignment(self) -> int:
+        """A cut that starts at a multiple of this has the windows of the whole picture."""
+        return 4 * self.window
+
 
 class Layer(nn.Module):
     """Blocks at one resolution, each of which also sees what the one before it was given [NGswin sec. 3.2].

@@ -61,6 +61,16 @@ class PAN(nn.Module):
         enlarged = F.interpolate(image, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
         return self.conv_last(x) + enlarged
 
+    @property
+    def radius(self) -> int:
+        """How far away, in pixels, an input pixel may lie that an output pixel depends on: a block sees two."""
+        return 2 * self.config["units"] + 5
+
+    @property
+    def alignment(self) -> int:
+        """A cut that starts at a multiple of this is computed as it is within the whole picture: any does."""
+        return 1
+
 
 class Block(nn.Module):
     """Two branches of half the channels, one of them with pixel attention, merged and added [PAN fig. 2b]."""

@@ -61,6 +61,16 @@ class SMFANet(nn.Module):
         x = self.to_feat(image)  # b c h w
         return self.to_img(self.feats(x) + x)
 
+    @property
+    def radius(self) -> None:
+        """None: every output pixel depends on the whole picture, through the variances of its channels."""
+        return None
+
+    @property
+    def alignment(self) -> int:
+        """A cut that starts at a multiple of this pools the same pixels as the whole picture."""
+        return POOLING
+
 
 class Block(nn.Module):
     """Self-modulated aggregation, then a feed-forward network, each of features with unit length in every pixel."""
