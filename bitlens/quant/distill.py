@@ -151,7 +151,7 @@ class Run:
                 f"the loss of step {self.step} is {value}; wanted a finite one; lower learning_rate or weights"
             )
         rate = self.settings.rate(self.step, self.seconds())
-        self.adam.step(torch.autograd.grad(loss, self.adam.parameters), rate)
+        self.adam.step(torch.autograd.grad(loss, self.adam.parameters, materialize_grads=True), rate)
         self.step += 1
         if time.monotonic() - self.saved > 60:
             self.save()
@@ -275,7 +275,13 @@ class UnitAdam:
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
-        """Put a state back, parameters too."""
+        """Put a state back, parameters too.
+
+        Raises:
+            RuntimeError: it is of other parameters.
+        """
+        if [value.shape for value in state["values"]] != [p.shape for p in self.parameters]:
+            raise RuntimeError("a state of other parameters")
         for parameter, value in zip(self.parameters, state["values"], strict=True):
             parameter.copy_(value)
         for own, value in ((self.first, state["first"]), (self.second, state["second"]), (self.units, state["units"])):
@@ -297,25 +303,27 @@ def compared(
     modes = student.training, teacher.training
     student.eval()
     teacher.eval()
-    known: dict[int, list[Tensor]] = {}
+    known: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
 
-    def wanted(index: int) -> list[Tensor]:
+    def wanted(index: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The float network's outputs and features."""
         if index in known:
             return known[index]
         seen["teacher"].clear()
         with torch.no_grad():
-            output = first(teacher(*targets[index]))
-        made = [output, *seen["teacher"]]
-        if sum(t.numel() for kept in known.values() for t in kept) + sum(t.numel() for t in made) <= REMEMBERED:
+            outputs = tensors(teacher(*targets[index]))
+        made = outputs, list(seen["teacher"])
+        if sum(t.numel() for pair in [*known.values(), made] for kept in pair for t in kept) <= REMEMBERED:
             known[index] = made
         return made
 
     def loss_of(index: int, features: float) -> Tensor:
-        target, *targets_inside = wanted(index)
+        outputs, inside = wanted(index)
         seen["student"].clear()
-        loss = output_distance(first(student(*batches[index])), target)
+        own = tensors(student(*batches[index]))
+        loss = torch.stack([output_distance(a, b) for a, b in zip(own, outputs, strict=True)]).sum()
         if features:
-            pairs = zip(seen["student"], targets_inside, strict=True)
+            pairs = zip(seen["student"], inside, strict=True)
             loss = loss + features * sum(feature_distance(a, b) for a, b in pairs)
         return loss
 
@@ -332,11 +340,11 @@ def keep(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None
     """A hook that keeps a block's output, the first tensor of several."""
 
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        kept.append(first(output))
+        kept.append(tensors(output)[0])
 
     return see
 
 
-def first(output: Any) -> Tensor:
-    """A module's output, the first tensor of several."""
-    return output if isinstance(output, Tensor) else output[0]
+def tensors(output: Any) -> list[Tensor]:
+    """The tensors that a module returns: one, or those of a tuple."""
+    return [output] if isinstance(output, Tensor) else [each for each in output if isinstance(each, Tensor)]
