@@ -115,10 +115,9 @@ class Engine:
             assert isinstance(layer, IntegerLayer)
             weight = layer.weight.reshape(*layer.weight.shape, *[1] * (5 - layer.weight.ndim))
             codes = np.ascontiguousarray(weight.permute(0, 2, 3, 4, 1).numpy())
-            linear = isinstance(layer.geometry, nn.Linear)
-            stride, padding = (
-                ((1, 1, 1), (0, 0, 0)) if linear else (tuple(layer.geometry.stride), tuple(layer.geometry.padding))
-            )
+            stride, padding = (1, 1, 1), (0, 0, 0)
+            if isinstance(layer.geometry, nn.Conv3d):
+                stride, padding = layer.geometry.stride, layer.geometry.padding
             zero, largest = int(layer.input.zero_point) - layer.input.qmin, layer.input.qmax - layer.input.qmin
             geometry = dict(stride=stride, padding=padding, zero=zero, largest=largest)
             self.methods[name] = method = self.fastest(codes, geometry, shape)

@@ -199,5 +199,6 @@ def per_channel(grid: Grid) -> tuple[Any, Any]:
     scale, zero = grid.operand.scale, grid.operand.zero_point
     if not grid.depth:
         return float(scale), float(zero)
-    heads = (grid.codes.end or 0) - (grid.codes.begin or 0)
-    return tuple(x.flatten().expand(heads // grid.depth).repeat_interleave(grid.depth).numpy() for x in (scale, zero))
+    heads = ((grid.codes.end or 0) - grid.codes.begin) // grid.depth
+    first, second = (x.flatten().expand(heads).repeat_interleave(grid.depth).numpy() for x in (scale, zero))
+    return first, second

@@ -109,17 +109,24 @@ INLINE const uint8_t *pixel_at(const bk_input &x, int t, int h, int w, const uin
   return inside ? x.codes + (((int64_t)t * x.size[1] + h) * x.size[2] + w) * x.stride : outside;
 }
 
-// Copies every tap of every pixel of a block into one run of c.depth bytes a pixel.
+// Copies every tap of every pixel of a block into one run of c.depth bytes a pixel; where taps of a row are neighbours in
+// memory, all of them at once.
 static void copy_flat(const bk_convolution &c, const bk_input &x, const DirectSpace &space, int t, int h, int w, int n) {
   const bk_layer &l = c.layer;
+  int run = l.kernel[2] * l.channels;
   for (int p = 0; p < n; p++) {
     uint8_t *to = space.patch + (int64_t)p * c.depth;
+    int left = (w + p) * l.stride[2] - l.padding[2];
+    bool inside = x.stride == l.channels && left >= 0 && left + l.kernel[2] <= x.size[2];
     for (int dt = 0; dt < l.kernel[0]; dt++)
-      for (int dh = 0; dh < l.kernel[1]; dh++)
-        for (int dw = 0; dw < l.kernel[2]; dw++, to += l.channels) {
-          int column = (w + p) * l.stride[2] + dw - l.padding[2];
-          memcpy(to, pixel_at(x, t + dt, h + dh, column, space.outside), l.channels);
-        }
+      for (int dh = 0; dh < l.kernel[1]; dh++, to += run) {
+        const uint8_t *from = inside ? pixel_at(x, t + dt, h + dh, left, nullptr) : nullptr;
+        if (from)
+          memcpy(to, from, run);
+        else
+          for (int dw = 0; dw < l.kernel[2]; dw++)
+            memcpy(to + dw * l.channels, pixel_at(x, t + dt, h + dh, left + dw, space.outside), l.channels);
+      }
   }
 }
 

@@ -95,7 +95,7 @@ static void multiply_tiles(const bk_convolution &c, const uint8_t *const *frames
 struct WinogradSpace {
   uint8_t *codes;    // (frames, position, tile, depth)
   int32_t *products; // (position, tile, width)
-  int32_t *pixels;   // (8, width)
+  int32_t *pixels;   // (tile, 4 or 8 pixels, width)
   uint8_t *outside;
   int64_t frame;     // bytes of one frame of `codes`
   int64_t bytes;
@@ -103,7 +103,7 @@ struct WinogradSpace {
 
 static WinogradSpace winograd_space(const bk_convolution &c, uint8_t *memory) {
   int64_t frame = aligned((int64_t)c.positions * TILES * c.depth), codes = frame * c.taps;
-  int64_t products = aligned((int64_t)c.positions * TILES * c.width * 4), pixels = aligned((int64_t)8 * c.width * 4);
+  int64_t products = aligned((int64_t)c.positions * TILES * c.width * 4), pixels = aligned((int64_t)TILES * 8 * c.width * 4);
   WinogradSpace s = {memory, nullptr, nullptr, nullptr, frame, codes + products + pixels + aligned(c.depth)};
   if (memory) {
     s.products = (int32_t *)(memory + codes);
@@ -118,19 +118,39 @@ static int64_t winograd_workspace(const bk_convolution &c, const bk_input &, int
   return threads * winograd_space(c, nullptr).bytes;
 }
 
-// The pixels of one tile that are within the output.
-static void write_tile(const bk_convolution &c, const bk_output &output, const Size &size, const WinogradSpace &space,
-                       int t, int h, int w, int count) {
-  const int32_t *rows[8];
-  int64_t pixels[8];
-  int n = 0;
-  for (int i = 0; i < count; i++) {
-    int frame = t + i / 4, row = h + i / 2 % 2, column = w + i % 2;
-    if (frame >= size.t || row >= size.h || column >= size.w) continue;
-    rows[n] = space.pixels + (int64_t)i * c.width;
-    pixels[n++] = ((int64_t)frame * size.h + row) * size.w + column;
+// The input pixels of a tile from (t, h, w) on.
+template <int N>
+INLINE void find_pixels(const bk_input &x, int t, int h, int w, const uint8_t *outside, const uint8_t **pixels) {
+  bool interior = t >= 0 && h >= 0 && w >= 0 && t + N / 16 <= x.size[0] && h + 4 <= x.size[1] && w + 4 <= x.size[2];
+  if (interior) {
+    const uint8_t *first = pixel_at(x, t, h, w, outside);
+    int64_t row = x.size[2] * x.stride, frame = x.size[1] * row;
+    for (int i = 0; i < N; i++) pixels[i] = first + i / 16 * frame + i / 4 % 4 * row + i % 4 * x.stride;
+  } else {
+    for (int i = 0; i < N; i++) pixels[i] = pixel_at(x, t + i / 16, h + i / 4 % 4, w + i % 4, outside);
   }
-  finish_totals(output, rows, pixels, n, c.layer.outputs);
+}
+
+// The output pixels of a block of tiles: where their sums are, and their places in the output.
+struct Written {
+  const int32_t *rows[TILES * 8];
+  int64_t pixels[TILES * 8];
+  int count;
+};
+
+// Sums of tile i at (t, h, w) of the output; pixels beyond the output are left out.
+template <int N>
+static void finish_tile(const bk_convolution &c, const Size &size, const WinogradSpace &space, int i, int t, int h, int w,
+                        Written &written) {
+  enum { COUNT = N == 64 ? 8 : 4 };
+  int32_t *sums = space.pixels + (int64_t)i * COUNT * c.width;
+  transform_back<N>(space.products + (int64_t)i * c.width, c.width, sums);
+  for (int j = 0; j < COUNT; j++) {
+    int frame = t + j / 4, row = h + j / 2 % 2, column = w + j % 2;
+    if (frame >= size.t || row >= size.h || column >= size.w) continue;
+    written.rows[written.count] = sums + (int64_t)j * c.width;
+    written.pixels[written.count++] = ((int64_t)frame * size.h + row) * size.w + column;
+  }
 }
 
 // Tiles of 2 x 2 pixels; the frames that a tap of time needs are transformed once and kept in a ring.
@@ -143,7 +163,7 @@ static void winograd2_block(const bk_convolution &c, const bk_input &x, const bk
     for (int i = 0; i < n; i++) {
       int h = (first + i) / across * 2 - l.padding[1], w = (first + i) % across * 2 - l.padding[2];
       const uint8_t *pixels[16];
-      for (int j = 0; j < 16; j++) pixels[j] = pixel_at(x, frame - l.padding[0], h + j / 4, w + j % 4, space.outside);
+      find_pixels<16>(x, frame - l.padding[0], h, w, space.outside, pixels);
       transform_channels<16>(c, pixels, codes + (int64_t)i * c.depth);
     }
     int t = frame - c.taps + 1;
@@ -151,10 +171,11 @@ static void winograd2_block(const bk_convolution &c, const bk_input &x, const bk
     const uint8_t *frames[MOST_ROWS];
     for (int dt = 0; dt < c.taps; dt++) frames[dt] = space.codes + (t + dt) % c.taps * space.frame;
     multiply_tiles(c, frames, c.taps, space.products);
-    for (int i = 0; i < n; i++) {
-      transform_back<16>(space.products + (int64_t)i * c.width, c.width, space.pixels);
-      write_tile(c, output, size, space, t, (first + i) / across * 2, (first + i) % across * 2, 4);
-    }
+    Written written;
+    written.count = 0;
+    for (int i = 0; i < n; i++)
+      finish_tile<16>(c, size, space, i, t, (first + i) / across * 2, (first + i) % across * 2, written);
+    finish_totals(output, written.rows, written.pixels, written.count, l.outputs);
   }
 }
 
@@ -168,17 +189,16 @@ static void winograd3_block(const bk_convolution &c, const bk_input &x, const bk
     place[i][1] = (int)(tile % plane / across) * 2;
     place[i][2] = (int)(tile % across) * 2;
     const uint8_t *pixels[64];
-    for (int j = 0; j < 64; j++)
-      pixels[j] = pixel_at(x, place[i][0] - l.padding[0] + j / 16, place[i][1] - l.padding[1] + j / 4 % 4,
-                           place[i][2] - l.padding[2] + j % 4, space.outside);
+    find_pixels<64>(x, place[i][0] - l.padding[0], place[i][1] - l.padding[1], place[i][2] - l.padding[2], space.outside,
+                    pixels);
     transform_channels<64>(c, pixels, space.codes + (int64_t)i * c.depth);
   }
   const uint8_t *frames[1] = {space.codes};
   multiply_tiles(c, frames, 1, space.products);
-  for (int i = 0; i < n; i++) {
-    transform_back<64>(space.products + (int64_t)i * c.width, c.width, space.pixels);
-    write_tile(c, output, size, space, place[i][0], place[i][1], place[i][2], 8);
-  }
+  Written written;
+  written.count = 0;
+  for (int i = 0; i < n; i++) finish_tile<64>(c, size, space, i, place[i][0], place[i][1], place[i][2], written);
+  finish_totals(output, written.rows, written.pixels, written.count, l.outputs);
 }
 
 static void winograd(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
