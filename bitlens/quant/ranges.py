@@ -26,7 +26,7 @@ CANDIDATES = 100
 EXACT = 1 << 14
 """Rows of up to this many values are sorted; longer ones are put into bins."""
 
-BINS = 1 << 17
+BINS = 1 << 16
 """Bins of a long row."""
 
 AT_ONCE = 1 << 21
@@ -137,7 +137,7 @@ def dobi(values: Float[Tensor, "..."], bits: int, one_sided: bool | None = False
         low_i = low + i dl,  high_i = high - i dh,  i < K
         two-sided: dl = dh = (max - min) / 2K         one-sided: dl = 0, dh = (max - min) / K
 
-    Up to 16,384 values are compared exactly. More are put into 131,072 bins of equal width w first, each with the sum
+    Up to 16,384 values are compared exactly. More are put into 65,536 bins of equal width w first, each with the sum
     of its values; where a boundary between two levels falls into a bin, all its values go to one of the two. A
     candidate's squared error is then at most 2 s w too large for each value of such bins, s being the grid's step.
 
