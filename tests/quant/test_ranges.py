@@ -283,7 +283,7 @@ def test_mse_knows_the_grid_that_rounds_its_zero_point(bits: int) -> None:
 
 
 def test_dobi_is_much_faster_than_the_loop() -> None:
-    """24 to 28 times where nothing else runs (docs/twodquant.md); here, where something may, at least 10 times."""
+    """At least 10 times in processor time on any machine, measured in turn against a tenth of the loop."""
     values = torch.randn(1_000_000)
     dobi(values, 4)
     fast, slow = [], []
@@ -296,7 +296,7 @@ def test_dobi_is_much_faster_than_the_loop() -> None:
             a, b = -4.0 + 0.04 * i, 4.0 - 0.04 * i
             (((values.clamp(a, b) - a) / ((b - a) / 15)).round() * ((b - a) / 15) + a - values).square().sum()
         slow.append(time.process_time() - start)
-    assert 10 * min(slow) >= 10 * min(fast)
+    assert min(slow) >= min(fast)  # a tenth of the candidates
 
 
 def test_dobi_refuses_nothing() -> None:
