@@ -133,8 +133,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     wanted = "wanted a bitlens checkpoint (.safetensors)"
     if path.suffix in {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".bin"}:
         raise ValueError(
-            f"{path} is a {path.suffix} file, which may hold code; {wanted}; for official EfficientSCI, Q-SCI or "
-            "STFormer weights use bitlens.official.load_official, which reads numbers only"
+            f"{path} is a {path.suffix} file, which may hold code; {wanted}; for official weights use "
+            "bitlens.official.load_official, which reads numbers only"
         )
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -207,7 +207,7 @@ def save(
     `load` gives a network with the same output, bit for bit (with dtype "float32").
 
     Args:
-        network: a network that `load` can build: `EfficientSCI` or `STFormer`, prepared by a recipe or not.
+        network: a network that `load` can build, one of `architectures`, prepared by a recipe or not.
         path: where to, ending in .safetensors; written whole or not at all.
         provenance: where the weights come from: data identity, steps, seeds, versions.
         claims: measured quality, such as {"six-scenes": {"psnr": 27.1}}; `bitlens verify` recomputes it.
@@ -356,10 +356,17 @@ def stored_layers(path_or_name: str | os.PathLike[str]) -> list[Layer]:
 
 def architectures() -> "dict[str, type[nn.Module]]":
     """The networks that a header can name."""
+    from bitlens.networks.edsr import EDSR
     from bitlens.networks.efficientsci import EfficientSCI
+    from bitlens.networks.imdn import IMDN
+    from bitlens.networks.ngswin import NGswin
+    from bitlens.networks.pan import PAN
+    from bitlens.networks.smfanet import SMFANet
     from bitlens.networks.stformer import STFormer
+    from bitlens.networks.swinir import SwinIR
 
-    return {"efficientsci": EfficientSCI, "stformer": STFormer}
+    kinds = (EfficientSCI, STFormer, SwinIR, NGswin, EDSR, IMDN, PAN, SMFANet)
+    return {kind.__name__.lower(): kind for kind in kinds}
 
 
 def network_name(network: "nn.Module") -> str:
@@ -367,20 +374,23 @@ def network_name(network: "nn.Module") -> str:
     for name, kind in architectures().items():
         if isinstance(network, kind):
             return name
-    wanted = " or ".join(kind.__name__ for kind in architectures().values())
-    raise ValueError(f"{type(network).__name__} cannot be saved; wanted an {wanted}; save its state dict yourself")
+    wanted = ", ".join(kind.__name__ for kind in architectures().values())
+    raise ValueError(f"{type(network).__name__} cannot be saved; wanted one of {wanted}; save its state dict yourself")
 
 
 def build(network: dict[str, Any], path: Path) -> "nn.Module":
     """The empty network that a header names."""
     known, config = architectures(), network.get("config", {})
-    numbers = [value for option in config.items() if option != ("shortcuts", "fem") for value in option[1:]]
-    whole = all(isinstance(value, int) and 0 <= value <= 1024 for value in numbers)
+    lists = {key: value if isinstance(value, list) else [value] for key, value in config.items()}
+    numbers = [x for key, values in lists.items() for x in values if (key, x) != ("shortcuts", "fem")]
+    whole = all(isinstance(x, int) and 0 <= x <= 1024 for x in numbers) and all(map(len, lists.values()))
     if network.get("name") not in known or not whole:
-        wanted = " or ".join(known)
-        raise ValueError(f"{path} names the network {network}; wanted an {wanted}; use the version that saved it")
+        raise ValueError(
+            f"{path} names the network {network}; wanted one of {', '.join(known)}; use the version that saved it"
+        )
     side = max(config.get(key, 0) for key in ("in_ch", "dim", "window"))
-    least = side**2 * config.get("units", 0) * config.get("depth", 1)  # bytes, even at one bit
+    blocks = config.get("units", 0) * config.get("depth", 1) + sum(lists.get("depths", []))
+    least = side**2 * blocks  # bytes, even at one bit
     if not 0 < least <= path.stat().st_size:
         raise ValueError(f"{path} cannot hold the network that it names, {config}; copy or save it again")
     try:

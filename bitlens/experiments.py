@@ -1,7 +1,8 @@
-"""Q-SCI's experiments as data: which networks each compares, and what the paper found [Q-SCI tab. 1, 2, 4; fig. 4].
+"""The papers' experiments as data: which networks each compares, and what the paper found.
 
-Every variant starts from the same float network, is calibrated on the same clips and trained by the same loop for the
-same number of steps; `bitlens experiment` runs them.
+[Q-SCI tab. 1, 2, 4; fig. 4], on video: every variant starts from the same float network, is calibrated on
+the same clips and trained by the same loop for the same number of steps. [2DQuant tab. 3], on super-resolution: every
+method quantizes the same layers of the same networks, and refines for the same time. `bitlens experiment` runs them.
 """
 
 from collections.abc import Iterable
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 from bitlens.methods import direct, qsci, quantize
 from bitlens.recipe import Recipe, Rule
 
-__all__ = ["BUDGETS", "EXPERIMENTS", "Budget", "Experiment", "Variant", "head_means", "mean_drift"]
+__all__ = [
+    "BUDGETS", "EXPERIMENTS", "SR_BITS", "SR_BUDGETS", "SR_METHODS", "SR_PAPER", "SR_SETS", "Budget", "Experiment",
+    "Refining", "Variant", "head_means", "mean_drift",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,3 +141,77 @@ def head_means(network: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict
         for hook in hooks:
             hook.remove()
     return {key: torch.stack(values).mean(0) for key, values in seen.items()}
+
+
+@dataclass(frozen=True)
+class Refining:
+    """How long every method of the super-resolution table refines, and on how much."""
+
+    minutes: float
+    steps: int
+    """Whichever of the two is over first."""
+    batch: int
+    """Crops per step."""
+    crop: int
+    """Height and width of a crop before it is enlarged."""
+    pool: int
+    """Batches that steps take one of."""
+
+
+SR_BUDGETS = {
+    "minutes": Refining(1.0, 100, 2, 32, 16),
+    "hours": Refining(18.0, 3_000, 2, 48, 128),
+    "gpu": Refining(240.0, 3_000, 32, 64, 64),
+}
+"""A look at it, the twenty minutes that a user waits for, and the paper's 3,000 steps of 32 crops."""
+
+SR_BITS = (4, 3, 2)
+
+SR_METHODS = (
+    ("MinMax", "minmax", "official"),
+    ("Percentile", "percentile", "official"),
+    ("DBDC+PaC", "dbdc-pac", "official"),
+    ("DOBI", "dobi", "official"),
+    ("DQC", "dqc", "official"),
+    ("2DQuant", "2dquant", "official"),
+    ("2DQuant, deployable", "2dquant", "deployable"),
+    ("GPTQ, deployable", "gptq", "deployable"),
+    ("2DQuant plus, deployable", "2dquant-plus", "deployable"),
+    ("BRECQ, deployable", "brecq", "deployable"),
+)
+"""What a row is called, its method and its grid, in the order of the paper's table; ours are the last four."""
+
+SR_SETS = ("set5", "set14", "urban10")
+
+SR_FLOAT = {2: (38.15, 33.86), 4: (32.45, 28.77)}
+"""PSNR in dB on Set5 and Set14 of the paper's float SwinIR-light, by scale [2DQuant tab. 3]."""
+
+SR_SCORES = {
+    2: {
+        "MinMax": ((34.39, 30.55), (28.19, 26.40), (33.88, 30.81)),
+        "Percentile": ((37.37, 32.96), (34.37, 31.04), (30.82, 28.80)),
+        "DBDC+PaC": ((37.18, 32.86), (35.07, 31.52), (34.55, 31.12)),
+        "DOBI": ((37.44, 33.15), (36.37, 32.33), (35.25, 31.72)),
+        "2DQuant": ((37.87, 33.41), (37.32, 32.85), (36.00, 31.98)),
+        "CondiQuant": ((38.03, 33.50), (37.77, 33.21), (37.15, 32.74)),
+    },
+    4: {
+        "MinMax": ((28.63, 25.73), (19.41, 18.35), (23.96, 22.92)),
+        "Percentile": ((30.64, 27.61), (27.55, 25.15), (23.03, 22.12)),
+        "DBDC+PaC": ((30.74, 27.66), (27.91, 25.86), (25.01, 23.82)),
+        "DOBI": ((31.10, 28.03), (29.59, 26.87), (28.82, 26.46)),
+        "2DQuant": ((31.77, 28.30), (30.90, 27.75), (29.53, 26.86)),
+        "CondiQuant": ((32.09, 28.50), (31.62, 28.20), (30.64, 27.59)),
+    },
+}
+"""The same at 4, 3 and 2 bits, by scale and method; CondiQuant's own table for its row."""
+
+SR_PAPER = {
+    (scale, method, bits): {
+        name: round(value - whole, 2) for name, value, whole in zip(SR_SETS, scores[i], SR_FLOAT[scale], strict=False)
+    }
+    for scale, methods in SR_SCORES.items()
+    for method, scores in methods.items()
+    for i, bits in enumerate(SR_BITS)
+}
+"""dB against float that the papers report for SwinIR-light, by (scale, method, bits) and test set."""

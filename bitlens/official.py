@@ -1,4 +1,6 @@
-"""Official EfficientSCI, Q-SCI and STFormer weights: their names mapped onto bitlens's, with a key-by-key report.
+"""Official weights: their names mapped onto bitlens's, with a key-by-key report.
+
+EfficientSCI, Q-SCI and STFormer reconstruct video; SwinIR, NGswin, EDSR, IMDN, PAN and SMFANet enlarge images.
 
 Q-SCI's official code names layers differently at 8 and at 4/3/2 bits, which made its own loader skip the feature
 extraction and reconstruction modules silently; here every key must find its place, or the import fails with a list.
@@ -8,20 +10,42 @@ import os
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitlens.methods import recipe_of
-from bitlens.networks import efficientsci, stformer
+from bitlens.networks import edsr, efficientsci, imdn, ngswin, pan, smfanet, stformer, swinir
+from bitlens.networks.edsr import EDSR
 from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.imdn import IMDN
+from bitlens.networks.ngswin import NGswin
+from bitlens.networks.pan import PAN
+from bitlens.networks.smfanet import SMFANet
 from bitlens.networks.stformer import STFormer
+from bitlens.networks.swinir import SwinIR
 from bitlens.quant.layers import declare_ready, quantized_layers
 from bitlens.quant.prepare import prepare
 
-__all__ = ["KeyReport", "from_official", "load_official", "read_official"]
+__all__ = ["KeyReport", "Network", "from_official", "load_official", "read_official"]
+
+Network = EfficientSCI | STFormer | SwinIR | NGswin | EDSR | IMDN | PAN | SMFANet
+"""What official weights can belong to."""
+
+MARKS = {
+    "token_gen.0.weight": (STFormer, stformer.config_from_state_dict),
+    "layers.0.residual_group.blocks.0.attn.qkv.weight": (SwinIR, swinir.config_from_state_dict),
+    "to_target.before_shuffle.weight": (NGswin, ngswin.config_from_state_dict),
+    "IMDB1.c1.weight": (IMDN, imdn.config_from_state_dict),
+    "SCPA_trunk.0.conv3.weight": (PAN, pan.config_from_state_dict),
+    "to_feat.weight": (SMFANet, smfanet.config_from_state_dict),
+    "body.0.body.0.weight": (EDSR, edsr.config_from_state_dict),
+}
+"""A key that only one architecture has -> that architecture, and what reads its sizes off the weights."""
 
 PRODUCTS = {
     "q_act": "scores.left_grid",
@@ -31,8 +55,13 @@ PRODUCTS = {
 }
 """Official names of the grids of attention's factors."""
 
-IDLE = re.compile(r"^layers\..*\.conv_cat\.(weight|bias)$|\.relative_position_index$")
-"""Official STFormer keys that a network needs no value for: a layer that is never called, and constants."""
+IDLE: dict[type[nn.Module], re.Pattern[str]] = {
+    STFormer: re.compile(r"^layers\..*\.conv_cat\.(weight|bias)$|\.relative_position_index$"),
+    SwinIR: re.compile(r"\.(relative_position_index|attn_mask)$"),
+    NGswin: re.compile(r"\.(relative_position_index|attn_mask)$"),
+    EDSR: re.compile(r"^(sub|add)_mean\.(weight|bias)$"),
+}
+"""Official keys that a network needs no value for: a layer that is never called, and constants."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +73,18 @@ class KeyReport:
     flags: list[str]
     """Keys that only say whether an official quantizer was initialized."""
     idle: list[str]
-    """STFormer's keys that change no output: `conv_cat`, which is never called, and indices that follow from sizes."""
+    """Keys that change no output: STFormer's `conv_cat`, which is never called, and what follows from sizes (indices,
+    masks) or is the same for all weights (EDSR's mean colour)."""
 
 
-def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> EfficientSCI | STFormer:
-    """Build the network that an official state dict belongs to; width, depth and options are read off its shapes.
+def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Network:
+    """Build the network that an official state dict belongs to; scale, sizes and options are read off its shapes.
+
+    PAN's weights for scales 2 and 3 have the same shapes; they are taken for scale 2.
 
     Args:
-        state_dict: of EfficientSCI or STFormer (grey or colour, any size), or of Q-SCI's low-bit networks.
+        state_dict: of EfficientSCI or STFormer (grey or colour, any size), or of Q-SCI's low-bit networks; of SwinIR
+            (classical or light), NGswin, EDSR, IMDN, PAN or SMFANet, any size and scale.
         bits: 8, 4, 3 or 2 for a low-bit state dict (it does not say); None for a float one.
 
     Returns:
@@ -63,7 +96,9 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Eff
     """
     state = {re.sub(r"^module\.", "", key): value for key, value in state_dict.items()}
     renamed = {bitlens_name(key): key for key in state}
-    low_bit = any(key.endswith(".alpha") for key in state)
+    named = {name: state[key] for name, key in renamed.items()}
+    kind, read_config = architecture(named)
+    low_bit = kind is EfficientSCI and any(key.endswith(".alpha") for key in state)
     if low_bit and bits is None:
         raise ValueError(
             "these are low-bit Q-SCI weights, which do not say their bits; wanted bits=8, 4, 3 or 2; pass it"
@@ -72,7 +107,7 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Eff
         raise ValueError(
             f"bits={bits} was given with float weights; wanted none; import first, then use bitlens.quantize"
         )
-    network = empty_network({name: state[key] for name, key in renamed.items()})
+    network = kind(**read_config(named))
     if low_bit and bits is not None:
         recipe = recipe_of("qsci", bits, "official")
         prepare(network, recipe)
@@ -80,7 +115,7 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Eff
     values, mapped, flags, idle = {}, {}, [], []
     for name, key in renamed.items():
         place = quantized_name(name, network) if low_bit else name
-        if isinstance(network, STFormer) and IDLE.search(name):
+        if kind in IDLE and IDLE[kind].search(name):
             idle.append(key)
         elif place is None:
             flags.append(key)
@@ -91,11 +126,12 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Eff
     return network.eval()
 
 
-def empty_network(state: dict[str, Tensor]) -> EfficientSCI | STFormer:
-    """The network whose widths, depths and options these weights (bitlens names) have, not yet filled with them."""
-    if any(name.startswith("token_gen.") for name in state):
-        return STFormer(**stformer.config_from_state_dict(state))  # type: ignore[arg-type]
-    return EfficientSCI(**efficientsci.config_from_state_dict(state))  # type: ignore[arg-type]
+def architecture(state: dict[str, Tensor]) -> tuple[type[Any], Callable[[dict[str, Tensor]], dict[str, Any]]]:
+    """The class that these weights (bitlens names) belong to, and what reads its arguments off them."""
+    for key, found in MARKS.items():
+        if key in state:
+            return found
+    return EfficientSCI, efficientsci.config_from_state_dict
 
 
 def bitlens_name(key: str) -> str:
@@ -169,7 +205,7 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         first = next(iter(str(error).splitlines()), "it ends too early")
         what = f"it holds {blocked[1]}, which is code" if blocked else first
         raise ValueError(f"{file} was refused: {what}; wanted a .pth of tensors; save its state dict alone") from error
-    for key in ("state_dict", "model_state_dict", "params"):
+    for key in ("state_dict", "model_state_dict", "params_ema", "params"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     items = loaded.items() if isinstance(loaded, dict) else ()
@@ -178,6 +214,6 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return loaded
 
 
-def load_official(path: str | os.PathLike[str], bits: int | None = None) -> EfficientSCI | STFormer:
+def load_official(path: str | os.PathLike[str], bits: int | None = None) -> Network:
     """`from_official` of a .pth file."""
     return from_official(read_official(path), bits)

@@ -72,9 +72,9 @@ class Recipe:
     """The first rule that matches a layer's name decides; a layer that none matches stays float."""
     method: str = "direct"
     """The published method whose composition this is."""
-    weight_range: Literal["minmax", "percentile", "mse", "lsq"] = "mse"
+    weight_range: Literal["minmax", "percentile", "mse", "dobi", "lsq"] = "mse"
     """How the first scales of weights are chosen (bitlens.quant.ranges)."""
-    activation_range: Literal["minmax", "percentile", "mse", "lsq", "ema"] = "mse"
+    activation_range: Literal["minmax", "percentile", "mse", "dobi", "dbdc", "lsq", "ema"] = "mse"
     """How the first ranges of activations are chosen from calibration data."""
 
     def __post_init__(self):

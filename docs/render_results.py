@@ -5,6 +5,7 @@ python docs/render_results.py --check    exit 1 and name the files that are out 
 python docs/render_results.py --claim    write the six-scene averages into the shipped checkpoints first
 
 results/*.json           `bitlens evaluate ... --json FILE`      -> docs/results.md, the table in README.md
+results/benchmark-*.json, results/engine-*.json: docs/render_speed.py; results/sr/*.json: docs/render_pictures.py
 results/training-*.json  `bitlens train`, RUN/record.json        -> the table in docs/training.md,
                                                                     docs/learning-curve.png
 """
@@ -102,7 +103,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     """
     found: dict[tuple[str, tuple[str, str, int]], Evaluation] = {}
     for path in sorted(folder.glob("*.json")):
-        if path.name.startswith("training-"):
+        if path.name.startswith(("training-", "benchmark-", "engine-")):
             continue
         content = read_json(path)
         for one in content if isinstance(content, list) else [content]:
@@ -168,19 +169,33 @@ def read_training(folder: Path) -> list[TrainingRun]:
     return runs
 
 
-def readme_table(evaluations: Sequence[Evaluation]) -> str:
+def fastest(folder: Path) -> dict[str, tuple[float, str]]:
+    """Seconds of each model on the engine that was fastest in results/benchmark-*.json, and that engine."""
+    found: dict[str, tuple[float, str]] = {}
+    for path in sorted(folder.glob("benchmark-*.json")):
+        for row in read_json(path)["rows"]:
+            if row["failure"] is None:
+                now = row["median_s"], f"{row['engine']}, {row['precision']}"
+                found[row["model"]] = min(now, found.get(row["model"], now))
+    return found
+
+
+def readme_table(evaluations: Sequence[Evaluation], speeds: dict[str, tuple[float, str]]) -> str:
     """dB, MB and ms of every model on the benchmark."""
     chosen = [one for one in evaluations if one.settings["data"] == BENCHMARK]
     if not chosen:
         return NOT_MEASURED
-    rows = [[f"`{one.model}`", one.bits, _db(one.average), _ssim(one.average), _mb(one), _ms(one)] for one in chosen]
+    rows = []
+    for one in chosen:
+        seconds, engine = speeds.get(one.model, (None, ""))
+        time = "–" if seconds is None else f"{1000 * seconds:,.0f} ({engine})"
+        rows.append([f"`{one.model}`", one.bits, _db(one.average), _ssim(one.average), _mb(one), time])
     columns = ["network", "bits (weights, activations)", "PSNR (dB)", "SSIM", "MB", "ms per measurement"]
     return (
         f"{markdown(columns, rows, texts=2)}\n\n"
         f"Six grey 256 x 256 scenes, 8 frames from each coded picture, `psnr_sci` and `ssim_sci`. MB: the checkpoint "
-        f"file. ms: {_machine(chosen)}. **Low bits are simulated in float arithmetic here, so they take longer than "
-        "float, not less.** Scene by scene, with the papers' numbers: [docs/results.md](docs/results.md). "
-        "Rendered by `docs/render_results.py`."
+        "file. ms: on the fastest of the engines that `bitlens benchmark` compares. Scene by scene, with the papers' "
+        "numbers: [docs/results.md](docs/results.md). Rendered by `docs/render_results.py`."
     )
 
 
@@ -272,7 +287,7 @@ def render(root: Path, check: bool = False) -> list[Path]:
     evaluations, runs = read_evaluations(root / "results"), read_training(root / "results")
     readme, page, training = root / "README.md", root / "docs" / "results.md", root / "docs" / "training.md"
     wanted = {
-        readme: between_marks(readme, RESULTS_MARK, readme_table(evaluations)),
+        readme: between_marks(readme, RESULTS_MARK, readme_table(evaluations, fastest(root / "results"))),
         page: results_page(evaluations),
         training: between_marks(training, TRAINING_MARK, training_table(runs)),
     }
@@ -315,13 +330,10 @@ def _cost_table(group: Sequence[Evaluation]) -> str:
     for one in group:
         base = one.model.partition("-qsci-")[0].partition("-direct-")[0]
         loss = f"{one.average.psnr - floats[base]:+.2f}" if base != one.model and base in floats else "–"
-        seconds = one.settings["seconds_per_measurement"]
-        rows.append([f"`{one.model}`", one.bits, loss, _mb(one), f"{seconds:.2f}", str(one.settings["threads"])])
-    columns = ["network", "bits (weights, activations)", "dB against float", "MB", "s per measurement", "threads"]
+        rows.append([f"`{one.model}`", one.bits, loss, _mb(one)])
+    columns = ["network", "bits (weights, activations)", "dB against float", "MB"]
     return (
-        f"{markdown(columns, rows, texts=2)}\n\n"
-        "MB: 10^6 bytes of the checkpoint file. Seconds: the median over the measurements, in PyTorch. Low bits are "
-        "simulated in float arithmetic: these times say nothing about integer execution."
+        f"{markdown(columns, rows, texts=2)}\n\nMB: 10^6 bytes of the checkpoint file. Speed: [engine.md](engine.md)."
     )
 
 
@@ -347,13 +359,6 @@ def _settings_list(group: Sequence[Evaluation]) -> str:
     return "\n".join([*conventions, *lines])
 
 
-def _machine(group: Sequence[Evaluation]) -> str:
-    """`median of PyTorch on the CPU with 8 threads, float32`."""
-    threads = " or ".join(sorted({str(one.settings["threads"]) for one in group}))
-    dtype = " or ".join(sorted({str(one.settings["dtype"]) for one in group}))
-    return f"the median, PyTorch on the CPU, {threads} threads, {dtype}"
-
-
 def _mask_words(mask: str) -> str:
     """How it was masked, without the folder of a file."""
     return f"mask from {Path(mask[10:]).name}" if mask.startswith("mask from ") else mask
@@ -376,10 +381,6 @@ def _ssim(score: Score) -> str:
 
 def _mb(one: Evaluation) -> str:
     return "–" if one.size is None else f"{one.size / 1e6:.2f}"
-
-
-def _ms(one: Evaluation) -> str:
-    return f"{1000 * one.settings['seconds_per_measurement']:,.0f}"
 
 
 def read_json(path: Path) -> Any:

@@ -3,16 +3,20 @@
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import bitlens
 from bitlens.cli import VERBS
+from bitlens.engine.export import export_onnx, export_openvino
 from bitlens.networks.efficientsci import EfficientSCI
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -36,7 +40,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it stands, but on 32 x 32 pixels, with a tiny network in place of the shipped one."""
-    (code,) = blocks(REPOSITORY / "README.md", "python")
+    code, *_ = blocks(REPOSITORY / "README.md", "python")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bitlens, "load", lambda name: EfficientSCI(in_ch=4, units=1, group_num=1).eval())
     monkeypatch.setattr("bitlens.quant.calibrate.KEPT", 1 << 10)  # fewer values to search ranges on
@@ -45,6 +49,25 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert scope["rebuilt"].shape == (1, 1, 8, 32, 32)
     assert len(scope["decisions"]) > 10
     assert (tmp_path / "mine-w4a4.safetensors").is_file()
+
+
+def test_the_readme_deploys_with_nothing_but_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    network = EfficientSCI(in_ch=4, units=1, group_num=1).eval()
+    export_onnx(network, tmp_path / "network.onnx")
+    export_openvino(network, tmp_path / "network.xml", 4, 16, 16)
+    mask = (torch.rand(4, 16, 16) < 0.5).float()
+    measurement = mask.sum(0)[None] * 0.5
+    np.savez(tmp_path / "y.npz", measurement=measurement.numpy(), mask=mask.numpy())
+    with torch.no_grad():
+        wanted = network(measurement, mask[None]).numpy()
+    _, *snippets = blocks(REPOSITORY / "README.md", "python")
+    assert len(snippets) == 2
+    for code, tolerance in zip(snippets, (1e-5, 0.1), strict=True):  # OpenVINO may choose bf16
+        assert "bitlens" not in code
+        run = [sys.executable, "-c", f"{code}\nnp.save('video.npy', video)"]
+        subprocess.run(run, cwd=tmp_path, check=True)
+        np.testing.assert_allclose(np.load(tmp_path / "video.npy"), wanted, rtol=0, atol=tolerance)
 
 
 def command_lines() -> list[str]:

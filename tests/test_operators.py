@@ -1,4 +1,4 @@
-"""The laws of linear operators, over one list of cameras, against the matrix of each written out."""
+"""The laws of linear operators, over one list of cameras, against the matrix of each written out; and shrinking."""
 
 from functools import cache
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitlens.operators import VideoSCI, normalized_measurement
+from bitlens.operators import Downsample, VideoSCI, bicubic_weights, normalized_measurement
 
 
 def binary(*shape: int, seed: int = 0) -> Tensor:
@@ -296,3 +296,57 @@ def test_prox_l2_refuses_another_batch():
     camera = VideoSCI(torch.ones(2, 4, 4))
     with pytest.raises((ValueError, TypeError)):  # TypeError: the shape check of the test run is quicker
         camera.prox_l2(torch.ones(3, 1, 2, 4, 4), torch.ones(1, 4, 4), 1.0)
+
+
+SHRINKING = [(1, 3, 4), (2, 8, 6), (2, 2, 20), (3, 9, 3), (4, 24, 4), (4, 4, 4)]
+every_shrinking = pytest.mark.parametrize(("scale", "height", "width"), SHRINKING)
+
+
+@every_shrinking
+def test_shrinking_is_its_definition(scale: int, height: int, width: int):
+    """Keys's cubic, widened by the scale, one output pixel after the other, on the mirrored image."""
+    image = torch.randn(2, 3, height, width).double()
+    found = Downsample(scale).A(image)
+    assert found.shape == (2, 3, height // scale, width // scale)
+
+    def shrink(line: Tensor, i: int) -> Tensor:
+        total, weights = torch.zeros(()).double(), 0.0
+        centre = scale * (i + 0.5) - 0.5
+        for j in range(-3 * scale, len(line) + 3 * scale):
+            x = abs(centre - j) / scale
+            weight = 1.5 * x**3 - 2.5 * x**2 + 1 if x <= 1 else max(2 - x, 0) ** 2 * (1 - x) / 2
+            mirrored = [*range(len(line)), *reversed(range(len(line)))][j % (2 * len(line))]
+            total, weights = total + weight * line[mirrored], weights + weight
+        return total / weights
+
+    rows = torch.stack([shrink(image[0, 1, :, column], 0) for column in range(width)])
+    torch.testing.assert_close(found[0, 1, 0, -1], shrink(rows, width // scale - 1))
+
+
+@every_shrinking
+def test_shrinking_has_an_adjoint(scale: int, height: int, width: int):
+    operator, image = Downsample(scale), torch.randn(2, 3, height, width).double()
+    small = torch.randn(2, 3, height // scale, width // scale).double()
+    torch.testing.assert_close((operator.A(image) * small).sum(), (image * operator.A_adjoint(small)).sum())
+
+
+@every_shrinking
+def test_shrinking_keeps_what_is_flat(scale: int, height: int, width: int):
+    torch.testing.assert_close(bicubic_weights(height, scale).sum(1), torch.ones(height // scale).double())
+    flat = torch.full((1, 1, height, width), 0.3)
+    torch.testing.assert_close(Downsample(scale).A(flat), flat[..., : height // scale, : width // scale])
+    levels = (255 * torch.rand(1, 3, height, width)).to(torch.uint8)
+    made = Downsample(scale).shrink_levels(levels)
+    assert made.dtype == torch.uint8
+    if scale == 1:
+        assert torch.equal(made, levels)
+
+
+def test_shrinking_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="scale 0; wanted a whole number >= 1"):
+        Downsample(0)
+    with pytest.raises(
+        ValueError, match=r"shape \(1, 3, 5, 4\); wanted \(b, c, h, w\), h and w multiples of 2: crop it"
+    ):
+        Downsample(2).A(torch.ones(1, 3, 5, 4))
+    assert repr(Downsample(3)) == "Downsample(3)"

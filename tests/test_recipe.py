@@ -113,7 +113,7 @@ def test_bad_choices_of_bits(field: str, value: str) -> None:
 
 @pytest.mark.parametrize("field", ["weight_range", "activation_range"])
 def test_bad_choices_of_recipe(field: str) -> None:
-    with pytest.raises(ValueError, match=f"{field} = 'kl'; wanted one of minmax, percentile, mse, lsq"):
+    with pytest.raises(ValueError, match=f"{field} = 'kl'; wanted one of minmax, percentile, mse, dobi, "):
         unchecked(Recipe, name="x", rules=(Rule("*"),), **{field: "kl"})
 
 

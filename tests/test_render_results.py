@@ -88,19 +88,22 @@ def test_tables(checkout: Path, tiny: Path) -> None:
     write(checkout, "a.json", [{"model": "tiny", **made_result("tiny", 28.004, tiny)}, made_result("gap-tv", 26.94)])
     write(checkout, "b.json", made_result("tiny-qsci-w4a4", 27.5, seconds_per_measurement=2.5))
     write(checkout, "c.json", made_result("tiny", 31.0, tiny, data="/somewhere/else/mine"))
+    speeds = {"engine": "OpenVINO", "precision": "f32", "failure": None, "model": "tiny"}
+    rows = [speeds | {"median_s": 1.5}, speeds | {"median_s": 1.2344, "engine": "ours"}, {"failure": "no"}]
+    write(checkout, "benchmark-tiny.json", {"rows": rows})
     assert run(checkout) == 0
     readme = (checkout / "README.md").read_text()
     size = f"{tiny.stat().st_size / 1e6:.2f}"
     assert readme.startswith("top\n<!-- results:begin -->\n| network") and readme.endswith("results:end -->\nbottom\n")
     rows = [line for line in readme.splitlines() if line.startswith("| `")]
     assert rows == [
-        "| `gap-tv` | no weights | 26.94 | 0.8500 | 0.00 | 1,234 |",
-        f"| `tiny` | float | 28.00 | 0.8500 | {size} | 1,234 |",
-        "| `tiny-qsci-w4a4` | unknown | 27.50 | 0.8500 | – | 2,500 |",
+        "| `gap-tv` | no weights | 26.94 | 0.8500 | 0.00 | – |",
+        f"| `tiny` | float | 28.00 | 0.8500 | {size} | 1,234 (ours, f32) |",
+        "| `tiny-qsci-w4a4` | unknown | 27.50 | 0.8500 | – | – |",
     ]
     page = (checkout / "docs" / "results.md").read_text()
     assert "| `tiny` | 28.00 / 0.8500 | 27.00 / 0.8000 | 29.00 / 0.9000 |" in page
-    assert "| `tiny-qsci-w4a4` | unknown | -0.50 | – | 2.50 | 2 |" in page
+    assert "| `tiny-qsci-w4a4` | unknown | -0.50 | – |" in page
     assert "| Q-SCI on EfficientSCI-S | 4 | 34.69 | 0.963 | the papers |" in page and "another training set" in page
     assert "## mine" in page and "/somewhere" not in page
 

@@ -1,9 +1,12 @@
-"""`bitlens evaluate`: PSNR and SSIM of networks on a test set, scene by scene, as a table and as JSON."""
+"""`bitlens evaluate`: PSNR and SSIM of networks on a test set, scene by scene, as a table and as JSON.
+
+Video networks are scored on scenes here, super-resolution networks on pictures by `pictures.py`.
+"""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -20,6 +23,9 @@ class Evaluate:
     PSNR and SSIM are video SCI's: grey floats, neither rounded nor clipped, mean over the frames of a scene,
     then mean over the scenes. Numbers are comparable only with the same mask.
 
+    Super-resolution networks enlarge the pictures of a test set, made small by bicubic interpolation. PSNR and SSIM are
+    then super-resolution's: luma of pictures rounded to 8 bits, a border as wide as the scale left out.
+
     Example:
         bitlens evaluate gap-tv efficientsci-t-qsci-w4a4 --data six-scenes --json results.json
     """
@@ -27,7 +33,8 @@ class Evaluate:
     models: tyro.conf.Positional[tuple[str, ...]]
     """One or more checkpoints: shipped names (see `bitlens models`), paths of .safetensors, or gap-tv."""
     data: str = "six-scenes"
-    """A named test set (six-scenes), or a folder or file of scenes (.npz .mat .mp4 .avi .mkv .gif .avif)."""
+    """A named test set (six-scenes), or a folder or file of scenes (.npz .mat .mp4 .avi .mkv .gif .avif); for
+    super-resolution set5, set14, b100, urban100, manga109 or urban10, or a folder of large pictures."""
     json: Path | None = None
     """Write scenes, average and settings to this file: one object, or for several models a list of them."""
     mask: Path | None = None
@@ -38,6 +45,8 @@ class Evaluate:
     """Seed of a random mask."""
     ssim: bool = True
     """Compute SSIM too, which takes longer."""
+    engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "torch"
+    """What computes, as for `bitlens reconstruct`. Claims of checkpoints are of torch."""
 
     def run(self) -> None:
         from bitlens.cli.shared import output_file
@@ -51,17 +60,14 @@ class Evaluate:
         out = console()
         out.print(self._table(results))
         for result in results:
-            settings = result["settings"]
-            out.print(
-                f"{settings['model']}: {settings['seconds_per_measurement']:.2f} s per measurement of "
-                f"{settings['frames_per_measurement']} frames, {settings['threads']} threads; {settings['mask']}"
-            )
+            out.print(speed_in_words(result["settings"]))
         if self.json:
             out.print(f"settings and scores: {self.json}")
 
     def results(self) -> list[dict[str, Any]]:
         """Scores of the scenes, their average, and all settings: one for each model, as written to the file."""
         from bitlens import checkpoint
+        from bitlens.cli.pictures import evaluate_pictures, scale_of
         from bitlens.cli.shared import check_seed
         from bitlens.data.benchmarks import load_scenes
 
@@ -69,6 +75,8 @@ class Evaluate:
             raise ValueError("no model; wanted at least one name or path; for example gap-tv")
         check_seed(self.seed)
         networks = [(checkpoint.describe(model), checkpoint.load(model)) for model in self.models]
+        if any(scale_of(network) for _, network in networks):
+            return evaluate_pictures(networks, self.data, self.engine, self.ssim)
         scenes = load_scenes(self.data)
         masks, source = self._masks(scenes)
         return [self._evaluate(about, network, scenes, masks, source) for about, network in networks]
@@ -91,9 +99,10 @@ class Evaluate:
         from statistics import fmean, median
 
         from bitlens.checkpoint import weights_sha256
-        from bitlens.cli.shared import describe_run, reconstruct, score
+        from bitlens.cli.shared import choose_engine, describe_run, reconstruct, score
         from bitlens.data.capture import simulate
 
+        network, how = choose_engine(network, self.engine)
         scores: dict[str, Any] = {}
         seconds, used = [], {}
         for scene, mask in zip(scenes, masks, strict=True):
@@ -121,6 +130,7 @@ class Evaluate:
             "frames_used": used,
             "psnr": "psnr_sci: grey floats, not rounded, not clipped, mean over frames, then over scenes",
             "ssim": "ssim_sci: as psnr_sci, Gaussian window 11x11, sigma 1.5" if self.ssim else None,
+            "engine": how,
             "seconds_per_measurement": median(seconds),
             **describe_run(),
         }
@@ -141,3 +151,17 @@ class Evaluate:
                 row += [f"{one['psnr']:.2f}", *([f"{one['ssim']:.4f}"] if self.ssim else [])]
             rows.append(row)
         return table(f"{self.data}", columns, rows)
+
+
+def speed_in_words(settings: dict[str, Any]) -> str:
+    """How long one model took, and on what."""
+    if "scale" in settings:
+        return (
+            f"{settings['model']}: {settings['seconds_per_megapixel']:.1f} s per million pixels of the small pictures, "
+            f"{settings['threads']} threads, {settings['engine']}; small pictures {settings['low_resolution']}"
+        )
+    return (
+        f"{settings['model']}: {settings['seconds_per_measurement']:.2f} s per measurement of "
+        f"{settings['frames_per_measurement']} frames, {settings['threads']} threads, {settings['engine']}; "
+        f"{settings['mask']}"
+    )

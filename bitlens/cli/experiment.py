@@ -1,4 +1,4 @@
-"""`bitlens experiment`: one of Q-SCI's experiments, measured on our own network beside the paper's numbers."""
+"""`bitlens experiment`: one of the papers' experiments, measured on our own networks beside the paper's numbers."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -19,28 +19,33 @@ CALIBRATION_BATCHES = 4
 
 @dataclass(frozen=True)
 class Experiment:
-    """Quantize, train and evaluate the networks that an experiment of Q-SCI compares, each in the same way.
+    """Quantize, train and evaluate the networks that an experiment of Q-SCI or 2DQuant compares, each in the same way.
 
     qsci-table: 8, 4, 3 and 2 bits. qsci-modules: one module at 4 bits. qsci-ablation: its additions one after the
-    other. qsci-shift: the drift of query and key. The same command goes on where the last one stopped; a variant that
-    is finished is not run again. The paper's numbers are of EfficientSCI-S after days on GPUs.
+    other. qsci-shift: the drift of query and key. sr-table: 2DQuant and what it is compared with, on super-resolution
+    networks at 4, 3 and 2 bits. The same command goes on where the last one stopped; a variant that is finished is not
+    run again. The paper's numbers are of EfficientSCI-S after days on GPUs, or of SwinIR-light.
 
     Example:
         bitlens experiment qsci-ablation --clips clips --run runs/ablation --budget minutes --json ablation.json
+        bitlens experiment sr-table --calibration photographs --start ngswin-x2.safetensors --run runs/ngswin
     """
 
-    name: tyro.conf.Positional[Literal["qsci-table", "qsci-modules", "qsci-ablation", "qsci-shift"]]
+    name: tyro.conf.Positional[Literal["qsci-table", "qsci-modules", "qsci-ablation", "qsci-shift", "sr-table"]]
     """The experiment."""
-    clips: Path
-    """Folder of training videos, as for bitlens train."""
     run_folder: Path
     """Folder of the experiment: a run, a checkpoint and a result for each variant."""
+    clips: Path | None = None
+    """Folder of training videos, as for bitlens train."""
+    calibration: Path | None = None
+    """Folder of photographs for sr-table, as for bitlens quantize."""
     start: str = "efficientsci-t"
     """The float network: a shipped name or the path of a checkpoint."""
     budget: Literal["minutes", "hours", "gpu"] = "minutes"
-    """How long each variant trains: 60 steps, 1,500 steps, or 40,000 larger ones."""
-    data: str = "six-scenes"
-    """What they are evaluated on, as for bitlens evaluate."""
+    """How long each variant trains: 60 steps, 1,500 steps, or 40,000 larger ones; in sr-table at most 1, 18 or 240
+    minutes of refinement."""
+    data: str | None = None
+    """What they are evaluated on, as for bitlens evaluate. Default: six-scenes; for sr-table set5,set14,urban10."""
     device: str = "cpu"
     """Where to train: cpu or cuda."""
     seed: int = 0
@@ -57,6 +62,13 @@ class Experiment:
 
         check_seed(self.seed)
         keep_freed_memory()
+        if self.name == "sr-table":
+            from bitlens.cli.srtable import run_table
+
+            return run_table(self)
+        if self.clips is None:
+            raise ValueError(f"{self.name} trains on videos; wanted a folder of them; use --clips FOLDER")
+        data = self.data or "six-scenes"
         if checkpoint.describe(self.start).recipe is not None:
             raise ValueError(f"--start {self.start} is a low-bit network; wanted a float one; give its float network")
         experiment, budget = EXPERIMENTS[self.name], BUDGETS[self.budget]
@@ -64,7 +76,7 @@ class Experiment:
             split = "train" if (self.clips / "manifest.json").is_file() else None
             clips = load_clips(self.clips, split)
             sampler = ClipSampler(clips, crop=budget.crop, batch=budget.batch, seed=self.seed)
-            reference = Evaluate(models=(self.start,), data=self.data).results()[0]["average"]
+            reference = Evaluate(models=(self.start,), data=data).results()[0]["average"]
             rows = []
             for variant in experiment.variants:
                 result = self.measured(variant, sampler, experiment.drift)
@@ -76,7 +88,7 @@ class Experiment:
             content = {
                 "experiment": self.name,
                 "start": self.start,
-                "data": self.data,
+                "data": data,
                 "budget": asdict(budget),
                 "float": reference,
                 "rows": rows,
@@ -118,7 +130,7 @@ class Experiment:
         identity = {
             "experiment": self.name,
             "start": self.start,
-            "data": self.data,
+            "data": self.data or "six-scenes",
             "settings": asdict(settings),
             "sampler": sampler.identity(),
         }
@@ -138,7 +150,7 @@ class Experiment:
         network = network.cpu().eval()
         self.run_folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save(network, weights, provenance=identity)
-        result = dict(Evaluate(models=(str(weights),), data=self.data).results()[0]["average"])
+        result = dict(Evaluate(models=(str(weights),), data=identity["data"]).results()[0]["average"])
         if drift:
             result |= self.drift(network, batches)
         with output_file(result_path) as path:

@@ -12,8 +12,9 @@ import tyro
 class Info:
     """Show bits, weights, operations and bytes of every layer of a checkpoint, its provenance and its claims.
 
-    MACs are multiply-accumulates for one measurement. Counting rules price them by bits: the paper's (1/4,
-    1/8, 1/16, 1/32 at 8, 4, 3, 2 bits), b/32, and weight bits times activation bits / 1024. None is a time.
+    MACs are multiply-accumulates for one measurement, or for one picture that is to be enlarged. Counting rules
+    price them by bits: the paper's (1/4, 1/8, 1/16, 1/32 at 8, 4, 3, 2 bits), b/32, and weight bits times
+    activation bits / 1024. None is a time.
 
     Example:
         bitlens info efficientsci-t-qsci-w4a4
@@ -84,8 +85,9 @@ class Info:
             facts.append([f"operations by the {rule} rule", price])
         facts += [[f"claims {key}", _plain(value)] for key, value in about.claims.items()]
         facts += [[f"provenance {key}", _plain(value)] for key, value in about.provenance.items()]
-        size = f"{self.frames} frames of {self.height}x{self.width}"
-        out.print(table(f"in all, for one measurement of {size}", ["", ""], facts, texts=2))
+        size = f"{self.height}x{self.width}"
+        what = f"picture of {size}" if "scale" in about.config else f"measurement of {self.frames} frames of {size}"
+        out.print(table(f"in all, for one {what}", ["", ""], facts, texts=2))
 
 
 def bits_in_words(about: Any) -> str:

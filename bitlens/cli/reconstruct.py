@@ -3,9 +3,13 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from bitlens.cli.tiling import Tiling
+    from bitlens.data.recording import Recording
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,13 @@ class Reconstruct:
     """Order of the mask's axes, thw or hwt. Default: by name."""
     allow_saturated: bool = False
     """Accept measurements in which more than 1 percent of the pixels are at the maximum."""
-    engine: Literal["auto", "openvino", "torch", "reference"] = "torch"
-    """What computes: torch (low bits are simulated), openvino (int8 on the CPU; auto takes it for low-bit networks),
-    or reference (integers in plain torch, slow)."""
+    engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
+    """What computes: torch (low bits are simulated), native (our kernels, where they are built), openvino (int8 on the
+    CPU), onnxruntime (integers, portable), or reference (integers in plain torch, slow). auto: for low-bit networks
+    that they know native where the CPU has AVX512, or openvino; else torch."""
+    memory_mb: int | None = None
+    """Memory that the process may use. A picture too large for it is run in tiles. Default: 2048, or less where
+    less is free."""
     fps: float = 10.0
     """Frames per second of the video written."""
     json: Path | None = None
@@ -51,16 +59,16 @@ class Reconstruct:
 
     def run(self) -> None:
         from bitlens import checkpoint
-        from bitlens.cli import in_flags, shared
+        from bitlens.cli import in_flags, shared, tiling
         from bitlens.data.arrays import array_names
-        from bitlens.data.capture import read_capture
-        from bitlens.data.video import write_video
+        from bitlens.data.recording import open_recording
         from bitlens.report import console
 
         shared.check_positive("--fps", self.fps)
+        shared.check_positive("--memory-mb", 1 if self.memory_mb is None else self.memory_mb)
         out = console()
         with shared.output_video(self.out) as video_path, shared.output_file(self.json) as json_path:
-            capture = read_capture(
+            recording = open_recording(
                 self.measurement, self.mask, key=self.key, axes=self.axes, mask_axes=self.mask_axes,
                 crop=shared.parse_crop(self.crop), gain=self.gain, brightness=self.brightness,
                 allow_saturated=self.allow_saturated,
@@ -68,35 +76,62 @@ class Reconstruct:
             beside = self.measurement.suffix.lower() in (".mat", ".npz") and array_names(self.measurement)
             if self.mask and beside and "mask" in beside:
                 out.print(f"mask: {self.mask}, not the one in {self.measurement}")
-            for note in capture.notes:
+            for note in recording.notes:
                 out.print(in_flags(note), style="yellow" if note.startswith("warning:") else None)
             network = checkpoint.load(self.model)
             about = checkpoint.describe(self.model)
             running, how = shared.choose_engine(network, self.engine)
             out.print(f"engine: {how}")
-            video, seconds = shared.reconstruct(running, capture.measurement, capture.mask, about.name)
-            result: dict[str, Any] = {"frames": len(video), "seconds_per_measurement": seconds}
-            if capture.reference is not None and video.ndim == 3:
-                known = video[: len(capture.reference)]
-                result |= shared.score(known, capture.reference, ssim=min(video.shape[1:]) >= 11)
-            write_video(video_path, video, self.fps)
+            tiles = tiling.choose_tiling(network, running, recording.mask.shape, self.memory_mb)
+            if tiles.note:
+                out.print(tiles.note)
+            result = self.stream(running, recording, about.name, tiles, video_path)
             if json_path is not None:
                 result["settings"] = {
                     "measurement": str(self.measurement),
                     "mask": str(self.mask or self.measurement),
                     "model": about.name,
                     "sha256": None if about.path is None else checkpoint.weights_sha256(about.path),
-                    "gain": capture.gain,
-                    "gain_source": capture.gain_source,
-                    "notes": list(capture.notes),
+                    "gain": recording.gain,
+                    "gain_source": recording.gain_source,
+                    "notes": list(recording.notes),
                     "engine": how,
+                    "tiles": tiles.note or None,
                     **shared.describe_run(),
                 }
                 json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
+        seconds = result["seconds_per_measurement"]
         times = ", ".join(f"{value:.2f}" for value in seconds[:8]) + (", ..." if len(seconds) > 8 else "")
-        out.print(f"{about.name}: {times} s per measurement of {len(capture.mask)} frames")
+        out.print(f"{about.name}: {times} s per measurement of {len(recording.mask)} frames")
         if "psnr" in result:
             similar = "" if result["ssim"] is None else f", SSIM {result['ssim']:.4f}"
             out.print(f"PSNR {result['psnr']:.2f} dB{similar} (psnr_sci: grey floats, mean over frames)")
-        out.print(f"{self.out}: {len(video)} frames of {video.shape[1]}x{video.shape[2]}")
+        height, width = recording.mask.shape[1:]
+        out.print(f"{self.out}: {result['frames']} frames of {height}x{width}")
+
+    def stream(
+        self, running: Any, recording: "Recording", label: str, tiles: "Tiling", video_path: str
+    ) -> dict[str, Any]:
+        """Reconstruct, write and score one measurement after the other, and hold no more than one."""
+        from statistics import fmean
+
+        from bitlens.cli import shared
+        from bitlens.data.writers import video_writer
+
+        frames, height, width = recording.mask.shape
+        total = frames * len(recording.measurement)
+        truth = iter(()) if recording.reference is None else recording.reference.groups(frames)
+        seconds, scores = [], []
+        with video_writer(video_path, total, self.fps) as write:
+            for video, time in shared.reconstructions(running, recording.measurement, recording.mask, label, tiles):
+                seconds.append(time)
+                write(video)
+                known = next(truth, None)
+                if known is not None and video.ndim == 3:
+                    scores.append(shared.score(video, known, ssim=min(height, width) >= 11))
+        result: dict[str, Any] = {"frames": total, "seconds_per_measurement": seconds}
+        if scores:
+            result["psnr"] = fmean(score["psnr"] for score in scores)
+            result["ssim"] = None if scores[0]["ssim"] is None else fmean(score["ssim"] for score in scores)
+        return result

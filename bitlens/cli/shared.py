@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    from rich.progress import Progress
     from torch import nn
 
-    from bitlens.data.capture import Crop
+    from bitlens.cli.tiling import Tiling
+    from bitlens.data.recording import Crop
+    from bitlens.data.stacks import Stack
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 """Parameters of glibc's mallopt, from malloc.h."""
@@ -69,7 +72,7 @@ def output_video(out: str) -> Iterator[str]:
     """As `output_file`, for any target of `write_video`: a file, or a folder of frames."""
     from importlib.util import find_spec
 
-    from bitlens.data.video import WRITE_SUFFIXES
+    from bitlens.data.writers import WRITE_SUFFIXES
     from bitlens.files import atomic_folder, atomic_path
 
     path = Path(out)
@@ -93,16 +96,25 @@ def output_video(out: str) -> Iterator[str]:
 
 
 def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
-    """What runs a network, called like it, and a line that says so; "auto": OpenVINO for low-bit networks it runs.
+    """What runs a network, called like it, and a line that says so.
+
+    "auto": for low-bit networks that they know the native kernels where they are fast, or OpenVINO; else torch.
 
     Raises:
         TypeError: the engine does not know the network.
-        ValueError: nothing of the network is quantized, for the reference; or a layer computes wrongly.
+        ValueError: nothing of the network is quantized, for the reference; ONNX Runtime is not installed; or a layer
+            computes wrongly.
     """
+    import torch
+
+    from bitlens.cli.running import describe, native_engine
     from bitlens.engine.openvino import Engine, runs
-    from bitlens.quant.layers import Quantized, quantized_layers
+    from bitlens.quant.layers import quantized_layers
 
     layers = quantized_layers(network)
+    if engine == "native" or (engine == "auto" and fast_here(network)):
+        running = native_engine(network, torch.get_num_threads())
+        return running, f"native kernels ({running.level}), int8 in all layers, the rest in {running.precision}"
     if engine == "torch" or (engine == "auto" and not (layers and runs(network))):
         return network, f"torch, float32{', integers simulated' if layers else ''}"
     if engine == "reference":
@@ -111,13 +123,20 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
         if not layers:
             raise ValueError("--engine reference, and the network is float; wanted a low-bit one; use --engine torch")
         return reference_network(network), "reference, integers in plain torch: exact and slow"
-    import torch
+    if engine == "onnxruntime":
+        from bitlens.engine import onnxruntime
 
+        running = onnxruntime.Engine(network, threads=torch.get_num_threads())
+        return running, describe(running, "ONNX Runtime")
     running = Engine(network, threads=torch.get_num_threads())
-    wanted = [name for name, layer in layers.items() if isinstance(layer, Quantized)]
-    integer = sum(check.name in wanted and check.kernel.endswith("I8") for check in running.checks)
-    low = f"int8 in {integer} of {len(wanted)} layers, the rest in " if wanted else ""
-    return running, f"OpenVINO, {low}{running.precision}"
+    return running, describe(running)
+
+
+def fast_here(network: "nn.Module") -> bool:
+    """Whether the native kernels are built and know the network, and the CPU multiplies bytes 64 at a time."""
+    from bitlens.engine import native
+
+    return native.missing(network) is None and native.kernels().best_level().startswith("avx512")
 
 
 def reconstruct(
@@ -129,35 +148,44 @@ def reconstruct(
         (video, seconds): (n t, h, w), or (n t, h, w, 3) in colour, not clipped; the time of each measurement.
 
     Raises:
+        ValueError, MemoryError: as `reconstructions`.
+    """
+    import numpy as np
+
+    videos, seconds = zip(*reconstructions(network, measurement, mask, label), strict=True)
+    return np.concatenate(videos), list(seconds)
+
+
+def reconstructions(
+    network: Callable[..., Any],
+    measurements: "np.ndarray | Stack",
+    mask: "np.ndarray",
+    label: str,
+    tiling: "Tiling | None" = None,
+) -> Iterator[tuple["np.ndarray", float]]:
+    """Run the network on measurements (h, w) one after the other, under a progress bar; no more than one is held.
+
+    Yields:
+        (video, seconds) for each: (t, h, w), or (t, h, w, 3) in colour, not clipped.
+
+    Raises:
         ValueError: the network returned NaN, infinity or another shape.
         MemoryError: the network did not fit.
     """
     import numpy as np
     import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("measurements"),
-        TimeRemainingColumn(), console=(console := Console(stderr=True)), transient=True,
-        disable=not console.is_terminal,
-    )  # fmt: skip
+    tiles = 1 if tiling is None else tiling.count
+    bar = progress("measurements" if tiles == 1 else f"tiles, {tiles} a measurement")
     keep_freed_memory()
     masks = torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None]  # 1 t h w
-    videos, seconds = [], []
-    with bar, torch.inference_mode():
-        for index, one in enumerate(bar.track(measurement, description=label)):
+    with bar:
+        task = bar.add_task(label, total=len(measurements) * tiles)
+        for index, one in enumerate(measurements):
             start = time.perf_counter()
-            try:
-                video = network(torch.from_numpy(np.ascontiguousarray(one, np.float32))[None], masks)[0]  # c t h w
-            except (RuntimeError, MemoryError) as error:
-                if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
-                    raise
-                raise MemoryError(
-                    f"{label} ran out of memory on {one.shape[0]}x{one.shape[1]} pixels; wanted a smaller "
-                    "picture; cut it with --crop top,left,height,width"
-                ) from error
-            seconds.append(time.perf_counter() - start)
+            data = torch.from_numpy(np.ascontiguousarray(one, np.float32))[None], masks
+            with torch.inference_mode():
+                video = _run(network, data, label, tiling, lambda *_: bar.advance(task))  # c t h w
             if tuple(video.shape[1:]) != mask.shape:
                 raise ValueError(
                     f"{label} returned frames of shape {tuple(video.shape[1:])}; wanted {mask.shape}; "
@@ -168,8 +196,43 @@ def reconstruct(
                     f"{label} returned NaN or infinite values for measurement {index}; wanted finite "
                     "numbers; the checkpoint is damaged, or the measurement's scale is far off (--gain)"
                 )
-            videos.append(video.permute(1, 2, 3, 0).squeeze(-1).numpy())  # t h w, or t h w 3
-    return np.concatenate(videos), seconds
+            yield video.permute(1, 2, 3, 0).squeeze(-1).numpy(), time.perf_counter() - start  # t h w, or t h w 3
+
+
+def _run(
+    network: Callable[..., Any],
+    data: tuple[Any, Any],
+    label: str,
+    tiling: "Tiling | None",
+    on_tile: Callable[[int, int], None],
+) -> Any:
+    """The video (c, t, h, w) of one measurement."""
+    try:
+        if tiling is not None:
+            return tiling.run(network, *data, on_tile)[0]
+        video = network(*data)[0]
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        height, width = data[0].shape[-2:]
+        raise MemoryError(
+            f"{label} ran out of memory on {height}x{width} pixels; wanted a smaller "
+            "picture; cut it with --crop top,left,height,width"
+        ) from error
+    on_tile(1, 1)
+    return video
+
+
+def progress(unit: str) -> "Progress":
+    """A bar that counts units, on stderr, gone when it is done; nothing where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+        TimeRemainingColumn(), console=(console := Console(stderr=True)), transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
 
 
 def keep_freed_memory() -> None:

@@ -54,7 +54,9 @@ class Train:
     network: Network = "efficientsci-t"
     """Architecture and size for a run without --start."""
     start: str | None = None
-    """Start from this float checkpoint, a path or a shipped name."""
+    """Start from this checkpoint, a path or a shipped name; with --method a low-bit one may be lowered further."""
+    teacher: str | None = None
+    """Float checkpoint that teaches. Default: --start, where that is float."""
     method: str | None = None
     """Quantize by this method before training: qsci, direct, qvit or pams."""
     bits: int = 4
@@ -142,14 +144,20 @@ class Train:
             initialize_identity(network)
             return network, None
         start = load(self.start).requires_grad_(True)
+        teacher = load(self.teacher) if self.teacher else None
         if self.method is None:
-            return start, None
+            return start, teacher
         from bitlens.data.clips import measurements
         from bitlens.methods import quantize
+        from bitlens.quant.layers import quantized_layers
+        from bitlens.quant.prepare import unprepare
 
+        if not quantized_layers(start):
+            teacher = teacher or start
+        unprepare(start)
         batches = measurements(sampler, CALIBRATION_BATCHES)
         network, _ = quantize(start, self.method, batches, bits=self.bits, grid=self.grid)
-        return network, start
+        return network, teacher
 
     def provenance(self, clips: "Clips", settings: Training, result: "Result") -> dict[str, Any]:
         """What the checkpoint will say about its origin."""
@@ -158,6 +166,7 @@ class Train:
         return {
             "trained": f"{result.step} steps of {self.batch} samples of {self.frames}x{self.crop}x{self.crop}",
             "start": self.start,
+            "teacher": self.teacher,
             "data": {"clips": len(clips.videos), "identity": clips.identity(), "synthetic": self.synthetic},
             "masks": "random binary, fresh for every sample" if self.mask is None else self.mask.name,
             "settings": asdict(settings),

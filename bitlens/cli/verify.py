@@ -101,7 +101,7 @@ class Verify:
 
 def score_checks(data: str, claim: dict[str, Any], result: dict[str, Any]) -> list[Check]:
     """Each claimed score, and the mask it was claimed for, beside a result of `bitlens evaluate`."""
-    name, average, mask = Path(data).name, result["average"], result["settings"]["mask"]
+    name, average, mask = Path(data).name, result["average"], result["settings"].get("mask", "none")
     checks = [Check(f"{name}: mask", claim["mask"], mask, claim["mask"] == mask)] if "mask" in claim else []
     for key, tolerance in TOLERANCE.items():
         if key in claim:

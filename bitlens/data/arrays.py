@@ -35,7 +35,7 @@ KEY_AXES = {"orig": "hwt", "meas": "hwt", "mask": "hwt", "video": "thw", "measur
 
 A file that bitlens wrote also holds a text `axes` ("thw"), which goes before this table."""
 
-_DAMAGE = (
+DAMAGE = (
     EOFError,
     KeyError,
     MemoryError,
@@ -47,6 +47,7 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+"""What reading a damaged file raises, according to where the damage is."""
 
 
 def read_npz(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -65,8 +66,8 @@ def read_npz(path: str | os.PathLike[str], names: Collection[str] | None = None)
                 if names is None or name in names:
                     with archive.open(entry) as file:
                         found[name] = _read_npy_stream(file, f"{path}: entry '{name}'")
-    except _DAMAGE as error:
-        if isinstance(error, _PickleRefused):
+    except DAMAGE as error:
+        if isinstance(error, PickleRefused):
             raise
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}); wanted a complete .npz file; "
@@ -86,8 +87,8 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     try:
         with path.open("rb") as file:
             return _read_npy_stream(file, str(path))
-    except _DAMAGE as error:
-        if isinstance(error, _PickleRefused):
+    except DAMAGE as error:
+        if isinstance(error, PickleRefused):
             raise
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}); wanted a complete .npy file; "
@@ -219,7 +220,7 @@ def _contradicts(shape: tuple[int, ...], time_last: bool) -> bool:
     return 4 * other < min(rest)
 
 
-class _PickleRefused(ValueError):
+class PickleRefused(ValueError):
     """A pickled object met on the way (kept apart from damage)."""
 
 
@@ -233,7 +234,7 @@ def _read_npy_stream(file: Any, label: str) -> np.ndarray:
         except ValueError as error:
             if "allow_pickle" not in str(error):
                 raise
-    raise _PickleRefused(
+    raise PickleRefused(
         f"{label} is a pickled object; wanted a plain numeric array; pickles can run code: save it as numbers"
     )
 

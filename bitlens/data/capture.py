@@ -1,30 +1,24 @@
-"""The camera's front door: a measurement and its mask, checked and brought to one scale; and its simulation.
+"""The camera's front door: measurements and their mask as arrays, checked and brought to one scale; its simulation.
 
-Model: y = gain * sum_t mask_t * x_t with the scene x_t in [0, 1]. Everything past this door works in mask
-units, y / gain.
+`recording.py` holds the checks, and what is read one measurement at a time.
 """
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
 
-from bitlens.data.arrays import ARRAY_SUFFIXES, array_names, find_array, frames_first, read_arrays, write_npz
-from bitlens.data.checks import check_measurement, closed_note, match_note
-from bitlens.data.images import TIF_SUFFIXES, read_folder, read_image, read_tif
-from bitlens.data.masks import check_mask, read_mask, scale_mask
+from bitlens.data.arrays import write_npz
+from bitlens.data.masks import check_mask, read_mask
+from bitlens.data.recording import Crop, cut, open_recording, size_of
 from bitlens.data.video import check_video, read_video
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Capture", "Crop", "measure", "read_capture", "simulate", "write_capture"]
-
-Crop = tuple[int, int, int, int]
-"""(top, left, height, width) in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,40 +78,20 @@ def read_capture(
         >>> capture.measurement.shape, capture.mask.shape  # doctest: +SKIP
         ((1, 256, 256), (14, 256, 256))
     """
-    path = Path(measurement_path)
-    if gain is not None and not (np.isfinite(gain) and gain > 0):
-        raise ValueError(f"gain={gain}; wanted a positive number; pass the raw value of one white open frame, or None")
-    if not 0 < brightness <= 1:
-        raise ValueError(f"brightness={brightness}; wanted the mean brightness of the scene in (0, 1]; pass 0.4, say")
-    raw = _read_raw(path, key, axes)  # n h w
-    notes = check_measurement(raw, str(path), allow_saturated)
-    beside = array_names(path) if path.suffix.lower() in (".mat", ".npz") else []
-    mask = _find_mask(path, mask_path, mask_axes, raw, beside)
-    reference = read_video(path, key="orig") if "orig" in beside else None
-    raw, mask, reference = _same_size(raw, mask, reference, crop, path, mask_path or path)
-    check_mask(mask, f"the mask for {path}" + (" after the crop" if crop else ""))
-
-    raw = raw.astype(np.float32)
-    if reference is not None:
-        reference, fitted, remarks = _fit_reference(raw, mask, reference)
-        notes += remarks
-    else:
-        fitted = None
-    stated = _stated_gain(path) if "gain" in beside else fitted
-    level, light = float(raw.mean(dtype=np.float64)), float(mask.sum(axis=0).mean(dtype=np.float64))
-    if gain is not None:
-        value, source, how = float(gain), "given", "given"
-    elif stated is not None:
-        value, source, how = stated, "file", "from the file"
-    else:
-        value, source = level / (light * brightness), "estimated"
-        how = f"estimated for a scene of mean brightness {brightness:g}; pass gain=... where it is known"
-    notes.append(f"exposure: mean(y)={level:.4g}, mean(sum mask)={light:.4g}, gain {value:.4g} {how}")
-    exposure = level / value / light
-    if exposure > 1:
-        notes.append(f"exposure: gain {value:.4g} makes the scene {exposure:.2f} times white; the gain is too small")
-    notes += [note for note in (closed_note(raw, mask), match_note(raw, mask)) if note]
-    return Capture(raw / np.float32(value), mask, value, source, exposure, tuple(notes), reference)
+    opened = open_recording(
+        measurement_path, mask_path, key=key, axes=axes, mask_axes=mask_axes, crop=crop, gain=gain,
+        brightness=brightness, allow_saturated=allow_saturated,
+    )  # fmt: skip
+    reference = None if opened.reference is None else opened.reference.read()
+    return Capture(
+        opened.measurement.read(),
+        opened.mask,
+        opened.gain,
+        opened.gain_source,
+        opened.exposure,
+        opened.notes,
+        reference,
+    )
 
 
 def write_capture(path: str | os.PathLike[str], capture: Capture) -> None:
@@ -173,10 +147,10 @@ def simulate(
     if video.ndim != 3:
         raise ValueError(f"video has shape {video.shape}; wanted grey (t, h, w); read it with grey=True")
     if crop is not None:
-        video = _cut(video, crop, "video")
+        video = cut(video, crop, "video")
     if video.shape[1:] != mask.shape[1:]:
         raise ValueError(
-            f"the video is {_size(video)}, the mask {_size(mask)}; wanted one size; "
+            f"the video is {size_of(video)}, the mask {size_of(mask)}; wanted one size; "
             f"cut the video with crop=(top, left, {mask.shape[1]}, {mask.shape[2]})"
         )
     frames = len(mask)
@@ -200,121 +174,3 @@ def simulate(
     notes = (dropped,) if left else ()
     exposure = float(measurement.mean(dtype=np.float64) / mask.sum(axis=0).mean(dtype=np.float64))
     return Capture(measurement.astype(np.float32), mask.astype(np.float32), 1.0, "given", exposure, notes, reference)
-
-
-def _read_raw(path: Path, key: str | None, axes: str | None) -> np.ndarray:
-    """Raw measurements (n, h, w) as the file stores them."""
-    suffix = path.suffix.lower()
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}; wanted a measurement; check the path")
-    if suffix in ARRAY_SUFFIXES:
-        name, array, axes = find_array(path, ("measurement", "meas"), key, axes)
-        if array.ndim not in (2, 3):
-            raise ValueError(
-                f"{path}: measurement '{name}' has {array.ndim} dimensions {array.shape}; "
-                "wanted (h, w), or several of them; store it so, or choose another array with key=..."
-            )
-        return frames_first(array, name, path, axes)
-    if path.is_dir():
-        raw = read_folder(path)
-    elif suffix in TIF_SUFFIXES:
-        raw = read_tif(path)
-    elif suffix == ".png":
-        raw = read_image(path)[None]  # h w -> 1 h w
-    else:
-        raise ValueError(
-            f"{path} has suffix '{suffix}'; wanted raw values in "
-            f"{', '.join((*ARRAY_SUFFIXES, *TIF_SUFFIXES, '.png'))} or a folder of images; "
-            "convert it without loss"
-        )
-    if raw.ndim != 3:
-        raise ValueError(
-            f"{path} is colour {raw.shape}; wanted the raw grey measurement (h, w); save it as one channel"
-        )
-    return raw
-
-
-def _find_mask(
-    path: Path, mask_path: str | os.PathLike[str] | None, axes: str | None, raw: np.ndarray, beside: list[str]
-) -> np.ndarray:
-    """The mask (t, h, w) from its own file, or from the measurement's."""
-    if mask_path is not None:
-        return read_mask(mask_path, axes=axes)
-    if "mask" not in beside:
-        raise ValueError(
-            f"{path}: the measurement of size {_size(raw)} needs the camera's calibrated mask, and none came "
-            "with it; pass the file that holds it (mask_path)"
-        )
-    name, array, axes = find_array(path, ("mask",), None, axes)
-    return scale_mask(frames_first(array, name, path, axes), f"{path}: 'mask'")
-
-
-def _same_size(
-    raw: np.ndarray, mask: np.ndarray, reference: np.ndarray | None, crop: Crop | None, path: Path, mask_path
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Cut the one explicit crop from all three; sizes that differ without one are refused."""
-    if crop is None and raw.shape[1:] != mask.shape[1:]:
-        raise ValueError(
-            f"the measurement {path} is {_size(raw)}, the mask {mask_path} is {_size(mask)}; "
-            "wanted one size; pass the right mask, or crop=(top, left, height, width), which is cut from both"
-        )
-    if reference is not None and reference.shape[1:] != raw.shape[1:]:
-        raise ValueError(
-            f"{path}: the reference 'orig' is {_size(reference)}, the measurement {_size(raw)}; "
-            "wanted one size; repair it"
-        )
-    if crop is None:
-        return raw, mask, reference
-    cut = None if reference is None else _cut(reference, crop, "reference")
-    return _cut(raw, crop, "measurement"), _cut(mask, crop, "mask"), cut
-
-
-def _cut(array: np.ndarray, crop: Crop, label: str) -> np.ndarray:
-    """array[:, top:top+height, left:left+width], refusing a crop that is not inside."""
-    if len(crop) != 4 or any(int(number) != number for number in crop):
-        raise ValueError(f"crop={crop}; wanted four whole numbers (top, left, height, width); pass them")
-    top, left, height, width = (int(number) for number in crop)
-    if min(top, left) < 0 or min(height, width) < 1 or top + height > array.shape[1] or left + width > array.shape[2]:
-        raise ValueError(
-            f"crop {tuple(crop)} does not lie inside the {label} of size {_size(array)}; "
-            "wanted (top, left, height, width) inside it; change the crop"
-        )
-    return array[:, top : top + height, left : left + width]
-
-
-def _fit_reference(
-    raw: np.ndarray, mask: np.ndarray, reference: np.ndarray
-) -> tuple[np.ndarray | None, float | None, list[str]]:
-    """(reference, least-squares gain, notes) for the measurements that the reference covers and explains."""
-    count = min(len(reference) // len(mask), len(raw))
-    if count == 0:
-        return (
-            None,
-            None,
-            [f"reference: {len(reference)} frames are fewer than the mask's {len(mask)}; it is left out"],
-        )
-    reference = reference[: count * len(mask)]
-    groups = reference.reshape(count, len(mask), *raw.shape[1:]).astype(np.float64)  # n t h w
-    predicted = np.einsum("nthw,thw->nhw", groups, mask)
-    gain = float((raw[:count] * predicted).sum() / np.square(predicted).sum())
-    error = float(np.square(raw[:count] - gain * predicted).mean() / np.square(raw[:count]).mean())
-    if error > 0.01:
-        return (
-            None,
-            None,
-            [f"reference: 'orig' does not explain the measurement (error {error:.0%}); it is left out"],
-        )
-    notes = [] if count == len(raw) else [f"reference: 'orig' covers the first {count} of {len(raw)} measurements"]
-    return reference, gain, notes
-
-
-def _stated_gain(path: Path) -> float:
-    """The `gain` that the file states."""
-    gain = read_arrays(path, ["gain"])["gain"]
-    if gain.size != 1 or gain.dtype.kind not in "iuf" or not (np.isfinite(gain).all() and gain.min() > 0):
-        raise ValueError(f"{path}: 'gain' is {gain.tolist()}; wanted one positive number; correct it or pass gain=...")
-    return float(gain.reshape(()))
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[2]}"

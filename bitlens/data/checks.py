@@ -1,10 +1,14 @@
 """What a measurement must look like before a network sees it, and whether a mask can have made it."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["check_measurement", "closed_note", "mask_match", "match_note"]
+from bitlens.data.stacks import Stack
+
+__all__ = ["Survey", "check_measurement", "closed_note", "match_note", "survey"]
 
 SATURATED_SHARE = 0.01
 """A measurement with more of its pixels at the maximum is refused: clipped light breaks y = sum mask x."""
@@ -14,8 +18,49 @@ MATCH = 0.1
 scenes and two real captures (14 frames, 256x256); at most 0.02 with another, flipped or transposed mask."""
 
 
-def check_measurement(raw: np.ndarray, label: str, allow_saturated: bool = False) -> list[str]:
-    """Check raw measurements (n, h, w); return notes on what was let through.
+@dataclass
+class Survey:
+    """What one pass over raw measurements finds out."""
+
+    mean: np.ndarray
+    """(h, w), float64, over the measurements."""
+    low: float = math.inf
+    high: float = -math.inf
+    not_finite: int = 0
+    """Pixels."""
+    negative: int = 0
+    """Pixels."""
+    constant: tuple[int, float] | None = None
+    """The first measurement that has one value everywhere, and the value."""
+    at_top: tuple[int, int] = (0, 0)
+    """The measurement with the most pixels at `high`, and how many these are."""
+
+
+def survey(raw: np.ndarray | Stack) -> Survey:
+    """Look at every measurement (n, h, w) once, one at a time."""
+    found = Survey(np.zeros(raw.shape[1:]))
+    for index, one in enumerate(raw):
+        wrong = int((~np.isfinite(one)).sum())
+        found.not_finite += wrong
+        if wrong:
+            continue
+        low, high = float(one.min()), float(one.max())
+        if low == high and found.constant is None:
+            found.constant = index, high
+        if high > found.high:
+            found.high, found.at_top = high, (index, 0)
+        at_top = int((one == one.max()).sum()) if high == found.high else 0
+        if at_top > found.at_top[1]:
+            found.at_top = index, at_top
+        found.low = min(found.low, low)
+        found.negative += int((one < 0).sum()) if low < 0 else 0
+        found.mean += one
+    found.mean /= max(1, len(raw))
+    return found
+
+
+def check_measurement(raw: np.ndarray | Stack, label: str, allow_saturated: bool = False) -> tuple[list[str], Survey]:
+    """Check raw measurements (n, h, w); return notes on what was let through, and what they rest on.
 
     Raises:
         ValueError: not real numbers, empty, NaN or infinite, negative beyond noise, constant, or saturated.
@@ -25,27 +70,29 @@ def check_measurement(raw: np.ndarray, label: str, allow_saturated: bool = False
             f"{label}: the measurement has dtype {raw.dtype}; wanted real numbers (integers or floats); "
             "export the camera's raw values"
         )
-    if raw.size == 0:
+    if 0 in raw.shape:
         raise ValueError(f"{label}: the measurement is empty {raw.shape}; wanted (h, w) pixels; check the file")
-    if not np.isfinite(raw).all():
-        count = int((~np.isfinite(raw)).sum())
+    found = survey(raw)
+    if found.not_finite:
         raise ValueError(
-            f"{label}: {count} pixel(s) of the measurement are NaN or infinite; wanted finite numbers; "
+            f"{label}: {found.not_finite} pixel(s) of the measurement are NaN or infinite; wanted finite numbers; "
             "repair the dead pixels or crop them away"
         )
-    for index, one in enumerate(raw):
-        if one.max() == one.min():
-            what = "all zero" if one.max() == 0 else f"{one.max():g} everywhere"
-            raise ValueError(f"{label}: measurement {index} is {what}; wanted a picture; check shutter and file")
-    return _negative_notes(raw, label) + _saturation_notes(raw, label, allow_saturated)
+    if found.constant is not None:
+        index, value = found.constant
+        what = "all zero" if value == 0 else f"{value:g} everywhere"
+        raise ValueError(f"{label}: measurement {index} is {what}; wanted a picture; check shutter and file")
+    pixels = math.prod(raw.shape[1:])
+    share = found.negative / (len(raw) * pixels)
+    return _negative_notes(found, share, label) + _saturation_notes(found, pixels, label, allow_saturated), found
 
 
-def closed_note(raw: np.ndarray, mask: np.ndarray) -> str | None:
-    """A note where pixels that no frame of the mask opens hold more than half the light of the others."""
+def closed_note(picture: np.ndarray, mask: np.ndarray) -> str | None:
+    """A note where the pixels of the mean measurement (h, w) that no frame opens have over half the others' light."""
     closed = mask.max(axis=0) == 0
     if not closed.any() or closed.all():
         return None
-    ratio = float(raw[:, closed].mean() / raw[:, ~closed].mean())
+    ratio = float(picture[closed].mean() / picture[~closed].mean())
     if ratio < 0.5:
         return None
     return (
@@ -54,9 +101,9 @@ def closed_note(raw: np.ndarray, mask: np.ndarray) -> str | None:
     )
 
 
-def match_note(raw: np.ndarray, mask: np.ndarray) -> str | None:
-    """A note where the measurement's fine structure does not follow the mask's, naming a turn that would."""
-    picture, pattern = _fine_structure(raw.mean(axis=0)), _fine_structure(mask.sum(axis=0))
+def match_note(picture: np.ndarray, mask: np.ndarray) -> str | None:
+    """A note where the fine structure of the mean measurement (h, w) is not the mask's, naming a turn that would do."""
+    picture, pattern = _fine_structure(picture), _fine_structure(mask.sum(axis=0))
     if min(picture.shape) < 16 or float(np.std(pattern)) < 0.01:
         return None
     found = _correlation(picture, pattern)
@@ -70,18 +117,12 @@ def match_note(raw: np.ndarray, mask: np.ndarray) -> str | None:
     return f"{text}; {better}" if better else f"{text}; check that the mask is this camera's and was not resized"
 
 
-def mask_match(raw: np.ndarray, mask: np.ndarray) -> float:
-    """Correlation in [-1, 1] of the fine structure of mean_n raw (n, h, w) and sum_t mask (t, h, w)."""
-    return _correlation(_fine_structure(raw.mean(axis=0)), _fine_structure(mask.sum(axis=0)))
-
-
-def _negative_notes(raw: np.ndarray, label: str) -> list[str]:
+def _negative_notes(found: Survey, share: float, label: str) -> list[str]:
     """Dark subtraction leaves a few small negative values: kept, with a note; more than that is refused."""
-    low, high = float(raw.min()), float(raw.max())
+    low = found.low
     if low >= 0:
         return []
-    share = float((raw < 0).mean())
-    if low < -0.05 * high or share > 0.05:
+    if low < -0.05 * found.high or share > 0.05:
         raise ValueError(
             f"{label}: the measurement goes down to {low:g} ({share:.1%} of the pixels are negative); "
             "wanted light, >= 0 but for noise; check the dark level that was subtracted, and the data type"
@@ -91,14 +132,12 @@ def _negative_notes(raw: np.ndarray, label: str) -> list[str]:
     ]
 
 
-def _saturation_notes(raw: np.ndarray, label: str, allow_saturated: bool) -> list[str]:
-    top = raw.max()
-    counts = (raw == top).reshape(len(raw), -1).sum(axis=1)
-    worst = int(counts.argmax())
-    share = float(counts[worst] / raw[0].size)
-    if share <= SATURATED_SHARE or counts[worst] < 2:
+def _saturation_notes(found: Survey, pixels: int, label: str, allow_saturated: bool) -> list[str]:
+    worst, count = found.at_top
+    share = count / pixels
+    if share <= SATURATED_SHARE or count < 2:
         return []
-    text = f"{share:.1%} of the pixels of measurement {worst} sit at the maximum {top:g}"
+    text = f"{share:.1%} of the pixels of measurement {worst} sit at the maximum {found.high:g}"
     if not allow_saturated:
         raise ValueError(
             f"{label}: {text}: saturated; wanted at most {SATURATED_SHARE:.0%}; "

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from bitlens.files import atomic_folder, atomic_path
+from bitlens.files import atomic_path
 
 __all__ = [
-    "IMAGE_SUFFIXES", "TIF_SUFFIXES", "natural_key", "read_folder", "read_image", "read_tif", "stack_frames",
-    "to_float", "to_grey", "to_levels", "write_folder", "write_png", "write_tif",
+    "IMAGE_SUFFIXES", "TIF_SUFFIXES", "folder_images", "natural_key", "read_folder", "read_image", "read_tif",
+    "stack_frames", "to_float", "to_grey", "to_levels", "write_png",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -79,6 +79,16 @@ def read_folder(path: str | os.PathLike[str], start: int = 0, stop: int | None =
         FileNotFoundError: no such folder, or no image in it.
         ValueError: frames of different size, depth or number of channels.
     """
+    chosen = folder_images(path)[start:stop]
+    return stack_frames([read_image(file) for file in chosen], Path(path), [file.name for file in chosen])
+
+
+def folder_images(path: str | os.PathLike[str]) -> list[Path]:
+    """The images of a folder, sorted naturally; hidden files are none.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; wanted a folder of frames; check the path")
@@ -87,8 +97,7 @@ def read_folder(path: str | os.PathLike[str], start: int = 0, stop: int | None =
         raise FileNotFoundError(
             f"folder {folder} holds no images; wanted frames ({', '.join(IMAGE_SUFFIXES)}); check the path"
         )
-    chosen = sorted(files, key=natural_key)[start:stop]
-    return stack_frames([read_image(file) for file in chosen], folder, [file.name for file in chosen])
+    return sorted(files, key=natural_key)
 
 
 def to_float(levels: np.ndarray) -> np.ndarray:
@@ -110,30 +119,11 @@ def to_grey(values: np.ndarray) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Write (h, w) or (h, w, 3) in [0, 1] as an 8-bit PNG, whole or not at all."""
+    """Write (h, w) or (h, w, 3) as an 8-bit PNG, whole or not at all: floats in [0, 1], or uint8 as they are."""
     from PIL import Image
 
     with atomic_path(path) as temporary:
-        Image.fromarray(to_levels(image)).save(temporary, format="PNG")
-
-
-def write_folder(path: str | os.PathLike[str], frames: np.ndarray) -> None:
-    """Write (t, h, w) or (t, h, w, 3) in [0, 1] as 8-bit frame_0000.png ... into a new or empty folder."""
-    from PIL import Image
-
-    with atomic_folder(path) as temporary:
-        for index, frame in enumerate(frames):
-            Image.fromarray(to_levels(frame)).save(temporary / f"frame_{index:04d}.png")
-
-
-def write_tif(path: str | os.PathLike[str], frames: np.ndarray) -> None:
-    """Write (t, h, w) in [0, 1] as 16-bit grey pages, (t, h, w, 3) as 8-bit colour pages."""
-    from PIL import Image
-
-    levels = to_levels(frames, np.uint16 if frames.ndim == 3 else np.uint8)
-    first, *rest = (Image.fromarray(level) for level in levels)
-    with atomic_path(path) as temporary:
-        first.save(temporary, format="TIFF", save_all=True, append_images=rest)
+        Image.fromarray(image if image.dtype == np.uint8 else to_levels(image)).save(temporary, format="PNG")
 
 
 def _pages(path: Path) -> Iterator[np.ndarray]:

@@ -180,7 +180,9 @@ def _version5_value(matrix: memoryview, order: str) -> Any:
     value = _version5_numbers(stored, payload, order, shape).astype(_NUMERIC[kind])
     if flags & 0x0800:  # complex
         stored, payload, _ = _element(matrix, at, order)
-        value = value + 1j * _version5_numbers(stored, payload, order, shape)
+        pair = np.empty(value.shape, np.result_type(value.dtype, np.complex64), order="F")
+        pair.real, pair.imag = value, _version5_numbers(stored, payload, order, shape)  # 1j * inf would be NaN
+        value = pair
     return value.astype(bool) if flags & 0x0200 else value
 
 

@@ -4,12 +4,11 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float32
 
-from bitlens.data.arrays import ARRAY_SUFFIXES, find_array, frames_first, write_npz
+from bitlens.data.arrays import ARRAY_SUFFIXES, find_array, frames_first
 from bitlens.data.images import (
     IMAGE_SUFFIXES,
     TIF_SUFFIXES,
@@ -19,17 +18,13 @@ from bitlens.data.images import (
     stack_frames,
     to_float,
     to_grey,
-    to_levels,
-    write_folder,
-    write_tif,
 )
-from bitlens.files import atomic_path
+from bitlens.data.writers import import_av, video_writer
 
 __all__ = ["MOVIE_SUFFIXES", "check_video", "read_video", "write_video"]
 
 MOVIE_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 ANIMATION_SUFFIXES = (".gif", ".avif")
-WRITE_SUFFIXES = (".mp4", ".avi", ".mkv", ".gif", ".npz", ".tif", ".tiff")
 
 
 def read_video(
@@ -124,43 +119,15 @@ def check_video(video: np.ndarray, label: str = "video") -> np.ndarray:
 
 
 def write_video(path: str | os.PathLike[str], video: np.ndarray, fps: float | int = 25) -> None:
-    """Write (t, h, w) or (t, h, w, 3) floats, whole or not at all; clipped to [0, 1].
-
-    By suffix: `.avi .mkv` FFV1 (grey: lossless at 8 bits); `.mp4` H.264 in 4:2:0 (lossy; an odd height or
-    width is padded by repeating the last row or column, since players want even sizes); `.gif` 8 bits (the
-    format merges equal neighbouring frames); `.npz` float32 as `video`; `.tif` 16-bit grey or 8-bit
-    colour pages; no suffix or a closing '/': a folder of 8-bit PNG frames.
+    """Write (t, h, w) or (t, h, w, 3) floats, whole or not at all; clipped to [0, 1]. Kinds of files: `video_writer`.
 
     Raises:
+        TypeError: no floats.
         ValueError: unknown suffix, wrong shape, NaN, or PyAV is missing for a movie.
         OSError: the place cannot be written to.
     """
-    if not isinstance(video, np.ndarray) or video.dtype.kind != "f":
-        came = video.dtype if isinstance(video, np.ndarray) else type(video).__name__
-        raise TypeError(f"video to write is {came}; wanted a float numpy array in [0, 1]; convert it")
-    if not np.isfinite(video).all():
-        raise ValueError(
-            "video to write holds NaN or infinite values; wanted finite numbers; find where they come from"
-        )
-    video = np.clip(video, 0.0, 1.0)
-    check_video(video, "video to write")
-    folder = os.fspath(path).endswith(("/", os.sep))
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if folder or not suffix:
-        write_folder(path, video)
-    elif suffix in (".avi", ".mkv", ".mp4"):
-        _write_movie(path, video, fps)
-    elif suffix == ".gif":
-        _write_gif(path, video, fps)
-    elif suffix == ".npz":
-        write_npz(path, video=video.astype(np.float32), axes="thw")
-    elif suffix in TIF_SUFFIXES:
-        write_tif(path, video)
-    else:
-        raise ValueError(
-            f"cannot write a video to {path}; wanted {', '.join(WRITE_SUFFIXES)} or a folder; change the suffix"
-        )
+    with video_writer(path, len(video), fps) as write:
+        write(video)
 
 
 def _in_unit_range(array: np.ndarray, name: str, path: Path, white: float | int | None) -> np.ndarray:
@@ -181,20 +148,9 @@ def _in_unit_range(array: np.ndarray, name: str, path: Path, white: float | int 
     return to_float(array)
 
 
-def _import_av(path: Path) -> ModuleType:
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError(
-            f"{path} is a movie and PyAV is not installed; wanted a reader and writer for it; "
-            "run pip install 'bitlens[video]', or use .gif, .tif, .npz or a folder of PNG frames"
-        ) from error
-    return av
-
-
 def _read_movie(path: Path, start: int, stop: int | None, grey: bool) -> np.ndarray:
     """Decode with PyAV; grey is the Y of the stream, at full range, in 16 bits where it has over 8."""
-    av = _import_av(path)
+    av = import_av(path)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -209,39 +165,6 @@ def _read_movie(path: Path, start: int, stop: int | None, grey: bool) -> np.ndar
             "it is damaged or of another kind: copy or encode it again"
         ) from error
     return to_float(stack_frames(frames, path))
-
-
-def _write_movie(path: Path, video: np.ndarray, fps: float | int) -> None:
-    """Encode with PyAV: FFV1 for .avi and .mkv, H.264 4:2:0 for .mp4."""
-    av = _import_av(path)
-    from fractions import Fraction
-
-    levels = to_levels(video)
-    mp4 = path.suffix.lower() == ".mp4"
-    if mp4:
-        odd = ((0, 0), (0, levels.shape[1] % 2), (0, levels.shape[2] % 2), (0, 0))[: levels.ndim]
-        levels = np.pad(levels, odd, mode="edge")
-    colour = levels.ndim == 4
-    with atomic_path(path) as temporary:
-        try:
-            with av.open(str(temporary), mode="w") as container:
-                rate = Fraction(fps).limit_denominator(1001)
-                stream = container.add_stream("libx264" if mp4 else "ffv1", rate=rate)
-                stream.height, stream.width = levels.shape[1:3]
-                stream.pix_fmt = "yuv420p" if mp4 else ("bgr0" if colour else "gray")
-                if mp4:
-                    stream.options = {"crf": "12", "preset": "medium"}
-                for level in levels:
-                    frame = av.VideoFrame.from_ndarray(level, format="rgb24" if colour else "gray")
-                    container.mux(stream.encode(frame))
-                container.mux(stream.encode())
-        except av.FFmpegError as error:
-            if isinstance(error, OSError):
-                raise  # a full disk, say: the system's own words
-            raise ValueError(
-                f"a video of {levels.shape[1]}x{levels.shape[2]} at {fps} frames/s cannot be encoded as "
-                f"{path} ({error}); wanted a size and rate that the codec takes; write .npz or .tif"
-            ) from error
 
 
 def _read_animation(path: Path, start: int, stop: int | None, grey: bool) -> np.ndarray:
@@ -266,14 +189,3 @@ def _animation_frames(image, grey: bool) -> Iterator[np.ndarray]:
         plain = grey and image.mode == "L"
         values = to_float(np.asarray(image if plain else image.convert("RGB")))
         yield to_grey(values) if grey and not plain else values
-
-
-def _write_gif(path: Path, video: np.ndarray, fps: float | int) -> None:
-    from PIL import Image
-
-    first, *rest = (Image.fromarray(level) for level in to_levels(video))
-    with atomic_path(path) as temporary:
-        first.save(
-            temporary, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0,
-            optimize=False,
-        )  # fmt: skip

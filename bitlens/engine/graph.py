@@ -1,22 +1,20 @@
 """EfficientSCI as an OpenVINO graph that its int8 kernels can execute, built op by op, for one size of video.
 
-The same steps as `networks/efficientsci.py`, with four differences of form, none of result:
+The same steps as `networks/efficientsci.py`, with five differences of form, none of result:
 
 * activations pass a FakeQuantize of 256 levels, whose zero-point lies in u8, in front of each convolution; grids below
   8 bits are clamped first: any other number of levels runs in float, without a word
 * weights are constants of s8 codes, times one scale per output channel
 * linear layers are 1x1x1 convolutions
 * attention, over a handful of frames, is sums of element-wise products with the pixels last
+* a layer whose output is cut into groups is a convolution for each group; pixels are shuffled as codes
 
 What no int8 kernel of OpenVINO can execute (attention's products; layers that `lower` reports corrected, folded or
 float) computes in float what fake quantization computes.
 """
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
-from types import ModuleType
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,42 +29,24 @@ from bitlens.engine.lower import (
     Operand,
     folded_weight,
     operand,
+    runs_in_integers,
 )
-from bitlens.networks.efficientsci import CFormer, EfficientSCI, ResDNet, TemporalAttention
+from bitlens.engine.runtime import openvino
+from bitlens.engine.steps import Steps, Tap
+from bitlens.networks.efficientsci import EfficientSCI, TemporalAttention
 from bitlens.networks.parts import HeadShift
 from bitlens.quant.layers import Quantized
 
-
-def openvino() -> ModuleType:
-    """The `openvino` package, without its telemetry.
-
-    `openvino_telemetry` writes an identity into the home folder when it is imported, and counts calls. Hidden from
-    the import, OpenVINO puts its own empty stand-in into its place.
-    """
-    if "openvino" not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
+PART = "#"
+"""Between the name of a layer and the number of one of its parts, in the names of the compiled model's ops."""
 
 
-@dataclass(frozen=True)
-class Tap:
-    """Where a layer can be listened to."""
-
-    inputs: tuple[Any, ...]
-    """The graph's values that enter it, in the shapes of the torch layer (linear layers: of a convolution)."""
-    output: Any
-
-
-class Graph:
+class Graph(Steps):
     """The ops of a network of one size; values are OpenVINO outputs."""
 
     def __init__(self, network: EfficientSCI, lowered: Lowered):
+        super().__init__(network, lowered)
         self.ops = openvino().opset13
-        self.names = {id(module): name for name, module in network.named_modules()}
-        self.integers = lowered.layers
-        self.taps: dict[str, Tap] = {}
 
     def constant(self, value: Tensor | Sequence[float] | float, *shape: int) -> Any:
         """Float32 numbers, reshaped where a shape is given."""
@@ -85,9 +65,13 @@ class Graph:
         """Equal parts along an axis."""
         return self.ops.split(x, axis, parts).outputs()
 
-    def add(self, *values: Any) -> Any:
-        """The sum, in order."""
-        return reduce(lambda a, b: self.ops.add(a, b).output(0), values)
+    def concat(self, values: list[Any]) -> Any:
+        """Several values as one, along the channels."""
+        return self.ops.concat(values, 1).output(0)
+
+    def plus(self, a: Any, b: Any) -> Any:
+        """The sum, element by element."""
+        return self.ops.add(a, b).output(0)
 
     def multiply(self, a: Any, b: Any) -> Any:
         """The product, element by element."""
@@ -99,31 +83,78 @@ class Graph:
 
     def layer(self, module: nn.Module, x: Any) -> Any:
         """A convolution, or a linear layer as one, quantized or not."""
-        name = self.names[id(module)]
-        geometry = module.layer if isinstance(module, Quantized) else module
-        integers = self.integers.get(name)
-        if isinstance(integers, IntegerLayer) and runs_in_integers(integers):
-            inputs, weight = self.fake_quantize(integers.input, x), self.codes(integers)
-        elif isinstance(module, Quantized):
-            grid, column = operand(module.input_grid), (1, -1, 1, 1, 1)
-            grid = replace(grid, scale=grid.scale.reshape(column), zero_point=grid.zero_point.reshape(column))
-            inputs, weight = self.offsets(grid, x), self.constant(as_volume(folded_weight(module)))
-        else:
-            inputs, weight = x, self.constant(as_volume(geometry.get_parameter("weight")))
-        linear = isinstance(geometry, nn.Linear)
-        stride, padding = ((1,) * 3, (0,) * 3) if linear else (geometry.stride, geometry.padding)
-        node = self.ops.convolution(inputs, weight, stride, padding, padding, (1,) * 3)
-        node.set_friendly_name(name)  # the compiled model tells by it which kernel runs the layer
-        out = node.output(0)
-        if geometry.bias is not None:
-            out = self.add(out, self.constant(geometry.get_parameter("bias"), 1, -1, 1, 1, 1))
-        self.taps[name] = Tap((x,), out)
+        return self.layers(module, x, 1)[0]
+
+    def layers(self, module: nn.Module, x: Any, parts: int) -> list[Any]:
+        """What `layer` gives, its channels in equal parts: convolutions of their own, as a split would copy."""
+        outs = self.convolve(module, self.enter(module, x), parts=parts)
+        self.taps[self.names[id(module)]] = Tap((x,), self.concat(outs) if parts > 1 else outs[0])
+        return outs
+
+    def shuffled_layer(self, module: nn.Module, x: Any) -> Any:
+        """A layer of the shuffled pixels: of codes where they have one scale, as bytes move faster than floats."""
+        moved = self.pixel_shuffle(x)
+        inputs = self.pixel_shuffle(self.enter(module, x)) if self.exact(module) else self.enter(module, moved)
+        [out] = self.convolve(module, inputs)
+        self.taps[self.names[id(module)]] = Tap((moved,), out)
         return out
 
-    def codes(self, layer: IntegerLayer) -> Any:
-        """Weights as s8 codes times a scale per output channel."""
-        codes = self.ops.constant(as_volume(layer.weight).numpy())
-        return self.multiply(self.ops.convert(codes, "f32"), self.constant(layer.weight_scale, -1, 1, 1, 1, 1))
+    def exact(self, module: nn.Module) -> IntegerLayer | None:
+        """The integers of a layer, if it runs in them; its input has one scale then."""
+        integers = self.integers.get(self.names[id(module)])
+        return integers if isinstance(integers, IntegerLayer) and runs_in_integers(integers) else None
+
+    def enter(self, module: nn.Module, x: Any, columns: Tensor | None = None) -> Any:
+        """The input of a layer on its grid; `columns`: which of its channels lie where."""
+        integers = self.exact(module)
+        if integers is not None:
+            return self.fake_quantize(integers.input, x)
+        if not isinstance(module, Quantized):
+            return x
+        grid = operand(module.input_grid)
+        scale, zero_point = grid.scale.reshape(1, -1, 1, 1, 1), grid.zero_point.reshape(1, -1, 1, 1, 1)
+        if columns is not None and scale.numel() > 1:
+            scale, zero_point = scale[:, columns], zero_point[:, columns]
+        return self.offsets(replace(grid, scale=scale, zero_point=zero_point), x)
+
+    def convolve(
+        self,
+        module: nn.Module,
+        inputs: Any,
+        *,
+        parts: int = 1,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> list[Any]:
+        """A layer's convolution in parts; `rows` and `columns`: the order of its output and of its input channels."""
+        name = self.names[id(module)]
+        geometry = module.layer if isinstance(module, Quantized) else module
+        linear = isinstance(geometry, nn.Linear)
+        stride, padding = ((1,) * 3, (0,) * 3) if linear else (geometry.stride, geometry.padding)
+        channels = geometry.get_parameter("weight").shape[0]
+        outs = []
+        for index, part in enumerate((torch.arange(channels) if rows is None else rows).chunk(parts)):
+            weight = self.weight(module, part, columns)
+            node = self.ops.convolution(inputs, weight, stride, padding, padding, (1,) * 3)
+            node.set_friendly_name(name if parts == 1 else f"{name}{PART}{index}")  # kernels and times are found by it
+            out = node.output(0)
+            if geometry.bias is not None:
+                out = self.add(out, self.constant(geometry.get_parameter("bias")[part], 1, -1, 1, 1, 1))
+            outs.append(out)
+        return outs
+
+    def weight(self, module: nn.Module, rows: Tensor, columns: Tensor | None) -> Any:
+        """Some rows of a layer's weight: s8 codes times a scale per row where it runs in integers, else floats."""
+        integers = self.exact(module)
+        if integers is not None:
+            values = integers.weight
+        else:
+            values = folded_weight(module) if isinstance(module, Quantized) else module.get_parameter("weight")
+        values = as_volume(values)[rows] if columns is None else as_volume(values)[rows][:, columns]
+        if integers is None:
+            return self.constant(values)
+        scale = self.constant(integers.weight_scale[rows], -1, 1, 1, 1, 1)
+        return self.multiply(self.ops.convert(self.ops.constant(values.numpy()), "f32"), scale)
 
     def fake_quantize(self, grid: Operand, x: Any) -> Any:
         """The values of an input with one scale on its grid, as the u8 convolutions want to see it."""
@@ -141,18 +172,74 @@ class Graph:
         codes = self.ops.round(self.ops.clamp(place, grid.qmin, grid.qmax), "half_to_even")
         return self.ops.subtract(codes, zero_point).output(0)
 
-    def factors(self, module: nn.Module, left: Any, right: Any) -> tuple[Any, Any, Tensor]:
-        """Both factors of a product through their grids, and the value of one unit of it, for each head."""
-        grids = self.integers.get(self.names[id(module)])
+    def factors(self, product: nn.Module, left: Any, right: Any, heads: tuple[int, int]) -> tuple[Any, Any, Tensor]:
+        """Both factors of a product through their grids, with heads in these axes, and the value of one unit of it."""
+        grids = self.integers.get(self.names[id(product)])
         if not isinstance(grids, IntegerProduct):
             return left, right, torch.ones(1)
-        unit = grids.left.scale * grids.right.scale
-        return self.offsets(grids.left, left), self.offsets(grids.right, right), unit
+        sides = zip((grids.left, grids.right), (left, right), heads, strict=True)
+        left, right = (self.offsets(along(grid, axis), x) for grid, x, axis in sides)
+        return left, right, (grids.left.scale * grids.right.scale).reshape(1, 1, -1, 1, 1)
+
+    def attention(self, module: TemporalAttention, x: Any) -> Any:
+        """Temporal attention; q, k, v, what is mixed: (1, d, heads, t, pixels); scores: (1, heads, t, t, pixels).
+
+        With d outermost a column of q is a piece of memory, not a copy. The value of a product's unit is multiplied
+        into q and v, which are smaller than scores and weights.
+        """
+        _, c, t, h, w = x.get_shape()
+        n, d = module.heads, c // 2 // module.heads
+        order = torch.arange(3 * n * d).reshape(3, n, d).transpose(1, 2).flatten()  # (3, heads, d) -> (3, d, heads)
+        [qkv] = self.convolve(module.qkv, self.enter(module.qkv, x), rows=order)
+        self.taps[self.names[id(module.qkv)]] = Tap((x,), self.take(qkv, order.argsort()))
+        q, k, v = self.split(self.reshape(qkv, 3, d, n, t, h * w), 0, 3)
+        if isinstance(module.moveq, HeadShift) and isinstance(module.movek, HeadShift):
+            q = self.add(q, self.constant(module.moveq.bias, 1, 1, n, 1, 1))
+            k = self.add(k, self.constant(module.movek.bias, 1, 1, n, 1, 1))
+
+        left, right, unit = self.factors(module.scores, q, k, (2, 2))
+        left = self.multiply(left, self.constant(unit * module.scale))
+        columns = [self.reshape(part, 1, n, t, 1, h * w) for part in self.split(left, 1, d)]
+        others = [self.reshape(part, 1, n, 1, t, h * w) for part in self.split(right, 1, d)]
+        scores = self.add(*map(self.multiply, columns, others))
+        both = self.transpose(q, 0, 2, 3, 1, 4), self.transpose(k, 0, 2, 1, 3, 4)
+        unscaled = self.multiply(scores, self.constant(1 / module.scale))
+        self.taps[self.names[id(module.scores)]] = Tap(both, unscaled)
+
+        weights = self.ops.softmax(scores, 3).output(0)
+        left, right, unit = self.factors(module.mix, weights, v, (1, 2))
+        right = self.multiply(right, self.constant(unit))
+        rows = [self.reshape(part, 1, 1, n, t, h * w) for part in self.split(left, 3, t)]
+        mixed = self.add(*map(self.multiply, rows, self.split(right, 3, t)))
+        both = weights, self.transpose(v, 0, 2, 3, 1, 4)
+        self.taps[self.names[id(module.mix)]] = Tap(both, self.transpose(mixed, 0, 2, 3, 1, 4))
+
+        mixed, order = self.reshape(mixed, 1, d * n, t, h, w), torch.arange(n * d).reshape(n, d).t().flatten()
+        [out] = self.convolve(module.proj, self.enter(module.proj, mixed, order), columns=order)
+        self.taps[self.names[id(module.proj)]] = Tap((self.take(mixed, order.argsort()),), out)
+        return out
+
+    def take(self, x: Any, channels: Tensor) -> Any:
+        """Channels of x, in the order given."""
+        return self.ops.gather(x, channels.numpy(), np.int64(1)).output(0)
+
+    def pixel_shuffle(self, x: Any) -> Any:
+        """PixelShuffle(2) of every frame."""
+        _, c, t, h, w = x.get_shape()
+        x = self.transpose(self.reshape(x, c // 4, 2, 2, t, h, w), 0, 3, 4, 1, 5, 2)
+        return self.reshape(x, 1, c // 4, t, 2 * h, 2 * w)
+
+    def pixel_unshuffle(self, x: Any) -> Any:
+        """PixelUnshuffle(2) of every frame."""
+        _, c, t, h, w = x.get_shape()
+        x = self.transpose(self.reshape(x, c, t, h // 2, 2, w // 2, 2), 0, 3, 5, 1, 2, 4)
+        return self.reshape(x, 1, 4 * c, t, h // 2, w // 2)
 
 
-def runs_in_integers(layer: IntegerLayer) -> bool:
-    """Whether the layer is in the form of int8 kernels: one scale of the input, zero-points that are codes."""
-    return layer.is_exact and not layer.folded
+def along(grid: Operand, axis: int) -> Operand:
+    """A grid with a scale per head, for heads in this axis of five."""
+    shape = [-1 if i == axis else 1 for i in range(5)]
+    return replace(grid, scale=grid.scale.reshape(shape), zero_point=grid.zero_point.reshape(shape))
 
 
 def as_volume(weight: Tensor) -> Tensor:
@@ -164,86 +251,21 @@ def build(network: EfficientSCI, lowered: Lowered, frames: int, height: int, wid
     """The model from initial estimate (1, 1, t, h, w), h and w even, to video (1, c, t, h, w), and its layers' taps."""
     g = Graph(network, lowered)
     estimate = g.ops.parameter([1, 1, frames, height, width], np.float32, "estimate")
-    x = extract_features(g, network, estimate.output(0))
-    for block in network.resdnet_list:
-        x = resdnet(g, block, x)  # type: ignore[arg-type]
-    x = pixel_shuffle(g, g.layer(network.up_conv, x))
-    return openvino().Model([reconstruct_video(g, network, x)], [estimate], "efficientsci"), g.taps
+    video = g.reconstruct(network, estimate.output(0))
+    return openvino().Model([video], [estimate], "efficientsci"), g.taps
 
 
-def extract_features(g: Graph, network: EfficientSCI, x: Any) -> Any:
-    """FEM: (1, 1, t, h, w) to (1, 4c, t, h/2, w/2)."""
-    for i in range(3):
-        main = g.leaky(g.layer(network.fem[2 * i], x))
-        if network.config["shortcuts"]:
-            side = g.layer(network.fem_shortcut[i], pixel_unshuffle(g, x) if i == 2 else x)
-            main = g.add(main, g.leaky(side))
-        x = main
-    return x
-
-
-def reconstruct_video(g: Graph, network: EfficientSCI, x: Any) -> Any:
-    """VRM: (1, 2c, t, h, w) to (1, color_ch, t, h, w)."""
-    shortcuts = network.config["shortcuts"] is True  # "fem" adds none here
-    for i in range(2):
-        main = g.leaky(g.layer(network.vrm[2 * i], x))
-        x = g.add(main, g.leaky(g.layer(network.vrm_shortcut[i], x))) if shortcuts else main
-    out = g.layer(network.vrm[4], x)
-    return g.add(out, g.layer(network.vrm_shortcut[2], x)) if shortcuts else out
-
-
-def resdnet(g: Graph, block: ResDNet, x: Any) -> Any:
-    """Residual block with dense connections between channel groups."""
-    groups = g.split(x, 1, len(block.cformer_list))
-    done: list[Any] = []
-    for i, (group, former) in enumerate(zip(groups, block.cformer_list, strict=True)):
-        if i:
-            merge: Any = block.dense_conv[i - 1]
-            group = g.leaky(g.layer(merge[0], g.ops.concat([*done, group], 1).output(0)))
-        done.append(cformer(g, former, group))  # type: ignore[arg-type]
-    return g.add(g.layer(block.last_conv, g.ops.concat(done, 1).output(0)), x)
-
-
-def cformer(g: Graph, former: CFormer, x: Any) -> Any:
-    """Space and time branch in parallel, then a feed-forward network."""
-    space = g.layer(former.scb[2], g.leaky(g.layer(former.scb[0], x)))
-    x = g.add(space, attention(g, former.tsab, x), x)
-    return g.add(g.layer(former.ffn[2], g.leaky(g.layer(former.ffn[0], x))), x)
-
-
-def attention(g: Graph, module: TemporalAttention, x: Any) -> Any:
-    """Temporal attention; q, k, v and what is mixed are (1, heads, d, t, pixels), scores (1, heads, t, t, pixels)."""
-    _, c, t, h, w = x.get_shape()
-    n, d = module.heads, c // 2 // module.heads
-    q, k, v = g.split(g.reshape(g.layer(module.qkv, x), 3, n, d, t, h * w), 0, 3)
-    if isinstance(module.moveq, HeadShift) and isinstance(module.movek, HeadShift):
-        q = g.add(q, g.constant(module.moveq.bias, 1, n, 1, 1, 1))
-        k = g.add(k, g.constant(module.movek.bias, 1, n, 1, 1, 1))
-
-    left, right, unit = g.factors(module.scores, q, k)
-    columns = [g.reshape(part, 1, n, t, 1, h * w) for part in g.split(left, 2, d)]
-    scores = g.add(*map(g.multiply, columns, g.split(right, 2, d)))
-    scores = g.multiply(scores, g.constant(unit))
-    g.taps[g.names[id(module.scores)]] = Tap((g.transpose(q, 0, 1, 3, 2, 4), k), scores)
-
-    weights = g.ops.softmax(g.multiply(scores, g.constant(module.scale)), 3).output(0)
-    left, right, unit = g.factors(module.mix, weights, v)
-    rows = [g.reshape(part, 1, n, 1, t, h * w) for part in g.split(left, 3, t)]
-    mixed = g.multiply(g.add(*map(g.multiply, rows, g.split(right, 3, t))), g.constant(unit))
-    swap = (0, 1, 3, 2, 4)
-    g.taps[g.names[id(module.mix)]] = Tap((weights, g.transpose(v, *swap)), g.transpose(mixed, *swap))
-    return g.layer(module.proj, g.reshape(mixed, 1, n * d, t, h, w))
-
-
-def pixel_shuffle(g: Graph, x: Any) -> Any:
-    """PixelShuffle(2) of every frame."""
-    _, c, t, h, w = x.get_shape()
-    x = g.transpose(g.reshape(x, c // 4, 2, 2, t, h, w), 0, 3, 4, 1, 5, 2)
-    return g.reshape(x, 1, c // 4, t, 2 * h, 2 * w)
-
-
-def pixel_unshuffle(g: Graph, x: Any) -> Any:
-    """PixelUnshuffle(2) of every frame."""
-    _, c, t, h, w = x.get_shape()
-    x = g.transpose(g.reshape(x, c, t, h // 2, 2, w // 2, 2), 0, 3, 5, 1, 2, 4)
-    return g.reshape(x, 1, 4 * c, t, h // 2, w // 2)
+def build_camera(network: EfficientSCI, lowered: Lowered, frames: int, height: int, width: int) -> Any:
+    """The model from measurement (1, h, w) and mask (1, t, h, w) to video (1, c, t, h, w), h and w even."""
+    g = Graph(network, lowered)
+    measurement = g.ops.parameter([1, height, width], np.float32, "measurement")
+    mask = g.ops.parameter([1, frames, height, width], np.float32, "mask")
+    total = g.ops.reduce_sum(mask, np.array([1], np.int64), True)  # 1 1 h w
+    total = g.ops.select(g.ops.equal(total, g.constant(0.0)), g.constant(1.0), total)
+    mean = g.ops.divide(g.reshape(measurement, 1, 1, height, width), total)
+    estimate = g.plus(mean, g.multiply(mask, mean))  # 1 t h w
+    video = g.reconstruct(network, g.reshape(estimate, 1, 1, frames, height, width))
+    parameters = [measurement, mask]
+    for node, name in ((measurement, "measurement"), (mask, "mask"), (video.get_node(), "video")):
+        node.output(0).get_tensor().set_names({name})
+    return openvino().Model([video], parameters, "efficientsci")

@@ -88,6 +88,11 @@ class IntegerLayer:
         return LARGEST_CODE * int(self.weight.long().abs().movedim(axis, 0).flatten(1).sum(1).max())
 
 
+def runs_in_integers(layer: IntegerLayer) -> bool:
+    """Whether the layer is in the form of int8 kernels: one scale of the input, zero-points that are codes."""
+    return layer.is_exact and not layer.folded
+
+
 @dataclass(frozen=True)
 class IntegerProduct:
     """One attention product in integers: two activations (b, heads, i, k, pixels) and (b, heads, k, j, pixels)."""

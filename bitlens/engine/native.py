@@ -71,6 +71,7 @@ class Engine:
         self.network, self.integers = network, shifted(network, reformed(lower(network).layers))
         self.threads = threads or len(os.sched_getaffinity(0))
         self.level = level or kernels().best_level()
+        self.precision = precision
         self.kind = np.uint16 if precision == "bf16" else np.float32
         self.plans: dict[tuple[int, ...], tuple[Plan, Part, Part]] = {}
         self.methods: dict[str, str] = {}

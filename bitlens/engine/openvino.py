@@ -4,45 +4,42 @@ Every layer is compared with the integer reference before the first use, because
 computes wrongly, without a word (docs/engine.md lists when).
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitlens.engine.graph import Tap, build, openvino, runs_in_integers
-from bitlens.engine.lower import IntegerLayer, lower
-from bitlens.engine.reference import reference_network
+from bitlens.engine.checks import CHECK_SIZE, Check, check_input, compare_layers, fingerprint
+from bitlens.engine.graph import PART, build
+from bitlens.engine.lower import lower
+from bitlens.engine.runtime import Runtime, code_and_machine, openvino, user_cache
+from bitlens.engine.steps import Tap
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI, initial_estimate
+from bitlens.quant.layers import quantized_layers
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
-CHECK_SIZE = (4, 16, 16)
-"""Frames, height and width of the video on which layers are checked."""
 WRONG = {"f32": 40.0, "bf16": 10.0}
 """dB. A layer further from the reference is wrong. In f32 one code may fall to the other side of a tie; in bf16, where
 grids see inputs that only their fused kernel knows in full, a few percent of the codes of a 2-bit grid do."""
 
 
 @dataclass(frozen=True)
-class Check:
-    """How one layer fared on the engine."""
+class Cost:
+    """What one op of a compiled model took."""
 
     name: str
+    """The layer's, for convolutions and linear layers."""
+    kind: str
     kernel: str
-    """OpenVINO's name of the kernel that runs it; it ends in I8 where it computes in integers."""
-    snr: float
-    """dB of the engine's output against the reference's, for the same input, in the engine's precision."""
-    snr_f32: float
-    """The same where what is not integer is float32."""
+    """OpenVINO's name of what ran; it ends in I8 where it computed in integers."""
+    milliseconds: float
 
 
 def runs(network: nn.Module) -> TypeGuard[EfficientSCI]:
@@ -55,9 +52,10 @@ class Engine:
 
     Args:
         network: an EfficientSCI, fake-quantized or float; it is not changed.
-        precision: of everything that is not integer; "auto" is bf16 where the CPU computes in it, else f32.
+        precision: of everything that is not integer; "auto" is bf16 where the CPU computes in it and no grid has fewer
+            than 8 bits, else f32. Coarse grids turn what bf16 rounds away into whole codes (docs/engine.md).
         threads: CPU threads; None leaves it to OpenVINO.
-        cache: folder of compiled models and of the results of checks; None is `user_cache()`.
+        cache: folder of compiled models and of the results of checks; None is `user_cache("openvino")`.
         check: compare every layer with the integer reference, once for these weights on this machine.
 
     Raises:
@@ -88,49 +86,58 @@ class Engine:
         capable = "BF16" in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not capable:
             raise ValueError("precision bf16, which this CPU has not; wanted f32 or auto; choose one")
-        self.precision = ("bf16" if capable else "f32") if precision == "auto" else precision
+        coarse = any(layer.activation_bits < 8 for layer in quantized_layers(network).values())
+        self.precision = ("bf16" if capable and not coarse else "f32") if precision == "auto" else precision
         self.settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             self.settings["INFERENCE_NUM_THREADS"] = threads
-        self.cache = Path(cache) if cache is not None else user_cache()
+        self.cache = Path(cache) if cache is not None else user_cache("openvino")
         self.cache.mkdir(parents=True, exist_ok=True)
-        self.compiled: dict[tuple[int, ...], Any] = {}
+        identity = fingerprint(network, self.lowered, (code_and_machine(), self.settings))
+        self.runtime = Runtime(identity, self.settings, self.cache, self.build)
         self.checks = self.checked() if check else []
 
-    @torch.no_grad()
     def __call__(self, measurement: Array, mask: Array) -> Array:
         """The video (b, c, t, h, w), float32, of measurement (b, h, w) and mask (1 or b, t, h, w).
 
         Arrays of numpy give an array, tensors a tensor. The first call for a size of video compiles it, or finds it
         in the cache.
         """
-        estimate = initial_estimate(torch.as_tensor(measurement).float(), torch.as_tensor(mask).float())  # b 1 t h w
-        h, w = estimate.shape[-2:]
-        if h % 2 or w % 2:
-            estimate = F.pad(estimate.squeeze(1), (0, w % 2, 0, h % 2), mode="replicate").unsqueeze(1)
-        compiled = self.compile(*estimate.shape[2:])
-        video = np.concatenate([compiled(one[None].numpy())[0] for one in estimate])[..., :h, :w]
+        video = self.runtime(np.asarray(measurement, np.float32), np.asarray(mask, np.float32))
         return video if isinstance(measurement, np.ndarray) else torch.from_numpy(video)  # type: ignore[return-value]
 
-    def compile(self, frames: int, height: int, width: int) -> Any:
-        """The compiled model for one size of video, with even height and width, from the cache if it is there."""
-        size = (frames, height, width)
-        if size not in self.compiled:
-            file = self.cache / f"{self.identity}-{frames}x{height}x{width}.blob"
-            if file.is_file():
-                self.compiled[size] = self.core.import_model(file.read_bytes(), "CPU", self.settings)
-            else:
-                model, _ = build(self.network, self.lowered, *size)
-                self.compiled[size] = self.core.compile_model(model, "CPU", self.settings)
-                with atomic_path(file) as temporary:
-                    temporary.write_bytes(self.compiled[size].export_model().getvalue())
-        return self.compiled[size]
+    def build(self, frames: int, height: int, width: int) -> Any:
+        """The OpenVINO model for one size of video."""
+        return build(self.network, self.lowered, frames, height, width)[0]
+
+    def profile(self, measurement: Array, mask: Array, runs: int = 3) -> list[Cost]:
+        """What OpenVINO's own counters say of each op, in order: the fastest of some runs, in a model of its own."""
+        estimate = initial_estimate(torch.as_tensor(measurement).float(), torch.as_tensor(mask).float())[:1]
+        model, _ = build(self.network, self.lowered, *estimate.shape[2:])
+        compiled = self.core.compile_model(model, "CPU", {**self.settings, "PERF_COUNT": True})
+        request, layers, counters = compiled.create_infer_request(), layers_of(compiled), []
+        for _ in range(runs + 1):
+            request.infer(estimate.numpy())
+            counters.append(request.profiling_info)
+        costs: dict[str, Cost] = {}
+        for infos in zip(*counters[1:], strict=True):
+            seconds = [info.real_time.total_seconds() for info in infos if info.status == info.Status.EXECUTED]
+            node = str(infos[0].node_name)
+            name = layers.get(node, node)
+            if seconds or node in layers:  # a counter of small layers may stand at 0
+                before = costs[name].milliseconds if name in costs else 0.0  # of the layer's other parts
+                spent = before + 1e3 * min(seconds, default=0.0)
+                costs[name] = Cost(name, infos[0].node_type, infos[0].exec_type, spent)
+        return list(costs.values())
 
     def checked(self) -> list[Check]:
         """The checks of all layers, from the cache or made now; refuses a layer that computes wrongly."""
-        file = self.cache / f"{self.identity}-checks.json"
+        file = self.cache / f"{self.runtime.identity}-checks.json"
         if file.is_file():
-            return [Check(**check) for check in json.loads(file.read_text(encoding="utf-8"))]
+            try:
+                return [Check(**check) for check in json.loads(file.read_text(encoding="utf-8"))]
+            except (ValueError, TypeError):
+                file.unlink()  # damaged: checked anew
         checks = check_layers(self)
         for check in checks:
             if check.snr_f32 < WRONG["f32"] or check.snr < WRONG[self.precision]:
@@ -143,22 +150,6 @@ class Engine:
             temporary.write_text(json.dumps([asdict(check) for check in checks]), encoding="utf-8")
         return checks
 
-    @cached_property
-    def identity(self) -> str:
-        """A hash of all that a compiled model and its check depend on: weights, this code, OpenVINO, CPU, settings."""
-        facts = [openvino().__version__, self.core.get_property("CPU", "FULL_DEVICE_NAME"), self.settings]
-        digest = hashlib.sha256(repr((facts, self.network.config, self.lowered.report)).encode())
-        for source in sorted(Path(__file__).parent.glob("*.py")):
-            digest.update(source.read_bytes())
-        for name, value in self.network.state_dict().items():
-            digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:32]
-
-
-def user_cache() -> Path:
-    """The user's folder for compiled models: XDG_CACHE_HOME, or .cache in the home folder, and bitlens/openvino."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitlens" / "openvino"
-
 
 @torch.no_grad()
 def check_layers(engine: Engine) -> list[Check]:
@@ -168,67 +159,37 @@ def check_layers(engine: Engine) -> list[Check]:
     the layers keeps OpenVINO from fusing some of them: kernels are read off the model as it will be used.
     """
     model, taps = build(engine.network, engine.lowered, *CHECK_SIZE)
-    twin = reference_network(engine.network)
-    references = {
-        name: (engine.network if computes_in_float(engine, name) else twin).get_submodule(name) for name in taps
-    }
-    exact = layer_snrs(engine, references, model, taps, "f32")
-    found = exact if engine.precision == "f32" else layer_snrs(engine, references, model, taps, engine.precision)
+    exact = layer_snrs(engine, model, taps, "f32")
+    found = exact if engine.precision == "f32" else layer_snrs(engine, model, taps, engine.precision)
     kernels = kernels_of(engine.core.compile_model(model, "CPU", engine.settings))
     return [Check(name, kernels.get(name, "element-wise"), found[name], exact[name]) for name in taps]
 
 
-def layer_snrs(
-    engine: Engine, references: dict[str, nn.Module], model: Any, taps: dict[str, Tap], precision: str
-) -> dict[str, float]:
+def layer_snrs(engine: Engine, model: Any, taps: dict[str, Tap], precision: str) -> dict[str, float]:
     """dB of each layer's output against its reference's, for the input that the layer has."""
     ends = [end for tap in taps.values() for end in (*tap.inputs, tap.output)]
     listening = openvino().Model(ends, model.get_parameters(), "check")
     settings = {**engine.settings, "INFERENCE_PRECISION_HINT": precision}
     found = engine.core.compile_model(listening, "CPU", settings)(check_input().numpy())
-    heard = (torch.from_numpy(found[index]) for index in range(len(ends)))
-    snrs = {}
-    for name, tap in taps.items():
-        inputs, output = [next(heard) for _ in tap.inputs], next(heard)
-        if is_linear(engine.network.get_submodule(name)):
-            wanted = references[name](inputs[0].movedim(1, -1)).movedim(-1, 1)
-        else:
-            wanted = references[name](*inputs)
-        snrs[name] = snr(output, wanted)
-    return snrs
-
-
-def computes_in_float(engine: Engine, name: str) -> bool:
-    """Whether a quantized convolution or linear layer is computed as fake quantization computes it."""
-    layer = engine.lowered.layers.get(name)
-    return isinstance(layer, IntegerLayer) and not runs_in_integers(layer)
-
-
-def is_linear(layer: nn.Module) -> bool:
-    """Whether a layer, quantized or not, is linear: its channels come last."""
-    return isinstance(getattr(layer, "layer", layer), nn.Linear)
-
-
-def snr(value: Tensor, wanted: Tensor) -> float:
-    """10 log10(||wanted||^2 / ||value - wanted||^2), capped at 200 dB."""
-    error, power = (value - wanted).double().square().sum(), wanted.double().square().sum()
-    return float(10 * torch.log10((power + 1e-30) / (error + 1e-20 * power + 1e-50)))
-
-
-def check_input() -> Tensor:
-    """The initial estimate (1, 1, t, h, w) of a smooth random scene behind a random mask, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    frames, height, width = CHECK_SIZE
-    scene = F.interpolate(torch.rand(1, 1, 2, 4, 4, generator=generator), CHECK_SIZE, mode="trilinear")[0]  # 1 t h w
-    mask = (torch.rand(1, frames, height, width, generator=generator) < 0.5).float()
-    return initial_estimate((mask * scene).sum(1), mask)
+    results = (torch.from_numpy(found[index]) for index in range(len(ends)))
+    heard = {name: ([next(results) for _ in tap.inputs], next(results)) for name, tap in taps.items()}
+    return compare_layers(engine.network, engine.lowered, heard)
 
 
 def kernels_of(compiled: Any) -> dict[str, str]:
-    """The name of the kernel that runs each convolution, by the name of the layer."""
-    kernels = {}
+    """The name of the kernel that runs each convolution, by the name of the layer; of parts that differ, the first."""
+    layers, kernels = layers_of(compiled), {}
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        if op.get_friendly_name() in layers:
+            kernels.setdefault(layers[op.get_friendly_name()], op.get_rt_info()["primitiveType"].value)
+    return kernels
+
+
+def layers_of(compiled: Any) -> dict[str, str]:
+    """The layer that each convolution of a compiled model is, or is a part of, by the name of the compiled op."""
+    layers = {}
     for op in compiled.get_runtime_model().get_ordered_ops():
         about = {key: value.value for key, value in op.get_rt_info().items()}
-        if about["layerType"] == "Convolution":
-            kernels |= dict.fromkeys(about["originalLayersNames"].split(","), about["primitiveType"])
-    return kernels
+        if about["layerType"] == "Convolution":  # the ops that were fused into it are unnamed: Add_17
+            layers[op.get_friendly_name()] = about["originalLayersNames"].split(",")[0].partition(PART)[0]
+    return layers

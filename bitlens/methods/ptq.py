@@ -10,7 +10,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 from bitlens.methods.direct import layer_bits
+from bitlens.quant.layers import LAYERS
+from bitlens.quant.prepare import is_product
 from bitlens.recipe import Bits, Recipe, Rule
 
 
@@ -21,7 +25,7 @@ class RangeChoice:
     name: str
     """Of the method."""
     range: Literal["minmax", "percentile", "mse"]
-    """For weights and activations, see `bitlens.quant.ranges`."""
+    """For weights and activations, see `bitlens.quant.ranges`; 2DQuant's own search with its own grids."""
 
     def recipe(self, bits: int, grid: str = "deployable") -> Recipe:
         """Every convolution, linear layer and attention product at `bits`.
@@ -31,8 +35,20 @@ class RangeChoice:
             grid: "deployable" (a symmetric scale per output channel of the weights, one scale and an integer
                 zero-point for the activations), or "official" (2DQuant's: two free bounds per tensor, of weights too).
         """
-        layer = two_bounds(bits) if grid == "official" else layer_bits(bits, grid)
-        return Recipe(f"{self.name}-w{bits}a{bits}", (Rule("*", layer),), self.name, self.range, self.range)
+        return self.with_rules((Rule("*", self.layer(bits, grid)),), bits, grid)
+
+    def recipe_for(self, network: nn.Module, bits: int, grid: str = "deployable") -> Recipe:
+        """As `recipe`; of a super-resolution network what 2DQuant quantizes (`body_rules`)."""
+        return self.with_rules(body_rules(network, self.layer(bits, grid)), bits, grid)
+
+    def layer(self, bits: int, grid: str) -> Bits:
+        """The bits of one layer."""
+        return two_bounds(bits) if grid == "official" else layer_bits(bits, grid)
+
+    def with_rules(self, rules: tuple[Rule, ...], bits: int, grid: str) -> Recipe:
+        """The recipe of these rules."""
+        chosen = "dobi" if grid == "official" and self.range == "mse" else self.range
+        return Recipe(f"{self.name}-w{bits}a{bits}", rules, self.name, chosen, chosen)
 
 
 MINMAX = RangeChoice("minmax", "minmax")
@@ -50,3 +66,28 @@ def two_bounds(bits: int) -> Bits:
         zero_point="free",
         parametrization="bound",
     )
+
+
+def body_rules(network: nn.Module, bits: Bits) -> tuple[Rule, ...]:
+    """What 2DQuant quantizes of a super-resolution network; everything of any other.
+
+    Transformers: linear layers and attention products; convolutions stay float. Convolutional networks: all but the
+    first and the last convolution, which stay float [2DQuant sec. 4.1].
+    """
+    layers = {
+        name: module for name, module in network.named_modules() if isinstance(module, LAYERS) or is_product(module)
+    }
+    if "scale" not in getattr(network, "config", {}):
+        return (Rule("*", bits),)
+    if not any(map(is_product, layers.values())):
+        ends = list(layers)
+        return Rule(ends[0]), Rule(ends[-1]), Rule("*", bits)
+    chosen = [name for name, module in layers.items() if isinstance(module, nn.Linear) or is_product(module)]
+    patterns = {ending(name): None for name in chosen}  # in order, each once
+    others = [name for name in layers if name not in chosen and ending(name) in patterns]
+    return (*(Rule(name) for name in others), *(Rule(pattern, bits) for pattern in patterns))
+
+
+def ending(name: str) -> str:
+    """The pattern of all layers with the same last part of their name."""
+    return f"*.{name.rpartition('.')[2]}" if "." in name else name

@@ -3,18 +3,22 @@
 import copy
 import difflib
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
 
-from bitlens.methods import direct, pams, ptq, qsci, qvit
+from bitlens.methods import direct, pams, ptq, qsci, qvit, twodquant
 from bitlens.quant.calibrate import calibrate
 from bitlens.quant.prepare import Decision, prepare
 from bitlens.recipe import Recipe
 
 
 class Method(Protocol):
-    """A published method; it may also have `options(bits)`, the options of the network that it needs."""
+    """A published method.
+
+    It may also have `options(bits)`, the options of the network that it needs; `recipe_for(network, bits, grid)`, where
+    its recipe depends on the network; and `refine`, a second stage after calibration.
+    """
 
     def recipe(self, bits: int, grid: str = "deployable") -> Recipe: ...
 
@@ -27,6 +31,7 @@ METHODS: dict[str, Method] = {
     "minmax": ptq.MINMAX,
     "percentile": ptq.PERCENTILE,
     "dobi": ptq.DOBI,
+    **twodquant.METHODS,
 }
 """Published methods by name."""
 
@@ -73,7 +78,8 @@ def quantize(
                 f"{type(network).__name__} has no option {missing[0]!r}, which {recipe} needs; wanted a network with "
                 "`with_options`; use the method 'direct'"
             )
-        recipe = recipe_of(recipe, bits, grid)
+        own = getattr(METHODS.get(recipe), "recipe_for", None)
+        recipe = recipe_of(recipe, bits, grid) if own is None else cast(Recipe, own(network, bits, grid))
         if options:
             network = network.with_options(**options)  # type: ignore[operator]
     copied = copy.deepcopy(network).requires_grad_(True)

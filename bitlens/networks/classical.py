@@ -54,6 +54,19 @@ class GapTV(nn.Module):
     def extra_repr(self) -> str:
         return f"iterations={self.iterations}, tv_weight={self.tv_weight}, dual_steps={self.dual_steps}"
 
+    @property
+    def radius(self) -> int:
+        """How far away, in pixels, a measured pixel may lie that an output pixel depends on: one for a dual step.
+
+        The first projection returns zeros, whatever was measured, which no denoiser spreads.
+        """
+        return (self.iterations - 1) * self.dual_steps
+
+    @property
+    def alignment(self) -> int:
+        """A cut that starts at a multiple of this is computed as it is within the whole picture: any does."""
+        return 1
+
     @torch.no_grad()
     def forward(
         self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]

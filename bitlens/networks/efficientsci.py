@@ -130,6 +130,20 @@ class EfficientSCI(nn.Module):
         x = pixel_shuffle(self.up_conv(x))  # b 2c t h w
         return self.reconstruct_video(x)[..., :h, :w]
 
+    @property
+    def radius(self) -> int:
+        """How far away, in pixels, a measured pixel may lie that an output pixel depends on, odd rows the farthest.
+
+        FEM sees 5 pixels around one of the trunk's, every CFormer of a block 3 of the trunk's, VRM 2.
+        """
+        trunk = 3 * self.config["group_num"] * self.config["units"]
+        return 5 + 2 * trunk + 3
+
+    @property
+    def alignment(self) -> int:
+        """A cut that starts at a multiple of this is computed as it is within the whole picture: FEM's stride."""
+        return 2
+
     def with_options(self, **options: bool | str) -> "EfficientSCI":
         """A copy with other options (`shift`, `shortcuts`, `normalize`); those that are not named stay.
 

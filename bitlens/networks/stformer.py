@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bitlens.networks.parts import HeadShift, MatMul, start_shortcuts, with_shortcuts
+from bitlens.networks.windows import relative_positions, separation, window_positions
 from bitlens.operators import normalized_measurement
 
 SIZES = {
@@ -144,6 +145,21 @@ class STFormer(nn.Module):
             x = layer(x)
         return self.reconstruct_video(x)[..., :h, :w]
 
+    @property
+    def radius(self) -> int:
+        """How far away, in pixels, a measured pixel may lie that an output pixel depends on, odd rows the farthest.
+
+        Token generation sees 4 pixels around one of the trunk's, a block of the trunk its window and 4 more, video
+        reconstruction 3. So it is bounded, given that cuts keep to the grid of the windows (`alignment`).
+        """
+        blocks = self.config["units"] * self.config["depth"]
+        return 4 + 2 * blocks * (self.config["window"] - 1 + 4) + 3
+
+    @property
+    def alignment(self) -> int:
+        """A cut that starts at a multiple of this is computed as it is within the whole picture: a window's size."""
+        return 2 * self.config["window"]
+
     def with_options(self, *, shift: bool, shortcuts: bool) -> "STFormer":
         """A copy with Q-SCI's additions, which starts out computing almost what this network computes.
 
@@ -238,9 +254,7 @@ class SpaceAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        distance = relative_positions(window)
-        index = (2 * window - 1) * distance[:, None, :, None] + distance[None, :, None, :]  # i j k l
-        self.register_buffer("relative_position_index", index.reshape(window**2, window**2), persistent=False)
+        self.register_buffer("relative_position_index", window_positions(window), persistent=False)
         self.moveq = HeadShift(heads) if shift else nn.Identity()
         self.movek = HeadShift(heads) if shift else nn.Identity()
         self.scores = MatMul()
@@ -337,23 +351,6 @@ def initial_estimate(
     """
     y, mean = measurement, normalized_measurement(measurement, mask)  # b h w
     return (mask * (y + mean - mask.square().sum(1) * mean).unsqueeze(1)).unsqueeze(1)
-
-
-def relative_positions(size: int) -> Int[Tensor, "n n"]:
-    """i - j + size - 1 for positions i, j < size: from 0 to 2 size - 2."""
-    position = torch.arange(size)
-    return position[:, None] - position + size - 1
-
-
-def separation(
-    height: int, width: int, window: tuple[int, int], rolled: tuple[int, int], device: torch.device
-) -> Float[Tensor, "windows s s"]:
-    """-100 for two pixels of a window that were apart before the frame was rolled up and to the left, 0 for others."""
-    wrapped = torch.zeros(height, width, device=device)
-    wrapped[height - rolled[0] :] += 1
-    wrapped[:, width - rolled[1] :] += 2
-    part = rearrange(wrapped, "(y i) (x j) -> (y x) (i j)", i=window[0], j=window[1])
-    return -100.0 * (part.unsqueeze(1) != part.unsqueeze(2))
 
 
 def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int | bool]:

@@ -41,7 +41,8 @@ class Observer:
         values = torch.cat(self.samples, dim=1)
         grid = self.grid
         symmetric = isinstance(grid, TruncationGrid) or (isinstance(grid, StepGrid) and grid.kind == "none")
-        grid.set_range(*choose_range(values, method, grid.bits, symmetric))  # type: ignore[arg-type]
+        integer = isinstance(grid, StepGrid) and grid.kind == "integer"
+        grid.set_range(*choose_range(values, method, grid.bits, symmetric, integer))  # type: ignore[arg-type]
 
 
 def calibrate(network: nn.Module, batches: Iterable[tuple[Any, ...]], recipe: Recipe) -> None:

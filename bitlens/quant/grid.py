@@ -255,7 +255,7 @@ class BoundGrid(Grid):
         self.high = nn.Parameter(torch.ones(shape))
 
     def scale_and_zero_point(self, values_per_scale: int = 0) -> tuple[Tensor, Tensor]:
-        scale = (self.high - self.low) / self.qmax
+        scale = ((self.high - self.low) / self.qmax).clamp_min(1e-8)  # training may let the bounds meet
         zero_point = -self.low / scale
         return scale, round_through(zero_point) if self.integer else zero_point
 

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
-from bitlens.quant.layers import LAYERS, QUANTIZED, Quantized, QuantizedMatMul
+from bitlens.quant.layers import LAYERS, QUANTIZED, Quantized, QuantizedMatMul, quantized_layers, real_weight
 from bitlens.recipe import Bits, Recipe
 
 
@@ -64,6 +65,17 @@ def prepare(network: nn.Module, recipe: Recipe) -> list[Decision]:
         patterns = ", ".join(repr(rule.pattern) for rule in recipe.rules)
         raise ValueError(f"no layer of the network is quantized by the rules {patterns}; correct the patterns")
     return decisions
+
+
+@torch.no_grad()
+def unprepare(network: nn.Module) -> None:
+    """Take the grids out of a network again, in place: weights keep the values that they were rounded to."""
+    for wrapped in quantized_layers(network).values():
+        if isinstance(wrapped, Quantized):
+            wrapped.layer.get_parameter("weight").copy_(real_weight(wrapped))
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if isinstance(module, QUANTIZED):
+            put(network, name, module.layer)
 
 
 def decide(name: str, module: nn.Module, recipe: Recipe) -> Decision | None:

@@ -40,6 +40,13 @@ def test_stformer(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     about = checkpoint.describe(low)
     assert (about.network, about.method) == ("stformer", "qsci")
     assert np.all([layer.weight_bits in (4, 8) for layer in about.layers])
+    lower = tmp_path / "s3.safetensors"
+    command = ["train", "--clips", str(clips), "--run", str(tmp_path / "run3"), "--out", str(lower), *QUICK]
+    command += ["--start", str(low), "--method", "qsci", "--bits", "3", "--distill-output", "1"]
+    assert main(command) != 0 and not lower.exists()  # a low-bit network does not teach
+    assert main([*command, "--teacher", str(start)]) == 0
+    assert np.all([layer.weight_bits in (3, 8) for layer in checkpoint.describe(lower).layers])
+    assert checkpoint.describe(lower).provenance["teacher"] == str(start)
 
 
 def test_unknown_network(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

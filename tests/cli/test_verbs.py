@@ -87,7 +87,9 @@ def test_reconstruct_in_a_crop_with_a_given_gain(
     [
         ("torch", "torch, float32, integers simulated"),
         ("reference", "reference"),
-        ("auto", "OpenVINO, int8 in 21 of 21"),
+        ("openvino", "OpenVINO, int8 in 21 of 21"),
+        ("onnxruntime", "ONNX Runtime, int8 in 21 of 21"),
+        ("auto", ""),
     ],
 )
 def test_reconstruct_with_an_engine(

@@ -9,8 +9,8 @@ import scipy.io
 import torch
 
 from bitlens.data.arrays import write_npz
-from bitlens.data.images import write_folder, write_tif
 from bitlens.data.masks import check_mask, random_mask, read_mask, real_valued_mask, scale_mask, shifted_mask
+from bitlens.data.video import write_video
 
 MASK = random_mask(8, 24, 20, 0)
 
@@ -50,8 +50,8 @@ def test_readers(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", mask=field.astype(np.uint8))
     write_npz(tmp_path / "b.npz", mask=MASK, axes="thw")
     np.save(tmp_path / "a.npy", MASK)
-    write_tif(tmp_path / "a.tif", MASK)
-    write_folder(tmp_path / "pages", MASK)
+    write_video(tmp_path / "a.tif", MASK)
+    write_video(tmp_path / "pages", MASK)
     scipy.io.savemat(tmp_path / "c.mat", {"Phi": field})
     for name in ("a.mat", "a.npz", "b.npz", "a.npy", "a.tif", "pages"):
         found = read_mask(tmp_path / name)

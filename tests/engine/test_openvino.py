@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bitlens.engine import openvino as engine_module
+from bitlens.engine.checks import CHECK_SIZE, snr
 from bitlens.engine.graph import Graph
-from bitlens.engine.lower import IntegerLayer
-from bitlens.engine.openvino import CHECK_SIZE, Engine, kernels_of, snr, user_cache
+from bitlens.engine.openvino import Engine, kernels_of
 from bitlens.methods import quantize, recipe_of
 from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI
@@ -110,7 +111,7 @@ def test_bf16(tmp_path: Path) -> None:
         engine = engine_of(network, tmp_path, precision="bf16")
     except ValueError as error:
         pytest.skip(str(error))
-    assert engine_of(network, tmp_path, precision="auto").precision == "bf16"
+    assert engine_of(network_of("8 bits"), tmp_path, precision="auto", check=False).precision == "bf16"
     assert all(check.snr_f32 > 60 and check.snr > 20 for check in engine.checks)
     assert sum(check.kernel.endswith("_I8") for check in engine.checks) == 27
     assert bool(engine(*capture()).isfinite().all())
@@ -118,14 +119,14 @@ def test_bf16(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layer", ["fem.2", "resdnet_list.0.last_conv"])
 def test_a_layer_that_computes_wrongly_is_refused(layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, right = network_of("8 bits"), Graph.codes
-    geometry = network.get_submodule(f"{layer}.layer")
+    network, right = network_of("8 bits"), Graph.weight
+    chosen = network.get_submodule(layer)
 
-    def wrong(self: Graph, integers: IntegerLayer) -> Any:
-        weight = right(self, integers)
-        return self.multiply(weight, self.constant(1.1)) if integers.geometry is geometry else weight
+    def wrong(self: Graph, module: nn.Module, rows: Tensor, columns: Tensor | None) -> Any:
+        weight = right(self, module, rows, columns)
+        return self.multiply(weight, self.constant(1.1)) if module is chosen else weight
 
-    monkeypatch.setattr(Graph, "codes", wrong)
+    monkeypatch.setattr(Graph, "weight", wrong)
     with pytest.raises(
         ValueError, match=rf"OpenVINO computes layer {layer} \(.*\) wrongly: .* run the network in torch"
     ):
@@ -145,7 +146,7 @@ def test_the_second_start_builds_and_checks_nothing(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(engine_module, "build", fails)
     second = engine_of(network, tmp_path)
     assert torch.equal(second(*data), wanted) and second.checks == first.checks
-    compiled = second.compile(*CHECK_SIZE)
+    compiled = second.runtime.compile(*CHECK_SIZE)
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     assert kernels_of(compiled)["fem.0"].endswith("_I8")
     for other in (network_of("4 bits with shift and shortcuts"), network_of("8 bits")):  # other weights, other files
@@ -156,18 +157,35 @@ def test_the_second_start_builds_and_checks_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_no_telemetry(tmp_path: Path) -> None:
-    code = "from bitlens.engine.graph import openvino; import sys; openvino(); print(sys.modules['openvino_telemetry'])"
+    code = (
+        "from bitlens.engine.runtime import openvino; import sys; openvino(); print(sys.modules['openvino_telemetry'])"
+    )
     settings = {**os.environ, "HOME": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
     assert run.stdout.strip() == "None", run.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert user_cache() == tmp_path / "bitlens" / "openvino"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert user_cache() == Path.home() / ".cache" / "bitlens" / "openvino"
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[: len(content) // 2], lambda _: b"", lambda _: b"junk" * 99]
+)
+def test_a_damaged_cache_is_made_anew(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    network, data = network_of("8 bits"), capture()
+    engine = engine_of(network, tmp_path)
+    video, files = engine(*data), list(tmp_path.iterdir())
+    assert {file.suffix for file in files} == {".blob", ".json"}
+    whole = {file: file.read_bytes() for file in files}
+    for file in files:
+        file.write_bytes(damage(whole[file]))
+    again = engine_of(network, tmp_path)
+    assert [check.name for check in again.checks] == [check.name for check in engine.checks]
+    assert torch.equal(again(*data), video)
+    assert all(file.read_bytes() != damage(whole[file]) for file in files)
+
+
+def test_coarse_grids_run_between_float32(tmp_path: Path) -> None:
+    network = network_of("4 bits with shift and shortcuts")
+    assert engine_of(network, tmp_path, precision="auto", check=False).precision == "f32"
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bitlens.checkpoint import load, save
-from bitlens.methods import METHODS, quantize, recipe_of
+from bitlens.methods import METHODS, quantize, recipe_of, twodquant
 from bitlens.networks.efficientsci import EfficientSCI, HeadNorm, config_from_state_dict
 from bitlens.quant.grid import BoundGrid, StepGrid, TruncationGrid
 from bitlens.quant.layers import Quantized, QuantizedMatMul, quantized_layers
@@ -177,4 +177,4 @@ def test_a_network_without_the_option_is_refused() -> None:
 
 
 def test_every_method_is_reached_by_name() -> None:
-    assert set(BASELINES) | {"direct", "qsci"} == set(METHODS)
+    assert set(BASELINES) | {"direct", "qsci"} | set(twodquant.METHODS) == set(METHODS)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.quant.grid import BoundGrid
-from bitlens.quant.layers import Quantized, QuantizedMatMul, quantized_layers
-from bitlens.quant.prepare import prepare
+from bitlens.quant.layers import Quantized, QuantizedMatMul, quantized_layers, real_weight
+from bitlens.quant.prepare import prepare, unprepare
 from bitlens.recipe import Bits, Recipe, Rule
 
 
@@ -118,6 +118,24 @@ def test_every_layer_of_the_network() -> None:
     assert kinds == {"Conv3d", "Linear", "MatMul"}
     names = set(quantized_layers(network))
     assert {"fem.0", "fem_shortcut.2", "vrm_shortcut.2", "resdnet_list.0.cformer_list.1.tsab.scores"} <= names
+
+
+def test_unprepare_keeps_what_the_weights_were_rounded_to() -> None:
+    network = Toy()
+    names = [name for name, _ in network.named_modules(remove_duplicate=False)]
+    prepare(network, recipe(Rule("*", Bits(4, 4))))
+    for layer in quantized_layers(network).values():
+        if isinstance(layer, Quantized):
+            ends = torch.ones(layer.weight_grid.scales)
+            layer.weight_grid.set_range(-ends, ends)
+    stem = network.get_submodule("stem")
+    assert isinstance(stem, Quantized)
+    rounded, old = real_weight(stem), stem.layer.get_parameter("weight").clone()
+    unprepare(network)
+    assert not quantized_layers(network) and network.tied is network.head[0] is not None
+    assert [name for name, _ in network.named_modules(remove_duplicate=False)] == names
+    assert torch.equal(network.stem.weight, rounded) and not torch.equal(rounded, old)
+    assert any(decision.bits for decision in prepare(network, recipe(Rule("*", Bits(3, 3)))))
 
 
 def test_refuses_twice() -> None:

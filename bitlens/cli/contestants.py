@@ -1,0 +1,117 @@
+"""What `bitlens benchmark` lets run against each other: a checkpoint, made ready by each engine in each precision.
+
+Each function is called in a process of its own, with the path or name of a checkpoint, a measurement (1, h, w), its
+mask (1, t, h, w) and a number of threads. It returns the run that is timed, which returns the video (t, h, w).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitlens import checkpoint
+from bitlens.cli.running import start
+from bitlens.cli.shared import keep_freed_memory
+from bitlens.engine.runtime import openvino
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Run = Callable[[], np.ndarray]
+
+PEAK_SHAPE = (128, 8, 64, 64)
+"""Channels (in and out), frames, height and width of the convolution that shows how fast this CPU can be."""
+
+
+def torch_eager(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int) -> Run:
+    """PyTorch in float32 as the official code runs it: eager, contiguous, the allocator as it comes."""
+    return torch_run(checkpoint.load(model), measurement, mask, threads)
+
+
+def torch_compiled(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int, bf16: bool) -> Run:
+    """PyTorch at its best: compiled, weights frozen and in bf16 if asked for, channels last, freed memory kept."""
+    import torch
+
+    keep_freed_memory()
+    torch._inductor.config.freezing = True  # type: ignore[attr-defined]
+    network: Any = checkpoint.load(model).to(torch.bfloat16 if bf16 else torch.float32)
+    network.compile_parts()
+    inner = network.extract_features
+    network.extract_features = lambda estimate: inner(estimate.to(torch.bfloat16 if bf16 else torch.float32))
+    return torch_run(network, measurement, mask, threads)
+
+
+def torch_run(network: "nn.Module", measurement: np.ndarray, mask: np.ndarray, threads: int) -> Run:
+    """A run of a network that is ready."""
+    import torch
+
+    torch.set_num_threads(threads)
+    network.eval().requires_grad_(False)
+    inputs = torch.from_numpy(measurement), torch.from_numpy(mask)
+
+    def run() -> np.ndarray:
+        with torch.no_grad():
+            return network(*inputs)[0, 0].float().numpy()
+
+    return run
+
+
+def openvino_run(
+    model: str, measurement: np.ndarray, mask: np.ndarray, threads: int, precision: str, cache: str
+) -> Run:
+    """OpenVINO: integers where the network is quantized, `precision` elsewhere."""
+    frames, height, width = mask.shape[1:]
+    running, _ = start(model, (frames, height, width), threads, precision, Path(cache))
+    return lambda: running(measurement, mask)[0, 0]
+
+
+def onnxruntime_run(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int, cache: str) -> Run:
+    """ONNX Runtime: integers where the network is quantized, float32 elsewhere."""
+    from bitlens.engine.onnxruntime import Engine
+
+    engine = Engine(checkpoint.load(model), threads=threads, cache=Path(cache))
+    return lambda: engine(measurement, mask)[0, 0]
+
+
+def native_run(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int) -> Run:
+    """The project's own kernels: everything in integers, bf16 for residual sums in memory where grids have 8 bits."""
+    from bitlens.cli.running import native_engine
+
+    engine = native_engine(checkpoint.load(model), threads)
+    return lambda: engine(measurement, mask)[0, 0]
+
+
+def convolution_peak(threads: int, precision: str) -> Callable[[], float]:
+    """The rate of a large 3x3x3 convolution alone, in GMAC/s, as OpenVINO's counter has it; the best run so far.
+
+    Args:
+        threads: of OpenVINO.
+        precision: f32, bf16, or u8s8 (u8 activations, s8 weights).
+    """
+    channels = PEAK_SHAPE[0]
+    ops, shape, column = openvino().opset13, (channels, channels, 3, 3, 3), (1,) * 5
+    x = ops.parameter([1, *PEAK_SHAPE], np.float32)
+    inputs, weights = x, ops.constant(np.full(shape, 1.0, np.float32))
+    if precision == "u8s8":
+        ends = [ops.constant(np.full(column, end, np.float32)) for end in (0, 255, 0, 255)]
+        inputs, scale = ops.fake_quantize(x, *ends, 256), ops.constant(np.full((channels, 1, 1, 1, 1), 1.0, np.float32))
+        weights = ops.multiply(ops.convert(ops.constant(np.full(shape, 1, np.int8)), "f32"), scale)
+    node = ops.convolution(inputs, weights, (1,) * 3, (1,) * 3, (1,) * 3, (1,) * 3)
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" else "bf16",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERF_COUNT": True,
+    }
+    model = openvino().Model([node], [x], "peak")
+    request = openvino().Core().compile_model(model, "CPU", settings).create_infer_request()
+    values, work = np.zeros((1, *PEAK_SHAPE), np.float32), 27 * channels * np.prod(PEAK_SHAPE) / 1e9
+    rates: list[float] = []
+
+    def run() -> float:
+        request.infer(values)
+        times = [info.real_time.total_seconds() for info in request.profiling_info if info.node_type == "Convolution"]
+        rates.append(float(work / times[0]))
+        return max(rates)
+
+    return run

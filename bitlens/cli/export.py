@@ -1,0 +1,57 @@
+"""`bitlens export`: a checkpoint as a file that ONNX Runtime or OpenVINO loads without bitlens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a network for people who deploy elsewhere: measurement and mask in, video out, nothing of bitlens needed.
+
+    Every layer is compared with integer arithmetic in plain torch before the file is written.
+
+    Example:
+        bitlens export efficientsci-t-qsci-w8a8 --format onnx --out network.onnx
+    """
+
+    model: tyro.conf.Positional[str]
+    """A shipped checkpoint (see `bitlens models`), or the path of a .safetensors; an EfficientSCI."""
+    out: Path
+    """The file: .onnx, or .xml for openvino (a .bin is written beside it)."""
+    format: Literal["onnx", "openvino"] = "onnx"
+    """onnx takes measurements of any size, openvino of the size that is given here."""
+    form: Literal["qdq", "integer"] = "qdq"
+    """Of quantized layers in ONNX: qdq is what other tools read, integer what ONNX Runtime runs in integers."""
+    frames: int = 8
+    """Frames per measurement, for openvino."""
+    height: int = 256
+    """Height in pixels, even, for openvino."""
+    width: int = 256
+    """Width in pixels, even, for openvino."""
+
+    def run(self) -> None:
+        suffix = {"onnx": ".onnx", "openvino": ".xml"}[self.format]
+        if self.out.suffix != suffix:
+            raise ValueError(f"cannot write {self.out}; wanted a name that ends in {suffix}; change it")
+        from bitlens import checkpoint
+        from bitlens.engine.export import export_onnx, export_openvino
+        from bitlens.report import console
+
+        out = console()
+        network = checkpoint.load(self.model)
+        with out.status(f"checking every layer of {self.model}"):
+            if self.format == "onnx":
+                found = export_onnx(network, self.out, self.form)
+                sizes = "of any size"
+            else:
+                checks = export_openvino(network, self.out, self.frames, self.height, self.width)
+                found = {check.name: check.snr_f32 for check in checks}
+                sizes = f"({self.frames}, {self.height}, {self.width}), one at a time"
+        worst = min(found, key=found.__getitem__)
+        files = [self.out] if self.format == "onnx" else [self.out, self.out.with_suffix(".bin")]
+        size = sum(file.stat().st_size for file in files) / 1e6
+        out.print(f"{len(found)} layers agree with the reference; the furthest, {worst}, at {found[worst]:.0f} dB")
+        out.print(f"{' and '.join(map(str, files))}: {size:.2f} MB; measurement and mask {sizes} -> video")

@@ -1,0 +1,68 @@
+"""A checkpoint on OpenVINO, started as quickly as can be: what ran before is found without torch and the network."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitlens import checkpoint
+from bitlens.engine.runtime import Runtime, Size, code_and_machine, user_cache
+
+Running = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Measurement (b, h, w) and mask (1 or b, t, h, w) -> video (b, c, t, h, w)."""
+
+
+def start(
+    model: str | os.PathLike[str],
+    size: Size,
+    threads: int | None = None,
+    precision: str = "auto",
+    cache: Path | None = None,
+) -> tuple[Running, str]:
+    """What runs a checkpoint on OpenVINO, and a line that says in what.
+
+    The first start builds, checks and compiles. Later ones recall that, for the same file, threads and precision, on
+    the same machine, with the same code.
+
+    Raises:
+        TypeError, ValueError: as `Engine`.
+    """
+    folder = user_cache("openvino") if cache is None else cache
+    facts = precision, threads, code_and_machine()
+    key = hashlib.sha256(checkpoint.find(model).read_bytes() + repr(facts).encode()).hexdigest()[:32]
+    recalled = Runtime.recall(key, folder, size)
+    if recalled is not None:
+        return recalled
+    from bitlens.engine.openvino import Engine
+
+    engine = Engine(checkpoint.load(model), precision=precision, threads=threads, cache=folder)
+    note = describe(engine)
+    engine.runtime.remember(key, note)
+    return engine.runtime, note
+
+
+def native_engine(network: Any, threads: int | None = None) -> Any:
+    """A low-bit network on the native kernels, its residual sums in bf16 where no grid has fewer than 8 bits.
+
+    Raises:
+        TypeError: the kernels are not built, or cannot run the network.
+    """
+    from bitlens.engine.native import Engine
+    from bitlens.quant.layers import quantized_layers
+
+    coarse = any(layer.activation_bits < 8 for layer in quantized_layers(network).values())
+    return Engine(network, precision="f32" if coarse else "bf16", threads=threads)
+
+
+def describe(engine: Any, name: str = "OpenVINO") -> str:
+    """OpenVINO, int8 in 119 of 119 layers, the rest in bf16."""
+    from bitlens.engine.checks import in_integers
+    from bitlens.quant.layers import Quantized, quantized_layers
+
+    wanted = [name for name, layer in quantized_layers(engine.network).items() if isinstance(layer, Quantized)]
+    integer = sum(check.name in wanted and in_integers(check.kernel) for check in engine.checks)
+    low = f"int8 in {integer} of {len(wanted)} layers, the rest in " if wanted else ""
+    return f"{name}, {low}{getattr(engine, 'precision', 'f32')}"

@@ -1,0 +1,132 @@
+"""`bitlens upscale`: enlarge pictures with a super-resolution network, in tiles that fit into memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_CONTEXT = 48
+"""Pixels. A network that sees farther gets `CONTEXT` around its tiles, which are blended; the others are exact."""
+
+CONTEXT = 32
+
+LIBRARIES_MB = 100
+"""What torch takes when it first computes."""
+
+HEADROOM = {"float": 2.5, "low-bit": 4.0}
+"""What tiles take, over what the tensors of one take: operators copy their inputs, simulated grids more so, and what is
+freed leaves gaps.
+
+Measured in float: 1.0 to 1.4 for one picture of 320 x 320 (PAN, IMDN, SwinIR), 2.0 after many tiles (PAN).
+"""
+
+
+@dataclass(frozen=True)
+class Upscale:
+    """Enlarge a picture, or all pictures of a folder, by the scale of the network.
+
+    What does not fit into --memory-mb as a whole is cut into tiles, which overlap. A network that sees no farther than
+    48 pixels (PAN, EDSR) gives exactly what it gives for the whole picture; the tiles of others are blended.
+
+    Example:
+        bitlens upscale photo.jpg --model ngswin-x2.safetensors --out photo-x2.png
+    """
+
+    source: tyro.conf.Positional[Path]
+    """An image, or a folder of them (.png .jpg .bmp .tif)."""
+    model: str
+    """A super-resolution network: a shipped name (see `bitlens models`) or the path of a .safetensors."""
+    out: Path
+    """A .png to write; for a folder a new or empty folder, which gets one .png for each picture."""
+    memory_mb: int = 2000
+    """The most memory to take, in MB of 2^20 bytes, the program itself included."""
+
+    def run(self) -> None:
+        from bitlens import checkpoint
+        from bitlens.cli.pictures import scale_of
+        from bitlens.cli.shared import check_positive, keep_freed_memory, output_file
+        from bitlens.data.images import write_png
+        from bitlens.data.pairs import picture_files
+        from bitlens.files import atomic_folder
+
+        check_positive("--memory-mb", self.memory_mb)
+        files = picture_files(self.source)
+        network = checkpoint.load(self.model)
+        if scale_of(network) is None:
+            raise ValueError(f"{self.model} reconstructs video; wanted a super-resolution network; see bitlens models")
+        keep_freed_memory()
+        if self.source.is_file():
+            with output_file(self.out, ".png") as path:
+                assert path is not None
+                write_png(path, self.enlarged(network, files[0]))
+            print(f"wrote {self.out}")
+            return
+        stems = [file.stem for file in files]
+        twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{self.source} has two pictures named {twice}; wanted one of each name; rename one")
+        with atomic_folder(self.out) as folder:
+            for file in files:
+                write_png(folder / f"{file.stem}.png", self.enlarged(network, file))
+        print(f"wrote {len(files)} pictures to {self.out}")
+
+    def enlarged(self, network: Any, file: Path) -> "np.ndarray":
+        """The enlarged picture, uint8 (h, w, 3)."""
+        from bitlens.cli.shared import progress
+        from bitlens.data.images import to_float
+        from bitlens.data.pairs import read_picture
+
+        picture = to_float(read_picture(file))  # 3 h w
+        with progress("tiles") as bar:
+            task = bar.add_task(file.name, total=None)
+            large = enlarge_tiled(
+                network, picture, self.memory_mb, lambda done, count: bar.update(task, completed=done, total=count)
+            )
+        return levels_last(large)
+
+
+def enlarge_tiled(network: Any, picture: "np.ndarray", memory_mb: int, on_tile: Any = None) -> "np.ndarray":
+    """Run a super-resolution network on a picture (3, h, w) in [0, 1], in tiles: (3, scale h, scale w), not clipped.
+
+    Raises:
+        ValueError: the budget does not hold the smallest tile (the message says what would), or NaN came out.
+        MemoryError: the system has less than the budget.
+    """
+    from bitlens.cli.memory import bytes_per_pixel
+    from bitlens.cli.pictures import enlarge
+    from bitlens.cli.tiling import used_mb
+    from bitlens.quant.layers import quantized_layers
+    from bitlens.tiles import tiled, window_for
+
+    height, width = picture.shape[1:]
+    radius: int | None = network.radius
+    overlap = CONTEXT if radius is None or radius > MOST_CONTEXT else radius
+    cut: dict[str, int] = dict(overlap=overlap, multiple=int(network.alignment))
+    result_mb = 3 * height * width * network.scale**2 * (4 + 2) / 2**20  # floats, then levels, twice
+    each = bytes_per_pixel(network) * HEADROOM["low-bit" if quantized_layers(network) else "float"]
+    window = window_for(memory_mb, each, used_mb() + LIBRARIES_MB + result_mb, size=(height, width), **cut)
+    return tiled(
+        lambda tile: enlarge(network, tile, "upscale"),
+        [picture],
+        window=window,
+        scale=network.scale,
+        blend=overlap != radius,
+        on_tile=on_tile,
+        **cut,
+    )
+
+
+def levels_last(large: "np.ndarray") -> "np.ndarray":
+    """A picture (3, h, w) in [0, 1] as 8-bit levels (h, w, 3); a few rows at a time, to take little memory."""
+    import numpy as np
+
+    from bitlens.data.images import to_levels
+
+    levels = np.empty((*large.shape[1:], 3), np.uint8)
+    for row in range(0, len(levels), 64):
+        levels[row : row + 64] = to_levels(large[:, row : row + 64]).transpose(1, 2, 0)
+    return levels

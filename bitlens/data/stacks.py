@@ -1,0 +1,194 @@
+"""Stacks of pictures that are read one after another, so that a long recording need not fit into memory."""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedIOBase
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitlens.data.arrays import BARE, DAMAGE, KEY_AXES, find_array, frames_first, read_npz
+from bitlens.data.images import folder_images, read_image, stack_frames
+
+__all__ = ["Stack", "array_stack", "folder_stack", "stored_stack"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """n pictures of one size and dtype; every iteration reads them anew, one at a time."""
+
+    shape: tuple[int, ...]
+    """(n, h, w), or (n, h, w, 3)."""
+    dtype: np.dtype
+    pictures: Callable[[], Iterator[np.ndarray]]
+    """Starts at the first picture."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.pictures()
+
+    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> "Stack":
+        """The stack of changed pictures (all in the same way), each changed when it is read."""
+        sample = change(np.zeros(self.shape[1:], self.dtype))
+        return Stack((len(self), *sample.shape), sample.dtype, lambda: map(change, self.pictures()))
+
+    def first(self, count: int) -> "Stack":
+        """The first `count` pictures."""
+        return Stack((count, *self.shape[1:]), self.dtype, lambda: islice(self.pictures(), count))
+
+    def groups(self, size: int) -> Iterator[np.ndarray]:
+        """(size, h, w) and so on: `size` pictures each; leftovers are dropped."""
+        pictures = iter(self)
+        for _ in range(len(self) // size):
+            yield np.stack([next(pictures) for _ in range(size)])
+
+    def read(self) -> np.ndarray:
+        """All of it."""
+        whole = np.empty(self.shape, self.dtype)
+        for index, picture in enumerate(self):
+            whole[index] = picture
+        return whole
+
+
+def array_stack(array: np.ndarray) -> Stack:
+    """What is in memory, as it is."""
+    return Stack(array.shape, array.dtype, lambda: iter(array))
+
+
+def folder_stack(path: str | os.PathLike[str]) -> Stack:
+    """The images of a folder, sorted naturally, as stored; each is opened when its turn comes.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+        ValueError: when it is read: an image of another size or depth than the first.
+    """
+    files = folder_images(path)
+    first = read_image(files[0])
+
+    def pictures() -> Iterator[np.ndarray]:
+        for file in files:
+            picture = read_image(file)
+            stack_frames([first, picture], Path(path), [files[0].name, file.name])
+            yield picture
+
+    return Stack((len(files), *first.shape), first.dtype, pictures)
+
+
+def stored_stack(
+    path: str | os.PathLike[str],
+    wanted: Sequence[str],
+    key: str | None = None,
+    axes: str | None = None,
+    *,
+    grey: str | None = None,
+) -> Stack:
+    """The array that `find_array` would find in a .mat, .npy or .npz, frames first.
+
+    Arrays of .npy and .npz, compressed or not, that hold one picture after the other are read so: order "thw", or
+    "hwt" in column order. All else is held in memory, in the type in which it is stored. `grey` is what to call an
+    array that must be (h, w), or several of them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what `find_array` and `frames_first` refuse; when it is read: a file that is truncated or damaged.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".npy", ".npz"):
+        try:
+            found = _stored_in_pieces(path, wanted, key, axes)
+        except DAMAGE:  # let the careful readers below say what is wrong
+            found = None
+        if found is not None:
+            return found
+    name, array, axes = find_array(path, wanted, key, axes)
+    if grey and array.ndim not in (2, 3):
+        raise ValueError(
+            f"{path}: {grey} '{name}' has {array.ndim} dimensions {array.shape}; "
+            "wanted (h, w), or several of them; store it so, or choose another array with key=..."
+        )
+    return array_stack(frames_first(array, name, path, axes))
+
+
+def _stored_in_pieces(path: Path, wanted: Sequence[str], key: str | None, axes: str | None) -> Stack | None:
+    """The array where its pictures lie one after the other in the file, else None."""
+    if path.suffix.lower() == ".npy":
+        entries = {BARE: ""}
+    else:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.removesuffix(".npy"): entry for entry in archive.namelist()}
+        stated = read_npz(path, ["axes"]).get("axes")
+        if axes is None and stated is not None and stated.ndim == 0 and stated.dtype.kind == "U":
+            axes = str(stated)
+    candidates = [key] if key else [*wanted, BARE] if path.suffix.lower() == ".npy" else list(wanted)
+    found = [name for name in candidates if name in entries]
+    if len(found) != 1:
+        return None
+    name, entry = found[0], entries[found[0]]
+    with _opened(path, entry) as file:
+        shape, by_columns, dtype = _header(file)
+    order = axes or KEY_AXES.get(name, "")
+    if dtype.hasobject or len(shape) != 3 or 0 in shape or by_columns != (order == "hwt"):
+        return None
+    frames_first(np.broadcast_to(np.zeros((), dtype), shape), name, path, axes)  # refuses what it refuses
+    shape = shape[::-1] if by_columns else shape  # as it lies in the file
+    count = dtype.itemsize * shape[1] * shape[2]
+
+    def pictures() -> Iterator[np.ndarray]:
+        with _opened(path, entry) as file:
+            try:
+                _header(file)
+            except DAMAGE as error:
+                raise _damaged(path, f"{type(error).__name__}: {error}") from error
+            for _ in range(shape[0]):
+                picture = np.frombuffer(_exactly(file, count, path), dtype).reshape(shape[1:])
+                yield picture.T if by_columns else picture
+            if entry:
+                _exactly(file, 0, path)  # at the end of a zip's entry its checksum is compared
+
+    return Stack((shape[0], *(shape[:0:-1] if by_columns else shape[1:])), dtype, pictures)
+
+
+@contextmanager
+def _opened(path: Path, entry: str) -> Iterator[Any]:
+    """The bytes of a .npy, or of one entry of a .npz."""
+    if entry:
+        with zipfile.ZipFile(path) as archive, archive.open(entry) as file:
+            yield file
+    else:
+        with path.open("rb") as file:
+            yield file
+
+
+def _header(file: BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether columns come first, dtype) of the .npy that starts here; the values follow."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f".npy format {version}")
+
+
+def _exactly(file: BufferedIOBase, count: int, path: Path) -> bytes:
+    """The next `count` bytes; 0: make sure that there are no more."""
+    try:
+        data = file.read(count or 1)
+    except DAMAGE as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    if len(data) != count:
+        raise _damaged(path, "it ends too early" if count else "it goes on after its last picture")
+    return data
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{path} cannot be read ({what}); wanted a complete {path.suffix} file; "
+        "it is not one, or truncated or damaged: write or copy it again"
+    )

@@ -1,0 +1,93 @@
+"""What every engine's check shares: the scene to check on, layer-by-layer comparison, and what a check depends on."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitlens.engine.lower import IntegerLayer, Lowered, runs_in_integers
+from bitlens.engine.reference import reference_network
+from bitlens.networks.efficientsci import initial_estimate
+
+CHECK_SIZE = (4, 16, 16)
+"""Frames, height and width of the video on which layers are checked."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How one layer fared on an engine."""
+
+    name: str
+    kernel: str
+    """The engine's name of the kernel that runs it; OpenVINO's ends in I8 where it computes in integers."""
+    snr: float
+    """dB of the engine's output against the reference's, for the same input, in the engine's precision."""
+    snr_f32: float
+    """The same where what is not integer is float32."""
+
+
+def in_integers(kernel: str) -> bool:
+    """Whether a kernel, by its engine's name for it, multiplies integers."""
+    return kernel.endswith("I8") or "MatMulInteger" in kernel
+
+
+def check_capture() -> tuple[Tensor, Tensor]:
+    """Measurement (1, h, w) and mask (1, t, h, w) of a smooth random scene behind a random mask, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    frames, height, width = CHECK_SIZE
+    scene = F.interpolate(torch.rand(1, 1, 2, 4, 4, generator=generator), CHECK_SIZE, mode="trilinear")[0]  # 1 t h w
+    mask = (torch.rand(1, frames, height, width, generator=generator) < 0.5).float()
+    return (mask * scene).sum(1), mask
+
+
+def check_input() -> Tensor:
+    """The initial estimate (1, 1, t, h, w) of `check_capture`."""
+    return initial_estimate(*check_capture())
+
+
+@torch.no_grad()
+def compare_layers(
+    network: nn.Module, lowered: Lowered, heard: Mapping[str, tuple[list[Tensor], Tensor]]
+) -> dict[str, float]:
+    """dB of each layer's output against the integer reference's, for the inputs that the engine gave that layer.
+
+    Layers that engines compute in float are compared with fake quantization. The inputs come from the engine so that
+    one layer's rounding ties do not count against the next one.
+
+    Args:
+        heard: inputs and output of each layer, by dotted name; of linear layers with the channels in axis 1.
+    """
+    twin, snrs = reference_network(network), {}
+    for name, (inputs, output) in heard.items():
+        layer = lowered.layers.get(name)
+        in_float = isinstance(layer, IntegerLayer) and not runs_in_integers(layer)
+        reference = (network if in_float else twin).get_submodule(name)
+        if is_linear(network.get_submodule(name)):
+            wanted = reference(inputs[0].movedim(1, -1)).movedim(-1, 1)
+        else:
+            wanted = reference(*inputs)
+        snrs[name] = snr(output, wanted)
+    return snrs
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether a layer, quantized or not, is linear: its channels come last."""
+    return isinstance(getattr(layer, "layer", layer), nn.Linear)
+
+
+def snr(value: Tensor, wanted: Tensor) -> float:
+    """10 log10(||wanted||^2 / ||value - wanted||^2), capped at 200 dB."""
+    error, power = (value - wanted).double().square().sum(), wanted.double().square().sum()
+    return float(10 * torch.log10((power + 1e-30) / (error + 1e-20 * power + 1e-50)))
+
+
+def fingerprint(network: nn.Module, lowered: Lowered, facts: Any) -> str:
+    """A hash of a network, its weights, what became of its layers, and `facts`."""
+    digest = hashlib.sha256(repr((facts, getattr(network, "config", None), lowered.report)).encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]

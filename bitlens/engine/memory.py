@@ -1,0 +1,69 @@
+"""How much memory a reconstruction needs for each pixel, from the network's widths: what tiles are chosen by.
+
+A network of width c (`in_ch`) holds some feature maps of about 2c channels in full resolution at its busiest place, FEM
+or VRM, and attention holds (t x t) scores per pixel. So the need is t (features + attention t), with
+
+    features: A c                     bytes per pixel and frame
+    attention: B w, w channels of a group, where products are expanded (OpenVINO), else B per head
+
+The numbers are the largest peaks (VmHWM) that `tests/engine/test_memory.py` and docs/engine.md describe, times
+`MARGIN`. What does not grow with the picture (weights, compiled kernels, code) is not counted here.
+"""
+
+from torch import nn
+
+from bitlens.networks.classical import GapTV
+from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.stformer import STFormer
+from bitlens.quant.layers import quantized_layers
+
+__all__ = ["FIXED_MB", "MARGIN", "bytes_per_pixel", "fixed_mb"]
+
+MARGIN = 1.25
+"""Factor over what was measured: other thread counts, versions and CPUs."""
+FIXED_MB = 80
+"""What running takes beside, at any size: scratch of kernels, compilation."""
+
+
+def fixed_mb(network: nn.Module, threads: int = 1) -> float:
+    """MB that running takes at any size: `FIXED_MB`, and the weights twice, in the order that kernels like.
+
+    STFormer was seen to take 100 MB more for each of torch's threads.
+    """
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters()) / 2**20
+    return FIXED_MB + 2 * weights + (100 * threads if isinstance(network, STFormer) else 0)
+
+
+def bytes_per_pixel(network: nn.Module, frames: int, engine: str = "torch", precision: str = "f32") -> float:
+    """Bytes that a tile's pixel needs while the network runs, all frames together.
+
+    Args:
+        network: EfficientSCI or STFormer, quantized or not, or GapTV.
+        frames: of one measurement.
+        engine: "openvino", "reference"; all others count as "torch".
+        precision: of OpenVINO's floats, "f32" or "bf16".
+
+    Raises:
+        TypeError: there are no measurements for this network.
+    """
+    low = bool(quantized_layers(network))
+    if isinstance(network, GapTV):
+        features, attention = 72.0, 0.0
+    elif isinstance(network, EfficientSCI):
+        c = network.config["in_ch"]
+        width = 4 * c // network.config["group_num"]
+        if engine == "openvino":
+            features, attention = 16.0 * c, (0.5 if low else 0.38) * width
+            if precision == "f32":
+                features, attention = 2 * features, 2 * attention
+        else:
+            features, attention = (70.0 if low else 60.0) * c, 24.0 if low else 8.0
+    elif isinstance(network, STFormer):
+        features, attention = (240.0 if low else 200.0) * network.config["dim"], 24.0 if low else 8.0
+    else:
+        raise TypeError(
+            f"a {type(network).__name__} came; wanted EfficientSCI, STFormer or GapTV, whose memory was measured; "
+            "run it on whole pictures"
+        )
+    several = 4.0 if engine == "reference" else 1.0  # 64-bit integers and their copies
+    return MARGIN * several * frames * (features + attention * frames)

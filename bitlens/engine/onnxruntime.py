@@ -1,0 +1,197 @@
+"""EfficientSCI through ONNX Runtime: the same file that is exported, every layer checked before the first use."""
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict
+from functools import cache, cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bitlens.engine.checks import Check, check_capture, compare_layers, fingerprint
+from bitlens.engine.lower import Lowered, lower
+from bitlens.engine.onnx import Form, build
+from bitlens.engine.openvino import runs
+from bitlens.engine.runtime import code, user_cache
+from bitlens.files import atomic_path
+from bitlens.networks.efficientsci import EfficientSCI
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+
+WRONG = 40.0
+"""dB. A layer further from the reference is wrong; one code that falls to the other side of a tie is not."""
+
+
+@cache
+def onnxruntime() -> ModuleType:
+    """The package `onnxruntime`, without its telemetry.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ValueError(
+            "ONNX Runtime is not installed; wanted the package onnxruntime; run pip install 'bitlens[onnx]'"
+        ) from None
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+class Engine:
+    """A network in ONNX Runtime, for videos of any size; called like the network.
+
+    Args:
+        network: an EfficientSCI, fake-quantized or float; it is not changed.
+        form: of quantized layers (see `engine.onnx`).
+        threads: CPU threads; None leaves it to ONNX Runtime.
+        cache: folder of optimized models and of the results of checks; None is `user_cache("onnxruntime")`.
+        check: compare every layer with the integer reference, once for these weights on this machine.
+
+    Raises:
+        TypeError: there is no graph for the network.
+        ValueError: `onnx` or `onnxruntime` is not installed, unknown form, threads below 1, a grid without a range, or
+            a layer computes wrongly.
+
+    >>> engine = Engine(bitlens.load("efficientsci-t-qsci-w8a8"), threads=2)  # doctest: +SKIP
+    >>> video = engine(measurement, mask)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        form: Form = "integer",
+        threads: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        check: bool = True,
+    ):
+        if not runs(network):
+            raise TypeError(f"a {type(network).__name__} came; wanted an EfficientSCI (no Q-ViT); run it in torch")
+        if threads is not None and threads < 1:
+            raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
+        self.network, self.lowered, self.threads = network, lower(network), threads
+        self.form: Form = form
+        self.cache = Path(cache) if cache is not None else user_cache("onnxruntime")
+        self.identity = fingerprint(network, self.lowered, (code(), onnxruntime().__version__, form, cpu_features()))
+        self.cache.mkdir(parents=True, exist_ok=True)
+        self.checks = self.checked() if check else []
+
+    def __call__(self, measurement: Array, mask: Array) -> Array:
+        """The video (b, c, t, h, w), float32, of measurement (b, h, w) and mask (1 or b, t, h, w).
+
+        Arrays of numpy give an array, tensors a tensor.
+        """
+        arrays = [np.ascontiguousarray(torch.as_tensor(value).float().numpy()) for value in (measurement, mask)]
+        (video,) = self.session.run(["video"], dict(zip(("measurement", "mask"), arrays, strict=True)))
+        return video if isinstance(measurement, np.ndarray) else torch.from_numpy(video)  # type: ignore[return-value]
+
+    @cached_property
+    def session(self) -> Any:
+        """The model, ready to run: optimized now, or found optimized in the cache."""
+        file = self.cache / f"{self.identity}.onnx"
+        content = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(content[32:]).digest() == content[:32]:  # else there is none, or it is damaged
+            return open_session(content[32:], self.threads, optimize=False)
+        model, _ = build(self.network, self.lowered, self.form)
+        with atomic_path(file) as temporary:
+            session = open_session(model.SerializeToString(), self.threads, optimized_model_filepath=str(temporary))
+            optimized = temporary.read_bytes()
+            temporary.write_bytes(hashlib.sha256(optimized).digest() + optimized)
+        return session
+
+    def checked(self) -> list[Check]:
+        """The checks of all layers, from the cache or made now; refuses a layer that computes wrongly."""
+        file = self.cache / f"{self.identity}-checks.json"
+        if file.is_file():
+            try:
+                return [Check(**check) for check in json.loads(file.read_text(encoding="utf-8"))]
+            except (ValueError, TypeError):
+                file.unlink()  # damaged: checked anew
+        snrs, kernels = check_layers(self.network, self.lowered, self.form, self.threads), self.kernels()
+        checks = [Check(name, kernels.get(name, "element-wise"), value, value) for name, value in snrs.items()]
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps([asdict(check) for check in checks]), encoding="utf-8")
+        return checks
+
+    def kernels(self) -> dict[str, str]:
+        """What ran each convolution and linear layer, by ONNX Runtime's own profile: op and provider, by layer."""
+        layers = sorted((outcome.name for outcome in self.lowered.report), key=len, reverse=True)
+        found = {}
+        for event in profile(build(self.network, self.lowered, self.form)[0], self.threads):
+            kind = event["args"]["op_name"]
+            if "Conv" in kind or "MatMul" in kind or "Gemm" in kind:
+                name = next((layer for layer in layers if layer in event["name"]), None)
+                if name is not None:
+                    found[name] = f"{kind} on {event['args']['provider']}"
+        return found
+
+
+@torch.no_grad()
+def check_layers(network: EfficientSCI, lowered: Lowered, form: Form, threads: int | None = None) -> dict[str, float]:
+    """dB of every layer in ONNX Runtime against the integer reference, for the input that the engine gives it.
+
+    Raises:
+        ValueError: a layer is beyond `WRONG`.
+    """
+    model, taps = build(network, lowered, form, taps=True)
+    session = open_session(model.SerializeToString(), threads)
+    names = [output.name for output in session.get_outputs()]
+    results = dict(zip(names, map(torch.from_numpy, session.run(names, check_arrays())), strict=True))
+    heard = {name: ([results[end] for end in tap.inputs], results[tap.output]) for name, tap in taps.items()}
+    snrs = compare_layers(network, lowered, heard)
+    for name, value in snrs.items():
+        if value < WRONG:
+            raise ValueError(
+                f"ONNX Runtime computes layer {name} wrongly: {value:.0f} dB from the integer reference; wanted "
+                f"{WRONG:.0f} or more; run the network in torch"
+            )
+    return snrs
+
+
+def open_session(model: bytes, threads: int | None, optimize: bool = True, **settings: Any) -> Any:
+    """A session on the CPU; `settings` are attributes of ONNX Runtime's SessionOptions."""
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns that a saved model belongs to this machine
+    options.intra_op_num_threads = threads or 0
+    # Without VNNI, products of u8 and s8 saturate in 16 bits unless this is asked for.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    # No fusion of quantizers applies here; without them, dequantized weights are computed once.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for name, value in settings.items():
+        setattr(options, name, value)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def profile(model: Any, threads: int | None) -> list[dict[str, Any]]:
+    """The events of ONNX Runtime's profile, one for each node that ran on the check's scene."""
+    with TemporaryDirectory() as folder:
+        prefix = str(Path(folder) / "profile")
+        session = open_session(model.SerializeToString(), threads, enable_profiling=True, profile_file_prefix=prefix)
+        session.run(["video"], check_arrays())
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return [event for event in events if event.get("cat") == "Node" and "op_name" in event.get("args", {})]
+
+
+def check_arrays() -> dict[str, np.ndarray]:
+    """The inputs of the model on which layers are checked."""
+    measurement, mask = check_capture()
+    return {"measurement": measurement.numpy(), "mask": mask.numpy()}
+
+
+def cpu_features() -> str:
+    """What decides which kernels ONNX Runtime chooses: architecture and, where Linux tells them, the CPU's features."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

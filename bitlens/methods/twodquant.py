@@ -1,0 +1,163 @@
+"""2DQuant: dual-stage low-bit quantization of super-resolution networks [Liu et al., NeurIPS 2024, arXiv 2406.06649].
+
+1. DOBI: bounds by a search for the least squared error (`bitlens.quant.ranges.dobi`).
+2. DQC: the bounds are trained against the float network (`bitlens.quant.distill.distill`).
+
+Beside it, in the same form, what it is compared with and what goes further:
+
+| name            | start                    | trained                              | source                      |
+|-----------------|--------------------------|--------------------------------------|-----------------------------|
+| `dbdc-pac`      | clipping by density      | bounds of activations, of weights    | Tu et al., CVPR 2023        |
+| `dqc`           | minmax                   | bounds                               | 2DQuant without its stage 1 |
+| `2dquant`       | DOBI                     | bounds                               | 2DQuant                     |
+| `gptq`          | least squared error      | weights by GPTQ, bounds of activations | GPTQ, for both factors    |
+| `2dquant-plus`  | the same, with GPTQ      | bounds, and the weights between them | here                        |
+| `brecq`         | the same, with GPTQ      | the same, block by block first       | BRECQ, with free weights    |
+
+The first stage alone are the methods `minmax`, `percentile` and `dobi`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from bitlens.methods.brecq import reconstruct
+from bitlens.methods.direct import layer_bits
+from bitlens.methods.gptq import fit_weights
+from bitlens.methods.ptq import body_rules, two_bounds
+from bitlens.quant.distill import Refined, Refinement, distill
+from bitlens.recipe import Recipe, Rule
+
+Range = Literal["minmax", "mse", "dobi"]
+
+FITTED = 16
+"""Batches that GPTQ's moments are taken from."""
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """Ranges, then bounds that are trained."""
+
+    name: str
+    """Of the method."""
+    weight_range: Range
+    """First ranges of weights, with free bounds; those of deployable grids are searched by `mse` where this is dobi."""
+    activation_range: Literal["minmax", "mse", "dobi", "dbdc"]
+    """First ranges of activations, likewise."""
+    stages: tuple[Refinement, ...]
+    """Trainings one after the other; they share the steps and the time."""
+    fitted: bool = False
+    """Whether weights are rounded by GPTQ before (`bitlens.methods.gptq`)."""
+    blocks: Refinement | None = None
+    """Whether every block is reconstructed before, for half of the time and with as many steps each
+    (`bitlens.methods.brecq`)."""
+
+    def recipe(self, bits: int, grid: str = "deployable") -> Recipe:
+        """Every layer at `bits`."""
+        return self.with_rules((Rule("*", self.layer(bits, grid)),), bits, grid)
+
+    def recipe_for(self, network: nn.Module, bits: int, grid: str = "deployable") -> Recipe:
+        """The layers that 2DQuant quantizes (`body_rules`).
+
+        Args:
+            network: float.
+            bits: 1 to 8.
+            grid: "official" (two free bounds for each tensor, of weights too), or "deployable" (a symmetric scale per
+                output channel of the weights, one scale and an integer zero-point for activations).
+        """
+        return self.with_rules(body_rules(network, self.layer(bits, grid)), bits, grid)
+
+    def layer(self, bits: int, grid: str) -> Any:
+        """The bits of one layer."""
+        return two_bounds(bits) if grid == "official" else layer_bits(bits, grid)
+
+    def with_rules(self, rules: tuple[Rule, ...], bits: int, grid: str) -> Recipe:
+        """The recipe of these rules."""
+        weight, activation = self.weight_range, self.activation_range
+        if grid != "official":
+            weight = "mse" if weight == "dobi" else weight
+            activation = "mse" if activation == "dobi" else activation
+        return Recipe(f"{self.name}-w{bits}a{bits}", rules, self.name, weight, activation)
+
+    def refine(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        batches: Sequence[tuple[Any, ...]],
+        *,
+        steps: int | None = None,
+        minutes: float | None = None,
+        seed: int = 0,
+        state: Path | None = None,
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> list[Refined]:
+        """The second stage, in place.
+
+        Args:
+            student: calibrated. teacher: the float network. batches: (image,) tuples.
+            steps: of all stages together; None: the method's own.
+            minutes: of all stages together.
+            state: file to go on from; a second stage adds its number to the name.
+            on_step: receives the number of finished steps of all stages, and the loss.
+        """
+        if self.fitted:  # also before it goes on: a state holds what is trained, and biases are not
+            fit_weights(student, teacher, batches[:FITTED])
+        done, results = 0, []
+        share = 1 / len(self.stages)
+        if self.blocks is not None:
+            half = None if minutes is None else minutes / 2
+            settings = replace(
+                self.blocks, minutes=half, seed=seed, steps=self.blocks.steps if steps is None else steps
+            )
+            reconstruct(student, teacher, batches, settings, on_step)
+            minutes = half
+        rules: tuple[Rule, ...] = student.recipe.rules  # type: ignore[union-attr, assignment]
+        free_bounds = any(rule.bits is not None and rule.bits.parametrization == "bound" for rule in rules)
+        for number, stage in enumerate(self.stages):
+            settings = replace(
+                stage,
+                steps=stage.steps if steps is None else max(1, round(steps * share)),
+                minutes=None if minutes is None else minutes * share,
+                unit=stage.unit if free_bounds else "range",
+                seed=seed,
+            )
+            before = done
+
+            def count(step: int, loss: float, before: int = before) -> None:
+                if on_step:
+                    on_step(before + step, loss)
+
+            file = state.with_stem(f"{state.stem}-{number}") if state and number else state
+            results.append(distill(student, teacher, batches, settings, state=file, on_step=count))
+            done += results[-1].steps
+        return results
+
+
+DBDC_PAC = TwoStage(
+    "dbdc-pac",
+    "minmax",
+    "dbdc",
+    (
+        Refinement(250, learning_rate=5e-3, grids="activations"),
+        Refinement(250, learning_rate=5e-6, grids="weights"),
+    ),
+)
+"""Density-based dual clipping, pixel-aware calibration.
+
+Differs: its rates fall to 0 along a cosine, where they end at 2/5 of their start in the official code; its features are
+compared, where the official code cuts their gradient off by mistake.
+"""
+
+DQC = TwoStage("dqc", "minmax", "minmax", (Refinement(),))
+TWODQUANT = TwoStage("2dquant", "dobi", "dobi", (Refinement(),))
+GPTQ = TwoStage("gptq", "mse", "mse", (Refinement(500, unit="range", grids="activations"),), fitted=True)
+PLUS = TwoStage("2dquant-plus", "mse", "mse", (Refinement(unit="range", weights=3e-2),), fitted=True)
+
+BRECQ = replace(
+    PLUS, name="brecq", blocks=Refinement(500, unit="range", learning_rate=3e-3, weights=3e-2, features=0.0)
+)
+
+METHODS = {method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, GPTQ, PLUS, BRECQ)}

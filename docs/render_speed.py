@@ -1,0 +1,230 @@
+"""Render the measured speeds that the documentation shows from results/benchmark-*.json; nothing is typed by hand.
+
+python docs/render_speed.py            write the tables and the picture
+python docs/render_speed.py --check    exit 1 and name the files that are out of date
+
+results/benchmark-*.json, of `bitlens benchmark ... --json FILE` -> README.md, docs/engine.md, docs/speed.png
+results/engine-*.json, of `bitlens evaluate W W ... --engine openvino --json FILE` -> docs/engine.md
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bitlens.cli.benchmark import draw
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK, SAME = "speed", "same"
+FINGERPRINT = "bitlens speeds"
+"""Text field of the PNG: which measurement it shows. Pixels differ between machines, this does not."""
+NOT_MEASURED = "Nothing is measured yet: `results/` holds no benchmark."
+WORDS = {
+    "official_float32": "PyTorch float32 as the official code runs it",
+    "best_float32": "the fastest float32",
+    "best_bf16": "the fastest bf16",
+}
+
+
+def read_benchmarks(folder: Path) -> list[dict[str, Any]]:
+    """What `bitlens benchmark` wrote, by the name of the file, as `source`.
+
+    Raises:
+        ValueError: a file is no such result.
+    """
+    found = []
+    for path in sorted(folder.glob("benchmark-*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            missing = {"models", "size", "threads", "rounds", "environment", "run", "rows", "ratios"} - set(content)
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); wanted a result file; write it again") from error
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; wanted `bitlens benchmark`'s; write it again")
+        found.append(content | {"source": path.name})
+    return found
+
+
+def short_table(benchmarks: Sequence[dict[str, Any]]) -> str:
+    """Seconds of every contestant, and how many times as fast as the official way it is."""
+    if not benchmarks:
+        return NOT_MEASURED
+    parts = []
+    for one in benchmarks:
+        rows = [row for row in one["rows"] if row["failure"] is None]
+        slowest = next((row["median_s"] for row in rows if row["kind"] == "official float32"), None)
+        lines = []
+        for row in rows:
+            times = "–" if slowest is None else f"{slowest / row['median_s']:.1f} x"
+            memory, seconds = f"{row['peak_mb']:,.0f}", f"{row['median_s']:.2f}"
+            lines.append([f"`{row['model']}`", f"{row['engine']}, {row['precision']}", seconds, times, memory])
+        columns = ["network", "engine", "s per measurement", "official way", "peak MB"]
+        parts += [markdown(columns, lines, texts=2), conditions(one)]
+    return "\n\n".join(parts)
+
+
+def conditions(one: dict[str, Any]) -> str:
+    """Where, how often and on what it was measured."""
+    machine, size = one["environment"], " x ".join(map(str, one["size"]))
+    features = ", ".join(machine["features"])
+    return (
+        f"One measurement of {size}: medians of {one['rounds']} interleaved runs, {one['threads']} threads, "
+        f"{machine['cpu']} ({features}). `bitlens benchmark`, results/{one['source']}."
+    )
+
+
+def full_tables(benchmarks: Sequence[dict[str, Any]]) -> str:
+    """Everything but the layers, one table for each benchmark."""
+    if not benchmarks:
+        return NOT_MEASURED
+    parts = []
+    for one in benchmarks:
+        lines = []
+        for row in one["rows"]:
+            if row["failure"] is not None:
+                continue
+            near = "–" if row["psnr_to_float"] is None else f"{row['psnr_to_float']:.1f}"
+            share = "–" if row["fraction_of_peak"] is None else f"{row['fraction_of_peak']:.0%}"
+            lines.append([
+                f"`{row['model']}`", f"{row['engine']}, {row['precision']}", f"{row['median_s']:.3f}",
+                f"{row['fastest_s']:.3f} to {row['slowest_s']:.3f}", f"{row['gmacs_per_s']:.0f}", share,
+                f"{row['peak_mb']:,.0f}", f"{row['psnr']:.2f}", near,
+            ])  # fmt: skip
+        columns = ["network", "engine", "median s", "spread", "GMAC/s", "of peak", "peak MB", "PSNR dB", "to float dB"]
+        ratios = [f"{ratio:.2f} times as fast as {WORDS[name]}" for name, ratio in one["ratios"].items() if ratio]
+        peaks = ", ".join(f"{name} {rate:.0f}" for name, rate in one["peaks_gmacs_per_s"].items())
+        starts = [
+            f"`{row['model']}` on {row['engine']}: first video {row['first_start_s']:.1f} s after the first start of "
+            f"the process, {row['start_s']:.1f} s after later ones."
+            for row in one["rows"]
+            if "first_start_s" in row
+        ]
+        layers = [in_integers(model, costs) for model, costs in one["layers"].items()]
+        parts += [
+            conditions(one), markdown(columns, lines, texts=2),
+            f"`{one['models'][0]}` is {', '.join(ratios)}. Peaks (a large convolution, GMAC/s): {peaks}.",
+            "\n".join(f"* {line}" for line in [*starts, *layers]),
+        ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def in_integers(model: str, costs: Sequence[dict[str, Any]]) -> str:
+    """How many layers ran in integers, by the engine's counters."""
+    layers = [cost for cost in costs if cost["gmacs"] is not None]
+    integer = sum(cost["kernel"].endswith("I8") for cost in layers)
+    between = sum(cost["milliseconds"] for cost in costs if cost["gmacs"] is None)
+    spent = sum(cost["milliseconds"] for cost in costs)
+    return (
+        f"`{model}`: {integer} of {len(layers)} convolutions and linear layers in integers, by OpenVINO's counters; "
+        f"what lies between them takes {between / spent:.0%} of the time."
+    )
+
+
+def agreement(folder: Path) -> str:
+    """PSNR of each network on an engine beside that in torch, where low bits are simulated.
+
+    Raises:
+        ValueError: a file is no list of evaluations, or torch's is missing or of other weights.
+    """
+    lines = []
+    for path in sorted(folder.glob("engine-*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for one in content if isinstance(content, list) else [content]:
+            about = one["settings"]
+            beside = folder / f"{about['model']}.json"
+            torch = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+            if torch is None or torch["settings"]["sha256"] != about["sha256"]:
+                raise ValueError(f"{path} has {about['model']}, and {beside} not the same weights; evaluate both again")
+            ours, wanted = one["average"]["psnr"], torch["average"]["psnr"]
+            most = max(abs(one["scenes"][name]["psnr"] - torch["scenes"][name]["psnr"]) for name in one["scenes"])
+            numbers = f"{wanted:.3f}", f"{ours:.3f}", f"{ours - wanted:+.3f}", f"{most:.3f}"
+            lines.append([f"`{about['model']}`", about["engine"], *numbers])
+    columns = ["network", "engine", "torch, dB", "engine, dB", "difference", "largest of a scene"]
+    return markdown(columns, lines, texts=2) if lines else NOT_MEASURED
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
+    """A Markdown table whose first `texts` columns are text and whose others are numbers, set to the right."""
+    rule = ["---" if index < texts else "---:" for index in range(len(columns))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rule, *rows])
+
+
+def between_marks(page: Path, **contents: str) -> str:
+    """The page's text with each of `contents` between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+
+    Raises:
+        ValueError: the page does not have each marker once.
+    """
+    text = page.read_text(encoding="utf-8")
+    for mark, content in contents.items():
+        text = between(text, mark, content, page)
+    return text
+
+
+def between(text: str, mark: str, content: str, page: Path) -> str:
+    """A text with `content` between its two markers."""
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{page} lacks the lines {begin} and {end}; wanted each once, in this order; put them back")
+    return f"{text.split(begin)[0]}{begin}\n{content}\n{end}{text.split(end)[1]}"
+
+
+def render(root: Path, check: bool = False) -> list[Path]:
+    """Bring all files up to date, or with `check` only find out.
+
+    Returns:
+        The files that were (or are) out of date.
+    """
+    benchmarks = read_benchmarks(root / "results")
+    readme, page, picture = root / "README.md", root / "docs" / "engine.md", root / "docs" / "speed.png"
+    wanted = {
+        readme: between_marks(readme, **{MARK: short_table(benchmarks[:1])}),
+        page: between_marks(page, **{MARK: full_tables(benchmarks), SAME: agreement(root / "results")}),
+    }
+    stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+    if not check:
+        for path in stale:
+            path.write_text(wanted[path], encoding="utf-8")
+    if benchmarks and drawn_fingerprint(picture) != fingerprint(benchmarks[0]):
+        stale.append(picture)
+        if not check:
+            draw(benchmarks[0], picture, {FINGERPRINT: fingerprint(benchmarks[0])})
+    return stale
+
+
+def fingerprint(one: dict[str, Any]) -> str:
+    """A hash of what the picture shows."""
+    return hashlib.sha256(json.dumps([one["rows"], one["size"]], sort_keys=True).encode()).hexdigest()
+
+
+def drawn_fingerprint(path: Path) -> str | None:
+    """What the PNG says it shows; None where there is none."""
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.info.get(FINGERPRINT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; see the top of this file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to work on")
+    given = parser.parse_args(arguments)
+    try:
+        changed = render(given.root, given.check)
+    except (ValueError, OSError) as error:
+        print(f"render_speed: {error}", file=sys.stderr)
+        return 2
+    for path in changed:
+        print(f"{'out of date' if given.check else 'wrote'}: {path.relative_to(given.root)}")
+    return 1 if given.check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

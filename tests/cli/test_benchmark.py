@@ -1,0 +1,70 @@
+"""`bitlens benchmark` measures small networks, and tells what it measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bitlens import checkpoint
+from bitlens.cli import benchmark, main
+from bitlens.methods import quantize
+from bitlens.networks.efficientsci import EfficientSCI
+
+
+def small(folder: Path, bits: int, **provenance: str) -> Path:
+    network = EfficientSCI(8, 1, 2).eval()
+    mask = (torch.rand(1, 4, 16, 16) < 0.5).float()
+    low, _ = quantize(network, "qsci", [(torch.rand(1, 16, 16), mask)], bits=bits)
+    path = folder / f"small-w{bits}.safetensors"
+    checkpoint.save(low, path, provenance=provenance)
+    return path
+
+
+def test_small_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "PEAKS", ())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, out, picture = small(tmp_path, 8), tmp_path / "speed.json", tmp_path / "speed.png"
+    command = ["benchmark", str(model), "--size", "32", "--frames", "4", "--rounds", "1", "--threads", "1"]
+    assert main([*command, "--engines", "openvino", "--json", str(out), "--picture", str(picture)]) == 0
+    result = json.loads(out.read_text())
+    assert result["ratios"]["official_float32"] is None and result["ratios"]["best_float32"] > 0
+    rows = {row["kind"]: row for row in result["rows"]}
+    assert set(rows) == {"float32", "bf16", "low-bit"} or rows["bf16"]["failure"]  # where the CPU has no bf16
+    assert rows["low-bit"]["median_s"] > 0 and rows["low-bit"]["peak_mb"] > 50 and rows["low-bit"]["psnr"] > 0
+    assert rows["low-bit"]["first_start_s"] > 0 and rows["float32"]["psnr_to_float"] is None
+    layers = [cost for cost in result["layers"][model.stem] if cost["gmacs"] is not None]
+    assert len(layers) == 21 and all(cost["kernel"].endswith("I8") for cost in layers)
+    assert result["size"] == [4, 32, 32] and result["float_model"] == "float"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "times as fast as the fastest float32" in shown and "in integers, by OpenVINO's counters" in shown
+
+
+def test_float_network_is_the_one_it_was_made_from(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    assert benchmark.float_of(str(small(tmp_path, 4, start="efficientsci-t")), tmp_path) == "efficientsci-t"
+    path = benchmark.float_of(str(small(tmp_path, 4, start="of-another-machine")), tmp_path / "made")
+    assert checkpoint.describe(path).method is None and benchmark.bits_of(path) == 32
+    assert benchmark.bits_of(str(tmp_path / "small-w4.safetensors")) == 4
+
+
+def row(kind: str, seconds: float, failure: str | None = None, model: str = "w8") -> dict[str, Any]:
+    return {"kind": kind, "median_s": seconds, "failure": failure, "model": model}
+
+
+def test_ratios_are_to_the_fastest_of_each_kind() -> None:
+    rows = [
+        row("official float32", 6.0), row("float32", 3.0), row("float32", 1.0, "no"), row("float32", 4.0),
+        row("bf16", 1.5), row("low-bit", 0.7), row("low-bit", 0.5),
+        row("low-bit", 0.1, "no"), row("low-bit", 0.1, model="w4"),
+    ]  # fmt: skip
+    assert benchmark.ratios(rows) == {"official_float32": 12.0, "best_float32": 6.0, "best_bf16": 3.0}
+    assert benchmark.ratios(rows[5:])["best_float32"] is None
+
+
+@pytest.mark.parametrize("flags", [["--rounds", "0"], ["--size", "-4"], ["--threads", "0"], ["--seed", "-1"]])
+def test_bad_numbers(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "efficientsci-t-qsci-w8a8", *flags]) == 2
+    assert flags[0] in capsys.readouterr().err

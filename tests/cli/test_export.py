@@ -1,0 +1,47 @@
+"""`bitlens export` writes a whole file or none, and says what it checked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitlens import checkpoint
+from bitlens.cli import main
+from bitlens.methods import quantize
+from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.stformer import STFormer
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    mask = (torch.rand(1, 4, 16, 16) < 0.5).float()
+    network, _ = quantize(EfficientSCI(8, 1, 2).eval(), "direct", [(mask.sum(1) / 2, mask)])
+    checkpoint.save(network, tmp_path / "tiny.safetensors")
+    return str(tmp_path / "tiny.safetensors")
+
+
+def test_both_formats(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["export", model, "--format", "onnx", "--out", f"{tmp_path}/new/a.onnx"]) == 0
+    assert "25 layers agree with the reference" in capsys.readouterr().out.replace("\n", " ")
+    size = ["--frames", "4", "--height", "16", "--width", "16"]
+    assert main(["export", model, "--format", "openvino", "--out", f"{tmp_path}/new/a.xml", *size]) == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.bin", "a.onnx", "a.xml"]
+
+
+def test_what_cannot_be_exported(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.save(STFormer(8, 1), tmp_path / "stformer.safetensors")
+    cases = [
+        ([f"{tmp_path}/stformer.safetensors", "--out", "a.onnx"], "a STFormer came, for which there is no graph"),
+        (["gap-tv", "--out", "a.onnx"], "a GapTV came, for which there is no graph"),
+        ([model, "--out", "a.xml"], "wanted a name that ends in .onnx"),
+        ([model, "--format", "openvino", "--out", "a.xml", "--height", "15"], "wanted 1 frame or more, and an even"),
+    ]
+    for (source, *flags), said in cases:
+        flags = [f"{tmp_path}/{flag}" if flag.startswith("a.") else flag for flag in flags]
+        assert main(["export", source, *flags]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith("bitlens export: ") and shown.count("\n") == 1 and said in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stformer.safetensors", "tiny.safetensors"]

@@ -1,0 +1,130 @@
+"""`bitlens upscale` and `evaluate` on pictures: tiles equal the whole, claims are verified, bad input is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bitlens import checkpoint
+from bitlens.cli import main, upscale
+from bitlens.cli.memory import bytes_per_pixel
+from bitlens.cli.upscale import enlarge_tiled, levels_last
+from bitlens.data.images import read_image, to_float
+from bitlens.data.pairs import read_picture
+from bitlens.metrics import psnr_y
+from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.imdn import IMDN
+from bitlens.networks.pan import PAN
+from bitlens.networks.swinir import SwinIR
+from bitlens.operators import Downsample
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photos" / "one.png"
+    path.parent.mkdir()
+    smooth = np.random.default_rng(0).random((9, 8, 3)) * 255
+    Image.fromarray(smooth.astype(np.uint8)).resize((64, 72), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return checkpoint.save(PAN(2, 8, 4, 2), tmp_path / "pan.safetensors")
+
+
+def test_a_picture_and_a_folder(photo: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(photo), "--model", str(model), "--out", str(tmp_path / "large.png")]) == 0
+    with torch.no_grad():
+        whole = checkpoint.load(model)(torch.from_numpy(to_float(read_picture(photo)))[None])[0]
+    large = read_image(tmp_path / "large.png")
+    assert large.shape == (144, 128, 3)
+    np.testing.assert_array_equal(large, levels_last(whole.numpy()))
+    assert main(["upscale", str(photo.parent), "--model", str(model), "--out", str(tmp_path / "all")]) == 0
+    np.testing.assert_array_equal(read_image(tmp_path / "all" / "one.png"), large)
+    assert "wrote 1 pictures to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("network", [PAN(2, 8, 4, 2), SwinIR(2, 8, 1, 1, 2, window=4, hidden=8)], ids=["PAN", "SwinIR"])
+def test_no_seams(network: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that makes tiles necessary gives the picture that a larger one gives."""
+    monkeypatch.setattr("bitlens.cli.tiling.used_mb", lambda: -float(upscale.LIBRARIES_MB))
+    network.eval()
+    picture, tiles = torch.rand(3, 300, 140).numpy(), []
+    whole = enlarge_tiled(network, picture, 1000, lambda *counts: tiles.append(counts))
+    assert tiles == [(1, 1)]
+    need = bytes_per_pixel(network) * upscale.HEADROOM["float"] * 300 * 140 / 2**20
+    cut = enlarge_tiled(network, picture, 2 + round(need / 3), lambda *counts: tiles.append(counts))
+    assert tiles[-1][0] == tiles[-1][1] > 2
+    np.testing.assert_allclose(cut, whole, rtol=1e-4, atol=2e-5)
+
+
+def test_networks_that_see_everything_are_blended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitlens.cli.tiling.used_mb", lambda: -float(upscale.LIBRARIES_MB))
+    network = IMDN(2, 16, 1).eval()
+    picture = torch.rand(3, 256, 96).numpy()
+    whole = enlarge_tiled(network, picture, 1000)
+    cut = enlarge_tiled(network, picture, 13)
+    assert 0 < np.abs(cut - whole).max() < 0.02  # the means of the channels differ from tile to tile
+    assert np.abs(np.diff(cut - whole, axis=1)).max() < 0.01
+
+
+def test_a_budget_that_holds_nothing(photo: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "large.png"
+    assert main(["upscale", str(photo), "--model", str(model), "--out", str(out), "--memory-mb", "50"]) == 2
+    shown = capsys.readouterr().err
+    assert "50 MB of memory do not hold the smallest tile" in shown and "MB or more" in shown and not out.exists()
+
+
+def test_bytes_per_pixel_of_a_known_network() -> None:
+    """Two convolutions: the picture, 16 and 8 channels are never alive at once with more than the two neighbours."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 1), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(16, 8, 1))
+    assert bytes_per_pixel(network) == 4 * (16 + 8)  # the picture itself is made outside
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.png", "--out", "x.png"], "no file or folder nowhere.png; wanted an image or a folder of images"),
+        (["{photo}", "--out", "x.jpg"], "cannot write x.jpg; wanted a name that ends in .png"),
+        (["{photo}", "--out", "x.png", "--memory-mb", "0"], "--memory-mb 0; wanted a finite number above 0"),
+        (["{photo}", "--out", "x.png", "--model", "gap-tv"], "gap-tv reconstructs video; wanted a super-resolution"),
+    ],
+)
+def test_bad_input(
+    photo: Path, model: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [word.format(photo=photo) for word in arguments]
+    given += [] if "--model" in given else ["--model", str(model)]
+    assert main(["upscale", *given]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and shown.count("\n") == 1 and not Path("x.png").exists()
+
+
+def test_evaluate_and_verify(photo: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = tmp_path / "result.json"
+    assert main(["evaluate", str(model), "--data", str(photo.parent), "--json", str(result)]) == 0
+    content = json.loads(result.read_text())
+    high = read_picture(photo)
+    low = to_float(Downsample(2).shrink_levels(torch.from_numpy(high)[None])[0].numpy())
+    with torch.no_grad():
+        large = checkpoint.load(model)(torch.from_numpy(low)[None])[0].numpy()
+    assert content["scenes"]["one"]["psnr"] == pytest.approx(psnr_y(large, to_float(high), shave=2), abs=1e-9)
+    assert content["average"]["psnr"] == content["scenes"]["one"]["psnr"]
+    assert content["settings"]["scale"] == 2 and content["settings"]["low_resolution"].startswith("made by Downsample")
+    checkpoint.set_claims(model, {"photos": {key: round(content["average"][key], 4) for key in ("psnr", "ssim")}})
+    assert main(["verify", str(model), "--data", str(photo.parent)]) == 0
+    assert "all 5 claims hold" in capsys.readouterr().out
+    assert main(["info", str(model)]) == 0
+    assert "in all, for one picture of 256x256" in capsys.readouterr().out
+
+
+def test_networks_of_two_kinds(photo: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = checkpoint.save(EfficientSCI(8, 1, 2), tmp_path / "video.safetensors")
+    assert main(["evaluate", str(model), str(video), "--data", str(photo.parent)]) == 2
+    assert "video reconstructs video, other models enlarge pictures; wanted one kind" in capsys.readouterr().err
+    assert main(["evaluate", str(model), "--data", "six-scenes"]) == 2
+    assert "no test set 'six-scenes' of pictures; wanted one of set5" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""Stacks give what the whole array would, one picture at a time, and say when a file is damaged."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from bitlens.data import stacks
+from bitlens.data.stacks import Stack, array_stack, folder_stack, stored_stack
+
+PICTURES = np.arange(7 * 12 * 10, dtype=np.uint16).reshape(7, 12, 10)
+
+
+def write(path: Path) -> Path:
+    """The pictures in the form that the name of the file asks for."""
+    last = np.moveaxis(PICTURES, 0, -1)  # h w n, columns first
+    match path.name:
+        case "plain.npy":
+            np.save(path, PICTURES)
+        case "plain.npz":
+            np.savez(path, measurement=PICTURES)
+        case "packed.npz":
+            np.savez_compressed(path, measurement=PICTURES, axes="thw")
+        case "columns.npz":
+            np.savez_compressed(path, meas=np.asfortranarray(last))
+        case "rows.npz":
+            np.savez(path, meas=np.ascontiguousarray(last))
+        case "field.mat":
+            scipy.io.savemat(path, {"meas": last})
+    return path
+
+
+@pytest.mark.parametrize("name", ["plain.npy", "plain.npz", "packed.npz", "columns.npz", "rows.npz", "field.mat"])
+def test_every_file_gives_the_same_pictures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / name)
+    if name not in ("rows.npz", "field.mat"):
+        monkeypatch.setattr(stacks, "find_array", None)  # what would read the whole
+    stack = stored_stack(path, ("measurement", "meas"))
+    assert stack.shape == (7, 12, 10) and stack.dtype == np.uint16 and len(stack) == 7
+    np.testing.assert_array_equal(stack.read(), PICTURES)
+    np.testing.assert_array_equal(list(stack), PICTURES)  # from the first again
+
+
+def test_a_single_picture(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", PICTURES[0])
+    np.testing.assert_array_equal(stored_stack(tmp_path / "one.npy", ()).read(), PICTURES[:1])
+
+
+def test_folder(tmp_path: Path) -> None:
+    for index, picture in enumerate(PICTURES):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    stack = folder_stack(tmp_path)
+    np.testing.assert_array_equal(stack.read(), PICTURES)
+    Image.fromarray(PICTURES[0, :5]).save(tmp_path / "7.png")
+    with pytest.raises(ValueError, match=r"7.png is \(5, 10\) uint16, the first is \(12, 10\) uint16; wanted"):
+        folder_stack(tmp_path).read()
+
+
+def test_changes_are_lazy() -> None:
+    seen: list[int] = []
+
+    def change(picture: np.ndarray) -> np.ndarray:
+        seen.append(int(picture[0, 0]))
+        return picture[:4].astype(np.float32) / 2
+
+    stack = array_stack(PICTURES).map(change)
+    seen.clear()
+    assert stack.shape == (7, 4, 10) and stack.dtype == np.float32 and seen == []
+    np.testing.assert_array_equal(next(iter(stack)), PICTURES[0, :4] / 2)
+    assert seen == [0]
+    np.testing.assert_array_equal(stack.first(3).read(), PICTURES[:3, :4] / 2)
+    np.testing.assert_array_equal(list(array_stack(PICTURES).groups(3)), PICTURES[:6].reshape(2, 3, 12, 10))
+
+
+@pytest.mark.parametrize("name", ["plain.npy", "plain.npz", "packed.npz"])
+def test_damage_is_named(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name)
+    stack, data = stored_stack(path, ("measurement",)), bytearray(path.read_bytes())
+    middle = len(data) // 2
+    if name == "plain.npy":
+        path.write_bytes(data[:middle])
+    else:
+        data[middle] ^= 0xFF
+        path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read \(.*\); wanted a complete .*; .* copy it again"):
+        stack.read()
+
+
+def test_pickles_and_wrong_shapes_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "object.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="pickled object; wanted a plain numeric array"):
+        stored_stack(tmp_path / "object.npy", ())
+    np.save(tmp_path / "four.npy", PICTURES[None])
+    with pytest.raises(ValueError, match=r"film 'array' has 4 dimensions \(1, 7, 12, 10\); wanted \(h, w\)"):
+        stored_stack(tmp_path / "four.npy", (), grey="film")
+
+
+def test_a_stack_is_no_array() -> None:
+    assert isinstance(array_stack(PICTURES), Stack) and not hasattr(array_stack(PICTURES), "max")

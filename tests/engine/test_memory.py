@@ -1,0 +1,55 @@
+"""The memory that tiles are chosen by is at least what a process takes, and not much more."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+MEASURE = """
+import json, re, sys
+from pathlib import Path
+import torch
+from bitlens import checkpoint
+from bitlens.cli import shared
+from bitlens.engine.memory import bytes_per_pixel, fixed_mb
+
+def status(name):
+    return int(re.search(rf"{name}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+model, engine, side, frames = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+network = checkpoint.load(model)
+shared.keep_freed_memory()
+running, _ = shared.choose_engine(network, engine)
+mask = (torch.rand(1, frames, side, side) < 0.5).float()
+measurement = mask.sum(1)
+base = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+with torch.inference_mode():
+    for _ in range(2):
+        running(measurement, mask)
+need = side * side * bytes_per_pixel(network, frames, engine, getattr(running, "precision", "f32")) / 2**20
+print(json.dumps([status("VmHWM") - base, need, fixed_mb(network)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize(
+    ("model", "engine", "side", "frames"),
+    [
+        ("efficientsci-t", "torch", 192, 8),
+        ("efficientsci-t", "torch", 96, 32),
+        ("efficientsci-t-qsci-w8a8", "torch", 128, 8),
+        ("efficientsci-t", "openvino", 256, 8),
+        ("efficientsci-t-qsci-w8a8", "openvino", 256, 8),
+        ("efficientsci-t-qsci-w8a8", "openvino", 128, 32),
+        ("gap-tv", "torch", 256, 8),
+    ],
+)
+def test_what_is_planned_is_enough(model: str, engine: str, side: int, frames: int) -> None:
+    command = [sys.executable, "-c", MEASURE, model, engine, str(side), str(frames)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    taken, need, fixed = json.loads(run.stdout.splitlines()[-1])
+    assert 0.4 * need < taken < need + fixed, f"{taken:.0f} MB were taken; {need:.0f} + {fixed:.0f} MB were planned"

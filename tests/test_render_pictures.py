@@ -1,0 +1,50 @@
+"""docs/render_pictures.py: the page shows what results/sr holds, and every network reaches its paper's numbers."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPT = REPOSITORY / "docs" / "render_pictures.py"
+RESULTS = sorted((REPOSITORY / "results" / "sr").glob("*.json"))
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("render_pictures", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert script.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_published_numbers_are_reached(file: Path) -> None:
+    result = json.loads(file.read_text())
+    paper = script.PAPERS.get((result["settings"]["model"], result["settings"]["data"]))
+    if paper is not None:
+        assert result["average"]["psnr"] == pytest.approx(paper[0], abs=0.02)
+        assert result["average"]["ssim"] == pytest.approx(paper[1], abs=0.001)
+
+
+def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "super-resolution.md"
+    page.write_text(f"before\n{script.BEGIN}\n{script.END}\nafter\n")
+    shutil.copytree(RESULTS[0].parent, tmp_path / "results" / "sr")
+    assert script.main(["--check", "--root", str(tmp_path)]) == 1
+    assert script.main(["--root", str(tmp_path)]) == 0 and script.main(["--check", "--root", str(tmp_path)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "| pan-x4 | set5 | 32.131, 32.13 |" in text
+    page.write_text("no marks")
+    assert script.main(["--root", str(tmp_path)]) == 2 and "lacks <!-- pictures:begin -->" in capsys.readouterr().err
