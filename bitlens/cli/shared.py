@@ -98,7 +98,7 @@ def output_video(out: str) -> Iterator[str]:
 def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
     """What runs a network, called like it, and a line that says so.
 
-    "auto": for low-bit networks that they know the native kernels where they are fast, or OpenVINO; else torch.
+    "auto": for low-bit networks that they know the native kernels where these are faster, or OpenVINO; else torch.
 
     Raises:
         TypeError: the engine does not know the network.
@@ -133,10 +133,13 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
 
 
 def fast_here(network: "nn.Module") -> bool:
-    """Whether the native kernels are built and know the network, and the CPU multiplies bytes 64 at a time."""
+    """Whether the native kernels run a network, and faster than OpenVINO: below 8 bits, with AVX512 (engine.md)."""
     from bitlens.engine import native
+    from bitlens.quant.layers import quantized_layers
 
-    return native.missing(network) is None and native.kernels().best_level().startswith("avx512")
+    bits = [layer.activation_bits for layer in quantized_layers(network).values()]
+    coarse = bool(bits) and min(bits) < 8
+    return coarse and native.missing(network) is None and native.kernels().best_level().startswith("avx512")
 
 
 def reconstruct(

@@ -61,11 +61,11 @@ def choose_tiling(
     import torch
 
     from bitlens.engine.memory import bytes_per_pixel, fixed_mb
-    from bitlens.engine.openvino import Engine
     from bitlens.tiles import cuts, window_for
 
     frames, height, width = mask_shape
-    kind = "torch" if running is network else "openvino" if isinstance(running, Engine) else "reference"
+    engines = {"bitlens.engine.openvino": "openvino", "bitlens.engine.native": "native"}
+    kind = "torch" if running is network else engines.get(type(running).__module__, "reference")
     need = bytes_per_pixel(network, frames, kind, getattr(running, "precision", "f32"))
     colours = getattr(network, "config", {}).get("color_ch", getattr(network, "config", {}).get("color_channels", 1))
     results = 2 * 4 * colours * frames * height * width / 2**20  # the video, and room to look at it
