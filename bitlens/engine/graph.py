@@ -140,6 +140,7 @@ class Graph(Steps):
             out = node.output(0)
             if geometry.bias is not None:
                 out = self.add(out, self.constant(geometry.get_parameter("bias")[part], 1, -1, 1, 1, 1))
+                out.get_node().set_friendly_name(f"{name}{PART}bias{index}")  # a last convolution goes by this name
             outs.append(out)
         return outs
 

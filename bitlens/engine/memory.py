@@ -40,8 +40,8 @@ def bytes_per_pixel(network: nn.Module, frames: int, engine: str = "torch", prec
     Args:
         network: EfficientSCI or STFormer, quantized or not, or GapTV.
         frames: of one measurement.
-        engine: "openvino", "reference"; all others count as "torch".
-        precision: of OpenVINO's floats, "f32" or "bf16".
+        engine: "openvino", "native", "reference"; all others count as "torch".
+        precision: of the engine's floats, "f32" or "bf16".
 
     Raises:
         TypeError: there are no measurements for this network.
@@ -56,6 +56,8 @@ def bytes_per_pixel(network: nn.Module, frames: int, engine: str = "torch", prec
             features, attention = 16.0 * c, (0.5 if low else 0.38) * width
             if precision == "f32":
                 features, attention = 2 * features, 2 * attention
+        elif engine == "native":  # its memory is planned: EfficientSCI-T and -S take 14 c in float32, 7.5 c in bf16
+            features, attention = (16.0 if precision == "f32" else 8.0) * c, 0.0
         else:
             features, attention = (70.0 if low else 60.0) * c, 24.0 if low else 8.0
     elif isinstance(network, STFormer):
