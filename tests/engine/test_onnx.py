@@ -4,6 +4,7 @@ import subprocess
 import sys
 import venv
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_the_file_runs_where_only_numpy_and_onnxruntime_are(tmp_path: Path) -> N
     environment = tmp_path / "clean"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    versions = [f"{name}=={sys.modules[name].__version__}" for name in ("numpy", "onnxruntime")]
+    versions = [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime")]
     install = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *versions]
     if (done := subprocess.run(install, capture_output=True, text=True)).returncode:
         pytest.skip(f"pip cannot install: {done.stderr.strip().splitlines()[-1]}")
