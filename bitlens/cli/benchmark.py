@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,8 +84,9 @@ class Benchmark:
         for flag in ("size", "frames", "threads", "rounds"):
             check_positive(f"--{flag}", getattr(self, flag))
         check_seed(self.seed)
-        if not self.models:
-            raise ValueError("no model; wanted at least one low-bit checkpoint; for example efficientsci-t-qsci-w8a8")
+        self.check_models()
+        if self.picture is not None and find_spec("matplotlib") is None:
+            raise ValueError("--picture needs matplotlib; wanted it installed; run pip install 'bitlens[report]'")
         scene = high_speed_scene(self.seed, self.frames, self.size, self.size)
         capture = simulate(scene, random_mask(self.frames, self.size, self.size, self.seed))
         with (
@@ -98,6 +100,18 @@ class Benchmark:
                 json_path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             if picture_path is not None:
                 draw(result, picture_path)
+
+    def check_models(self) -> None:
+        """Refuse what has no low bits, before the minutes that measuring takes."""
+        from bitlens.checkpoint import describe
+
+        wanted = "wanted low-bit checkpoints of EfficientSCI; for example efficientsci-t-qsci-w8a8"
+        if not self.models:
+            raise ValueError(f"no model; {wanted}")
+        for model in self.models:
+            about = describe(model)
+            if about.method is None or about.network != "efficientsci":
+                raise ValueError(f"{model} is {'a float' if about.method is None else 'another'} network; {wanted}")
 
     def measure(self, capture: "Capture", folder: Path) -> dict[str, Any]:
         """Everything that the JSON holds."""

@@ -64,6 +64,20 @@ def test_ratios_are_to_the_fastest_of_each_kind() -> None:
     assert benchmark.ratios(rows[5:])["best_float32"] is None
 
 
+@pytest.mark.parametrize("model", ["gap-tv", "efficientsci-t"])
+def test_float_networks_are_no_contestants(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "efficientsci-t-qsci-w8a8", model]) == 2
+    assert f"{model} is a float network; wanted low-bit checkpoints" in capsys.readouterr().err
+
+
+def test_a_picture_needs_matplotlib(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    assert main(["benchmark", "efficientsci-t-qsci-w8a8", "--picture", f"{tmp_path}/a.png"]) == 2
+    assert "run pip install 'bitlens[report]'" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("flags", [["--rounds", "0"], ["--size", "-4"], ["--threads", "0"], ["--seed", "-1"]])
 def test_bad_numbers(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "efficientsci-t-qsci-w8a8", *flags]) == 2
