@@ -1,6 +1,7 @@
 """Large pictures and long recordings: tiles within a budget, constant memory, nothing half-written."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -173,7 +174,8 @@ def test_a_thousand_measurements_in_constant_memory(kind: str, out: str, model: 
     write_npz(tmp_path / "y.npz", measurement=counts * (mask.sum(0) / frames).astype(np.float32), mask=mask, axes="thw")
     chosen = str(model) if kind == "tiny" else kind
     command = ["reconstruct", f"{tmp_path}/y.npz", "--model", chosen, "--out", f"{tmp_path}/{out}"]
-    run = subprocess.run([sys.executable, "-c", STREAM, *command], capture_output=True, text=True)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # small pictures: two threads would wait for each other
+    run = subprocess.run([sys.executable, "-c", STREAM, *command], capture_output=True, text=True, env=alone)
     assert run.returncode == 0, run.stderr
     before, after = map(float, run.stdout.split("memory ")[1].split())
     assert after - before < 20, f"{before} MB after 100 measurements, {after} MB after 1000"
