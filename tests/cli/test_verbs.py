@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from PIL import Image
 
 from bitlens import checkpoint
 from bitlens.cli import main
+from bitlens.cli.shared import fast_here
 from bitlens.data.arrays import read_arrays, write_npz
 from bitlens.data.masks import random_mask
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.data.video import read_video, write_video
+from bitlens.engine import native
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.operators import VideoSCI
@@ -82,6 +85,15 @@ def test_reconstruct_in_a_crop_with_a_given_gain(
     assert read_arrays(tmp_path / "a.npz")["video"].shape == (8, 32, 32)
 
 
+def test_auto_takes_the_kernels_below_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = torch.rand(1, 16, 16), torch.ones(1, 4, 16, 16)
+    low, high = (quantize(EfficientSCI(8, 1, 2), "direct", [data], bits=bits)[0] for bits in (4, 8))
+    monkeypatch.setattr(native, "missing", lambda network: None)
+    for level, fast in (("avx512-vnni", True), ("avx2", False)):
+        monkeypatch.setattr(native, "kernels", lambda level=level: SimpleNamespace(best_level=lambda: level))
+        assert fast_here(low) == fast and not fast_here(high) and not fast_here(EfficientSCI(8, 1, 2))
+
+
 @pytest.mark.parametrize(
     ("engine", "shown"),
     [
@@ -89,7 +101,7 @@ def test_reconstruct_in_a_crop_with_a_given_gain(
         ("reference", "reference"),
         ("openvino", "OpenVINO, int8 in 21 of 21"),
         ("onnxruntime", "ONNX Runtime, int8 in 21 of 21"),
-        ("auto", ""),
+        ("auto", "OpenVINO, int8 in 21 of 21"),
     ],
 )
 def test_reconstruct_with_an_engine(
