@@ -334,7 +334,7 @@ def widened(network: EfficientSCI, factor: int, seed: int = 0) -> EfficientSCI:
     """
     added = [name for name in ("shift", "shortcuts", "normalize") if network.config[name]]
     if added:
-        raise ValueError(f"the network has {' and '.join(added)}; wanted a plain EfficientSCI; widen it before quantizing")
+        raise ValueError(f"the network has {' and '.join(added)}; wanted a plain one; widen it before quantizing")
     wide = EfficientSCI(**{**network.config, "in_ch": factor * network.config["in_ch"]})
     generator = torch.Generator().manual_seed(seed)
     state = network.state_dict()
