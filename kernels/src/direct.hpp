@@ -160,20 +160,21 @@ static int find_rows(const bk_convolution &c, const bk_input &x, const DirectSpa
 }
 
 // Totals (pixel, width) of n neighbouring pixels.
-static void finish_row(const bk_convolution &c, const bk_output &output, const int32_t *totals, int64_t pixel, int n) {
+static void finish_row(const bk_convolution &c, const Stage &stage, const int32_t *totals, int64_t pixel, int n) {
   const int32_t *rows[PIXELS];
   int64_t pixels[PIXELS];
   for (int p = 0; p < n; p++) {
     rows[p] = totals + (int64_t)p * c.width;
     pixels[p] = pixel + p;
   }
-  finish_totals(output, rows, pixels, n, c.layer.outputs);
+  finish_totals(stage, rows, pixels, n, c.layer.outputs);
 }
 
 static void direct(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
                    int threads) {
   const bk_layer &l = c.layer;
   Size size = output_size(l, input.size);
+  const Stage stage = make_stage(output, l.outputs);
   bk_input x = input;
   bool one = l.kernel[0] * l.kernel[1] * l.kernel[2] == 1 && l.stride[0] * l.stride[1] * l.stride[2] == 1 &&
              !(l.padding[0] | l.padding[1] | l.padding[2]);
@@ -196,7 +197,7 @@ static void direct(const bk_convolution &c, const bk_input &input, const bk_outp
       int n = size.w - w < PIXELS ? size.w - w : PIXELS;
       int count = find_rows(c, x, space, t * l.stride[0] - l.padding[0], h * l.stride[1] - l.padding[1], w, n, rows);
       multiply(c, 0, rows, count, c.flat ? 1 : l.kernel[2], c.flat ? 1 : l.stride[2], space.totals);
-      finish_row(c, output, space.totals, ((int64_t)t * size.h + h) * size.w + w, n);
+      finish_row(c, stage, space.totals, ((int64_t)t * size.h + h) * size.w + w, n);
     }
   }
 }

@@ -154,7 +154,7 @@ static void finish_tile(const bk_convolution &c, const Size &size, const Winogra
 }
 
 // Tiles of 2 x 2 pixels; the frames that a tap of time needs are transformed once and kept in a ring.
-static void winograd2_block(const bk_convolution &c, const bk_input &x, const bk_output &output, const WinogradSpace &space,
+static void winograd2_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const WinogradSpace &space,
                             const Size &size, int first, int across, int tiles) {
   const bk_layer &l = c.layer;
   int n = tiles - first < TILES ? tiles - first : TILES;
@@ -175,11 +175,11 @@ static void winograd2_block(const bk_convolution &c, const bk_input &x, const bk
     written.count = 0;
     for (int i = 0; i < n; i++)
       finish_tile<16>(c, size, space, i, t, (first + i) / across * 2, (first + i) % across * 2, written);
-    finish_totals(output, written.rows, written.pixels, written.count, l.outputs);
+    finish_totals(stage, written.rows, written.pixels, written.count, l.outputs);
   }
 }
 
-static void winograd3_block(const bk_convolution &c, const bk_input &x, const bk_output &output, const WinogradSpace &space,
+static void winograd3_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const WinogradSpace &space,
                             const Size &size, int64_t first, int across, int64_t plane, int64_t tiles) {
   const bk_layer &l = c.layer;
   int n = tiles - first < TILES ? (int)(tiles - first) : TILES, place[TILES][3];
@@ -198,12 +198,13 @@ static void winograd3_block(const bk_convolution &c, const bk_input &x, const bk
   Written written;
   written.count = 0;
   for (int i = 0; i < n; i++) finish_tile<64>(c, size, space, i, place[i][0], place[i][1], place[i][2], written);
-  finish_totals(output, written.rows, written.pixels, written.count, l.outputs);
+  finish_totals(stage, written.rows, written.pixels, written.count, l.outputs);
 }
 
 static void winograd(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
                      int threads) {
   Size size = output_size(c.layer, input.size);
+  const Stage stage = make_stage(output, c.layer.outputs);
   int across = (size.w + 1) / 2;
   int64_t plane = (int64_t)(size.h + 1) / 2 * across;
   int64_t tiles = c.method == BK_WINOGRAD3 ? (size.t + 1) / 2 * plane : plane, blocks = (tiles + TILES - 1) / TILES;
@@ -214,9 +215,9 @@ static void winograd(const bk_convolution &c, const bk_input &input, const bk_ou
     for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++) {
       int64_t first = block * TILES;
       if (c.method == BK_WINOGRAD3)
-        winograd3_block(c, input, output, space, size, first, across, plane, tiles);
+        winograd3_block(c, input, stage, space, size, first, across, plane, tiles);
       else
-        winograd2_block(c, input, output, space, size, (int)first, across, (int)tiles);
+        winograd2_block(c, input, stage, space, size, (int)first, across, (int)tiles);
     }
   }
 }
