@@ -139,7 +139,7 @@ static void lookup(const bk_convolution &c, const bk_input &x, const bk_output &
       const uint16_t *from = indices + t * l.stride[0] * i.plane + h * l.stride[1] * i.row +
                              (int64_t)w * l.stride[2] * i.groups;
       for (int first = 0; first < c.width; first += 64) lookup_block(c, i, from, first, totals);
-      finish_row(c, stage, totals, ((int64_t)t * size.h + h) * size.w + w, n);
+      finish_totals(stage, totals, c.width, ((int64_t)t * size.h + h) * size.w + w, n);
     }
   }
 }

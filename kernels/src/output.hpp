@@ -39,13 +39,13 @@ struct Piece {
 struct Stage {
   bk_output output;
   Piece pieces[2 * BK_MOST_TARGETS + 1];
-  int count;
+  int count, channels;
 };
 
 static Stage make_stage(const bk_output &output, int channels) {
   Stage s;
   s.output = output;
-  s.count = 0;
+  s.count = 0, s.channels = channels;
   for (int begin = 0, end; begin < channels; begin = end) {
     Piece &piece = s.pieces[s.count++];
     end = channels;
@@ -96,15 +96,13 @@ INLINE Float load_value(const void *values, int64_t at, int half, int n) {
   return half ? load_half((const uint16_t *)values + at, n) : load_floats((const float *)values + at, n);
 }
 
-// V vectors from channel `at` of a piece on, of `count` pixels. value(p, v) is vector v of pixel p, whose place in memory
-// is pixels[p].
+// V vectors from channel `at` of a piece on, of `count` pixels from `first` on. value(p, v) is vector v of the p-th.
 template <int V, class Value>
-INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, const int64_t *pixels, int count, int at,
-                           int n) {
+INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, int64_t first, int count, int at, int n) {
   Float slope = broadcast(o.slope);
   int channel = piece.begin + at;
   for (int p = 0; p < count; p++) {
-    int64_t pixel = pixels[p];
+    int64_t pixel = first + p;
     Float values[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) values[v] = value(p, v);
@@ -136,36 +134,32 @@ INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, 
 // The channels of a piece, as many vectors at a time as there are. source(channel, n) gives the `value` of vectors from
 // there on.
 template <class Source>
-INLINE void finish_piece(const bk_output &o, const Piece &piece, Source source, const int64_t *pixels, int count) {
+INLINE void finish_piece(const bk_output &o, const Piece &piece, Source source, int64_t first, int count) {
   int at = 0, left = piece.end - piece.begin;
   for (; left >= 4 * LANES; at += 4 * LANES, left -= 4 * LANES)
-    finish_vectors<4>(o, piece, source(piece.begin + at, LANES), pixels, count, at, LANES);
+    finish_vectors<4>(o, piece, source(piece.begin + at, LANES), first, count, at, LANES);
   for (; left >= 2 * LANES; at += 2 * LANES, left -= 2 * LANES)
-    finish_vectors<2>(o, piece, source(piece.begin + at, LANES), pixels, count, at, LANES);
+    finish_vectors<2>(o, piece, source(piece.begin + at, LANES), first, count, at, LANES);
   for (; left >= LANES; at += LANES, left -= LANES)
-    finish_vectors<1>(o, piece, source(piece.begin + at, LANES), pixels, count, at, LANES);
-  if (left > 0) finish_vectors<1>(o, piece, source(piece.begin + at, left), pixels, count, at, left);
+    finish_vectors<1>(o, piece, source(piece.begin + at, LANES), first, count, at, LANES);
+  if (left > 0) finish_vectors<1>(o, piece, source(piece.begin + at, left), first, count, at, left);
 }
 
-static void store_totals(const bk_output &o, const int32_t *const *totals, const int64_t *pixels, int count,
-                         int channels) {
-  for (int p = 0; p < count; p++) memcpy(o.totals + pixels[p] * o.totals_stride, totals[p], 4 * channels);
-}
-
-// The sums of `count` pixels: totals[p] are those of all channels of the pixel at pixels[p].
-static void finish_totals(const Stage &stage, const int32_t *const *totals, const int64_t *pixels, int count,
-                          int channels) {
+// The sums (pixel, pitch) of `count` pixels, neighbours in memory, from `first` on.
+static void finish_totals(const Stage &stage, const int32_t *totals, int64_t pitch, int64_t first, int count) {
   const bk_output o = stage.output;  // a copy of our own: nothing that is stored can change it
-  if (o.totals) store_totals(o, totals, pixels, count, channels);
+  if (o.totals)
+    for (int p = 0; p < count; p++)
+      memcpy(o.totals + (first + p) * o.totals_stride, totals + p * pitch, 4 * stage.channels);
   if (!o.scale) return;
   auto source = [&](int channel, int n) {
     return [=](int p, int v) {
       int c = channel + v * LANES;
-      Float total = to_float(load_ints(totals[p] + c, n));
+      Float total = to_float(load_ints(totals + p * pitch + c, n));
       return fma(total, load_floats(o.scale + c, n), load_floats(o.bias + c, n));
     };
   };
-  for (int i = 0; i < stage.count; i++) finish_piece(o, stage.pieces[i], source, pixels, count);
+  for (int i = 0; i < stage.count; i++) finish_piece(o, stage.pieces[i], source, first, count);
 }
 
 static void finish_values(int64_t pixels, int32_t channels, const void *values, int64_t stride, const bk_output &output,
@@ -176,11 +170,9 @@ static void finish_values(int64_t pixels, int32_t channels, const void *values, 
   for (int64_t first = 0; first < pixels; first += BLOCK) {
     const bk_output o = output;
     int count = pixels - first < BLOCK ? (int)(pixels - first) : BLOCK;
-    int64_t places[BLOCK];
-    for (int p = 0; p < count; p++) places[p] = first + p;
     auto source = [&](int channel, int n) {
       return [=](int p, int v) { return load_value(values, (first + p) * stride + channel + v * LANES, o.half, n); };
     };
-    for (int i = 0; i < stage.count; i++) finish_piece(o, stage.pieces[i], source, places, count);
+    for (int i = 0; i < stage.count; i++) finish_piece(o, stage.pieces[i], source, first, count);
   }
 }
