@@ -49,9 +49,10 @@ struct Level {
 
 extern const Level scalar_level, avx2_level, vnni_level, vbmi_level;
 
-// The widest block of outputs that is computed together and starts at `first`.
+// The widest block of outputs that is computed together and starts at `first`. Winograd's are narrower: the sums of all
+// positions of a block stay in L1.
 static inline int block_width(const bk_convolution &c, int first) {
   int left = c.width - first;
   if (c.level == BK_AVX2) return 16;
-  return left >= 64 ? 64 : left >= 32 ? 32 : 16;
+  return left >= 64 && c.positions == 1 ? 64 : left >= 32 ? 32 : 16;
 }

@@ -54,30 +54,26 @@ ALONE void tile(const Row *rows, int count, int taps, int64_t stride, int depth,
     for (int v = 0; v < V; v++) store(totals + p * width + v * LANES, sums[p][v]);
 }
 
-// PIXELS pixels times all outputs of a position; totals are (pixel, width).
-static void multiply(const bk_convolution &c, int position, const Row *rows, int count, int taps, int64_t stride,
-                     int32_t *totals) {
-  const int32_t *start = c.start + (int64_t)position * c.width;
-  const int8_t *panel = c.packed + position * c.panel;
-  for (int first = 0, width; first < c.width; first += width) {
-    width = block_width(c, first);
-    const int8_t *w = panel + (int64_t)first * c.taps * c.depth;
-    int32_t *out = totals + first;
+// PIXELS pixels times the block of outputs from `first` on at a position; totals are (pixel, pitch).
+static void multiply(const bk_convolution &c, int position, int first, const Row *rows, int count, int taps,
+                     int64_t stride, int32_t *totals, int64_t pitch) {
+  const int32_t *start = c.start + (int64_t)position * c.width + first;
+  const int8_t *w = c.packed + position * c.panel + (int64_t)first * c.taps * c.depth;
 #ifdef __AVX512F__
-    if (width == 64) {
-      tile<6, 4>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
-      Row rest[MOST_ROWS];
-      for (int r = 0; r < count; r++) rest[r] = {rows[r].first + 6 * stride * rows[r].step, rows[r].step};
-      tile<6, 4>(rest, count, taps, stride, c.depth, w, start + first, out + 6 * (int64_t)c.width, c.width);
-    } else if (width == 32) {
-      tile<12, 2>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
-    } else {
-      tile<12, 1>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
-    }
-#else
-    tile<4, 2>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
-#endif
+  int width = block_width(c, first);
+  if (width == 64) {
+    tile<6, 4>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
+    Row rest[MOST_ROWS];
+    for (int r = 0; r < count; r++) rest[r] = {rows[r].first + 6 * stride * rows[r].step, rows[r].step};
+    tile<6, 4>(rest, count, taps, stride, c.depth, w, start, totals + 6 * pitch, pitch);
+  } else if (width == 32) {
+    tile<12, 2>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
+  } else {
+    tile<12, 1>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
   }
+#else
+  tile<4, 2>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
+#endif
 }
 
 // What a thread copies into: `patch` holds the inputs of a block that touches a border, `outside` codes of zero.
@@ -159,21 +155,11 @@ static int find_rows(const bk_convolution &c, const bk_input &x, const DirectSpa
   return count;
 }
 
-// Totals (pixel, width) of n neighbouring pixels.
-static void finish_row(const bk_convolution &c, const bk_output &output, const int32_t *totals, int64_t pixel, int n) {
-  const int32_t *rows[PIXELS];
-  int64_t pixels[PIXELS];
-  for (int p = 0; p < n; p++) {
-    rows[p] = totals + (int64_t)p * c.width;
-    pixels[p] = pixel + p;
-  }
-  finish_totals(output, rows, pixels, n, c.layer.outputs);
-}
-
 static void direct(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
                    int threads) {
   const bk_layer &l = c.layer;
   Size size = output_size(l, input.size);
+  const Stage stage = make_stage(output, l.outputs);
   bk_input x = input;
   bool one = l.kernel[0] * l.kernel[1] * l.kernel[2] == 1 && l.stride[0] * l.stride[1] * l.stride[2] == 1 &&
              !(l.padding[0] | l.padding[1] | l.padding[2]);
@@ -195,8 +181,10 @@ static void direct(const bk_convolution &c, const bk_input &input, const bk_outp
       int w = (int)(block % blocks) * PIXELS, h = (int)(block / blocks % size.h), t = (int)(block / blocks / size.h);
       int n = size.w - w < PIXELS ? size.w - w : PIXELS;
       int count = find_rows(c, x, space, t * l.stride[0] - l.padding[0], h * l.stride[1] - l.padding[1], w, n, rows);
-      multiply(c, 0, rows, count, c.flat ? 1 : l.kernel[2], c.flat ? 1 : l.stride[2], space.totals);
-      finish_row(c, output, space.totals, ((int64_t)t * size.h + h) * size.w + w, n);
+      for (int first = 0; first < c.width; first += block_width(c, first))
+        multiply(c, 0, first, rows, count, c.flat ? 1 : l.kernel[2], c.flat ? 1 : l.stride[2], space.totals + first,
+                 c.width);
+      finish_totals(stage, space.totals, c.width, ((int64_t)t * size.h + h) * size.w + w, n);
     }
   }
 }

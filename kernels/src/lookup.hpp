@@ -113,6 +113,7 @@ static void lookup_block(const bk_convolution &c, const Indices &i, const uint16
 static void lookup(const bk_convolution &c, const bk_input &x, const bk_output &output, uint8_t *workspace, int threads) {
   const bk_layer &l = c.layer;
   Size size = output_size(l, x.size);
+  const Stage stage = make_stage(output, l.outputs);
   Indices i = lookup_indices(c, x);
   uint16_t *indices = (uint16_t *)workspace, outside[MOST_GROUPS];
   uint8_t zeros[GROUP] = {(uint8_t)l.zero, (uint8_t)l.zero, (uint8_t)l.zero};
@@ -138,7 +139,7 @@ static void lookup(const bk_convolution &c, const bk_input &x, const bk_output &
       const uint16_t *from = indices + t * l.stride[0] * i.plane + h * l.stride[1] * i.row +
                              (int64_t)w * l.stride[2] * i.groups;
       for (int first = 0; first < c.width; first += 64) lookup_block(c, i, from, first, totals);
-      finish_row(c, output, totals, ((int64_t)t * size.h + h) * size.w + w, n);
+      finish_totals(stage, totals, c.width, ((int64_t)t * size.h + h) * size.w + w, n);
     }
   }
 }

@@ -9,6 +9,9 @@
 
 enum { TILES = 12 };  // of a block: a multiple of PIXELS
 
+// Output pixels of a tile of N positions.
+constexpr int pixels_of(int N) { return N == 64 ? 8 : 4; }
+
 // B^T down one axis of four: element i of the axis is x[i * step].
 template <class B>
 INLINE void transform_codes(B *x, int step) {
@@ -38,13 +41,16 @@ INLINE void transform_tile(const uint8_t *const *pixels, const uint8_t *offset, 
                            int64_t position_bytes) {
   B x[N];
   int n = channels - k;
-#pragma GCC unroll 16
+#pragma GCC unroll 64
   for (int i = 0; i < N; i++) x[i] = load_part<B>(pixels[i] + k, n);
-#pragma GCC unroll 4
-  for (int axis = 1; axis < N; axis *= 4)
 #pragma GCC unroll 16
-    for (int i = 0; i < N / 4; i++) transform_codes(x + (i / axis * axis * 4 + i % axis), axis);
+  for (int i = 0; i < N / 4; i++) transform_codes(x + 4 * i, 1);
 #pragma GCC unroll 16
+  for (int i = 0; i < N / 4; i++) transform_codes(x + i / 4 * 16 + i % 4, 4);
+  if (N == 64)
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) transform_codes(x + i, 16);
+#pragma GCC unroll 64
   for (int i = 0; i < N; i++) store(to + i * position_bytes + k, (B)(x[i] + all_bytes<B>(offset[i])));
 }
 
@@ -58,44 +64,48 @@ static void transform_channels(const bk_convolution &c, const uint8_t *const *pi
   for (; k < c.depth; k += 32) transform_tile<Byte32, N>(pixels, c.offset, k, channels, to, position_bytes);
 }
 
-// The sums of the 2 x 2 (x 2) pixels of one tile, (pixel, width), from those of its N positions.
-template <int N>
-static void transform_back(const int32_t *products, int width, int32_t *pixels) {
-  for (int v = 0; v < width; v += LANES) {
+// Where the sums of pixel j of tile i are: (frame, row, tile, column), so that those of image rows are neighbours.
+INLINE int pixel_of(int j, int i) { return (j / 2 * TILES + i) * 2 + j % 2; }
+
+// V vectors of the sums of the 2 x 2 (x 2) pixels of tile i, from those of its N positions, (position, tile, V).
+template <int N, int V>
+INLINE void transform_back(const int32_t *products, int i, int32_t *sums, int64_t pitch) {
+#pragma GCC unroll 2
+  for (int v = 0; v < V; v++) {
     Int m[N];
-#pragma GCC unroll 16
-    for (int i = 0; i < N; i++) m[i] = load<Int>(products + (int64_t)i * TILES * width + v);
+#pragma GCC unroll 64
+    for (int p = 0; p < N; p++) m[p] = load<Int>(products + ((p * TILES + i) * V + v) * LANES);
+#pragma GCC unroll 4
     for (int t = 0; t < N; t += 16) {
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) transform_sums(m + t + i, 4);
+      for (int k = 0; k < 4; k++) transform_sums(m + t + k, 4);
 #pragma GCC unroll 2
-      for (int i = 0; i < 8; i += 4) transform_sums(m + t + i, 1);
+      for (int k = 0; k < 8; k += 4) transform_sums(m + t + k, 1);
     }
     if (N == 64)
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) transform_sums(m + i / 2 * 4 + i % 2, 16);
+      for (int k = 0; k < 4; k++) transform_sums(m + k / 2 * 4 + k % 2, 16);
 #pragma GCC unroll 8
-    for (int i = 0; i < N / 16 * 4 && i < 8; i++) {
-      Int y = m[(i / 4) * 16 + (i / 2 % 2) * 4 + i % 2];
-      store(pixels + (int64_t)i * width + v, EACH(srai_epi32)((Raw)y, N == 64 ? 3 : 2));
+    for (int j = 0; j < pixels_of(N); j++) {
+      Int y = m[(j / 4) * 16 + (j / 2 % 2) * 4 + j % 2];
+      store(sums + pixel_of(j, i) * pitch + v * LANES, EACH(srai_epi32)((Raw)y, N == 64 ? 3 : 2));
     }
   }
 }
 
-// All products of the tiles of a block at every position.
-static void multiply_tiles(const bk_convolution &c, const uint8_t *const *frames, int count, int32_t *products) {
-  for (int p = 0; p < c.positions; p++)
-    for (int first = 0; first < TILES; first += PIXELS) {
-      Row rows[MOST_ROWS];
-      for (int r = 0; r < count; r++) rows[r] = {frames[r] + ((int64_t)p * TILES + first) * c.depth, c.depth};
-      multiply(c, p, rows, count, 1, 1, products + ((int64_t)p * TILES + first) * c.width);
-    }
+template <int N>
+static void transform_tiles_back(const int32_t *products, int width, int n, int32_t *sums, int64_t pitch) {
+  for (int i = 0; i < n; i++)
+    if (width == 2 * LANES)
+      transform_back<N, 2>(products, i, sums, pitch);
+    else
+      transform_back<N, 1>(products, i, sums, pitch);
 }
 
 struct WinogradSpace {
   uint8_t *codes;    // (frames, position, tile, depth)
-  int32_t *products; // (position, tile, width)
-  int32_t *pixels;   // (tile, 4 or 8 pixels, width)
+  int32_t *products; // (position, tile, outputs of a block)
+  int32_t *sums;     // (pixel_of, width)
   uint8_t *outside;
   int64_t frame;     // bytes of one frame of `codes`
   int64_t bytes;
@@ -103,12 +113,12 @@ struct WinogradSpace {
 
 static WinogradSpace winograd_space(const bk_convolution &c, uint8_t *memory) {
   int64_t frame = aligned((int64_t)c.positions * TILES * c.depth), codes = frame * c.taps;
-  int64_t products = aligned((int64_t)c.positions * TILES * c.width * 4), pixels = aligned((int64_t)TILES * 8 * c.width * 4);
-  WinogradSpace s = {memory, nullptr, nullptr, nullptr, frame, codes + products + pixels + aligned(c.depth)};
+  int64_t products = (int64_t)c.positions * TILES * 2 * LANES * 4, sums = (int64_t)TILES * 8 * c.width * 4;
+  WinogradSpace s = {memory, nullptr, nullptr, nullptr, frame, codes + products + sums + aligned(c.depth)};
   if (memory) {
     s.products = (int32_t *)(memory + codes);
-    s.pixels = (int32_t *)(memory + codes + products);
-    s.outside = memory + codes + products + pixels;
+    s.sums = (int32_t *)(memory + codes + products);
+    s.outside = memory + codes + products + sums;
     memset(s.outside, c.layer.zero, c.depth);
   }
   return s;
@@ -131,30 +141,42 @@ INLINE void find_pixels(const bk_input &x, int t, int h, int w, const uint8_t *o
   }
 }
 
-// The output pixels of a block of tiles: where their sums are, and their places in the output.
-struct Written {
-  const int32_t *rows[TILES * 8];
-  int64_t pixels[TILES * 8];
-  int count;
-};
-
-// Sums of tile i at (t, h, w) of the output; pixels beyond the output are left out.
+// The sums of a block of tiles at all pixels, from the transformed codes of `count` frames.
 template <int N>
-static void finish_tile(const bk_convolution &c, const Size &size, const WinogradSpace &space, int i, int t, int h, int w,
-                        Written &written) {
-  enum { COUNT = N == 64 ? 8 : 4 };
-  int32_t *sums = space.pixels + (int64_t)i * COUNT * c.width;
-  transform_back<N>(space.products + (int64_t)i * c.width, c.width, sums);
-  for (int j = 0; j < COUNT; j++) {
-    int frame = t + j / 4, row = h + j / 2 % 2, column = w + j % 2;
-    if (frame >= size.t || row >= size.h || column >= size.w) continue;
-    written.rows[written.count] = sums + (int64_t)j * c.width;
-    written.pixels[written.count++] = ((int64_t)frame * size.h + row) * size.w + column;
+static void multiply_tiles(const bk_convolution &c, const uint8_t *const *frames, int count, int n,
+                           const WinogradSpace &space) {
+  for (int first = 0, width; first < c.width; first += width) {
+    width = block_width(c, first);
+    for (int p = 0; p < N; p++)
+      for (int i = 0; i < TILES; i += PIXELS) {
+        Row rows[MOST_ROWS];
+        int at = p * TILES + i;
+        for (int r = 0; r < count; r++) rows[r] = {frames[r] + (int64_t)at * c.depth, c.depth};
+        multiply(c, p, first, rows, count, 1, 1, space.products + at * width, width);
+      }
+    transform_tiles_back<N>(space.products, width, n, space.sums + first, c.width);
+  }
+}
+
+// The output stage of n tiles, neighbours from tile (t, h, w) of the output on, w counting on over the rows' ends.
+template <int N>
+static void finish_tiles(const bk_convolution &c, const Stage &stage, const Size &size, const int32_t *sums, int t, int h,
+                         int w, int across, int n) {
+  for (int i = 0, tiles; i < n; i += tiles, h++, w = 0) {
+    tiles = across - w < n - i ? across - w : n - i;
+    if (h == (size.h + 1) / 2) h = 0, t++;
+    int count = 2 * (w + tiles) <= size.w ? 2 * tiles : 2 * tiles - 1;
+    for (int j = 0; j < pixels_of(N); j += 2) {
+      int frame = N == 64 ? 2 * t + j / 4 : t, row = 2 * h + j / 2 % 2;
+      if (frame < size.t && row < size.h)
+        finish_totals(stage, sums + pixel_of(j, i) * (int64_t)c.width, c.width,
+                      ((int64_t)frame * size.h + row) * size.w + 2 * w, count);
+    }
   }
 }
 
 // Tiles of 2 x 2 pixels; the frames that a tap of time needs are transformed once and kept in a ring.
-static void winograd2_block(const bk_convolution &c, const bk_input &x, const bk_output &output, const WinogradSpace &space,
+static void winograd2_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const WinogradSpace &space,
                             const Size &size, int first, int across, int tiles) {
   const bk_layer &l = c.layer;
   int n = tiles - first < TILES ? tiles - first : TILES;
@@ -170,40 +192,32 @@ static void winograd2_block(const bk_convolution &c, const bk_input &x, const bk
     if (t < 0) continue;
     const uint8_t *frames[MOST_ROWS];
     for (int dt = 0; dt < c.taps; dt++) frames[dt] = space.codes + (t + dt) % c.taps * space.frame;
-    multiply_tiles(c, frames, c.taps, space.products);
-    Written written;
-    written.count = 0;
-    for (int i = 0; i < n; i++)
-      finish_tile<16>(c, size, space, i, t, (first + i) / across * 2, (first + i) % across * 2, written);
-    finish_totals(output, written.rows, written.pixels, written.count, l.outputs);
+    multiply_tiles<16>(c, frames, c.taps, n, space);
+    finish_tiles<16>(c, stage, size, space.sums, t, first / across, first % across, across, n);
   }
 }
 
-static void winograd3_block(const bk_convolution &c, const bk_input &x, const bk_output &output, const WinogradSpace &space,
+static void winograd3_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const WinogradSpace &space,
                             const Size &size, int64_t first, int across, int64_t plane, int64_t tiles) {
   const bk_layer &l = c.layer;
-  int n = tiles - first < TILES ? (int)(tiles - first) : TILES, place[TILES][3];
+  int n = tiles - first < TILES ? (int)(tiles - first) : TILES;
   for (int i = 0; i < n; i++) {
     int64_t tile = first + i;
-    place[i][0] = (int)(tile / plane) * 2;
-    place[i][1] = (int)(tile % plane / across) * 2;
-    place[i][2] = (int)(tile % across) * 2;
+    int t = (int)(tile / plane) * 2, h = (int)(tile % plane / across) * 2, w = (int)(tile % across) * 2;
     const uint8_t *pixels[64];
-    find_pixels<64>(x, place[i][0] - l.padding[0], place[i][1] - l.padding[1], place[i][2] - l.padding[2], space.outside,
-                    pixels);
+    find_pixels<64>(x, t - l.padding[0], h - l.padding[1], w - l.padding[2], space.outside, pixels);
     transform_channels<64>(c, pixels, space.codes + (int64_t)i * c.depth);
   }
   const uint8_t *frames[1] = {space.codes};
-  multiply_tiles(c, frames, 1, space.products);
-  Written written;
-  written.count = 0;
-  for (int i = 0; i < n; i++) finish_tile<64>(c, size, space, i, place[i][0], place[i][1], place[i][2], written);
-  finish_totals(output, written.rows, written.pixels, written.count, l.outputs);
+  multiply_tiles<64>(c, frames, 1, n, space);
+  finish_tiles<64>(c, stage, size, space.sums, (int)(first / plane), (int)(first % plane / across), (int)(first % across),
+                   across, n);
 }
 
 static void winograd(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
                      int threads) {
   Size size = output_size(c.layer, input.size);
+  const Stage stage = make_stage(output, c.layer.outputs);
   int across = (size.w + 1) / 2;
   int64_t plane = (int64_t)(size.h + 1) / 2 * across;
   int64_t tiles = c.method == BK_WINOGRAD3 ? (size.t + 1) / 2 * plane : plane, blocks = (tiles + TILES - 1) / TILES;
@@ -214,9 +228,9 @@ static void winograd(const bk_convolution &c, const bk_input &input, const bk_ou
     for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++) {
       int64_t first = block * TILES;
       if (c.method == BK_WINOGRAD3)
-        winograd3_block(c, input, output, space, size, first, across, plane, tiles);
+        winograd3_block(c, input, stage, space, size, first, across, plane, tiles);
       else
-        winograd2_block(c, input, output, space, size, (int)first, across, (int)tiles);
+        winograd2_block(c, input, stage, space, size, (int)first, across, (int)tiles);
     }
   }
 }
