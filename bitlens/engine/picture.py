@@ -11,15 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from bitlens.engine.lower import LARGEST_CODE, IntegerLayer, Lowered, Operand, folded_weight, operand
+from bitlens.engine.graph import PART
+from bitlens.engine.lower import LARGEST_CODE, Lowered, Operand, folded_weight, operand
 from bitlens.engine.runtime import openvino
-from bitlens.engine.trace import Heard, Value, Writer, trace
+from bitlens.engine.steps import Tap
+from bitlens.engine.trace import Value, Writer, trace
 from bitlens.quant.layers import Quantized
-
-PART = "#"
 
 
 class PictureGraph(Writer):
@@ -96,7 +95,7 @@ class PictureGraph(Writer):
         """Adaptive max pooling of x (b, c, h, w) to a height and width."""
         h, w = x.get_shape()[2:]
         if h % height or w % width:
-            return self.ops.adaptive_max_pool(x, np.array([height, width], np.int64), "i64").output(0)
+            return self.ops.adaptive_max_pool(x, np.array([height, width], np.int64), "i32").output(0)
         window = [h // height, w // width]
         return self.ops.max_pool(x, window, [1, 1], [0, 0], [0, 0], window).output(0)
 
@@ -140,7 +139,9 @@ class PictureGraph(Writer):
             return x.op
         grid = operand(module.input_grid)
         shape = [1] * x.ndim if grid.scale.ndim == 0 else [1, -1, 1, 1] if x.ndim == 4 else [-1]
-        return self.offsets(replace(grid, scale=grid.scale.reshape(shape), zero_point=grid.zero_point.reshape(shape)), x.op)
+        return self.offsets(
+            replace(grid, scale=grid.scale.reshape(shape), zero_point=grid.zero_point.reshape(shape)), x.op
+        )
 
     def fake_quantize(self, grid: Operand, x: Value) -> Any:
         """The values of an input with one scale on its grid, as the u8 kernels want to see it."""
@@ -203,11 +204,11 @@ def by_group(weight: Tensor, groups: int) -> Tensor:
     return weight if groups == 1 else weight.reshape(groups, -1, *weight.shape[1:])
 
 
-def build_picture(network: nn.Module, lowered: Lowered, height: int, width: int) -> tuple[Any, dict[str, Heard]]:
+def build_picture(network: nn.Module, lowered: Lowered, height: int, width: int) -> tuple[Any, dict[str, Tap]]:
     """The model from image (1, 3, height, width) to image (1, 3, scale height, scale width), and its layers' taps."""
     g = PictureGraph(lowered)
     image = g.ops.parameter([1, 3, height, width], np.float32, "image")
     large = trace(network, g, image.output(0), height, width)
     image.output(0).get_tensor().set_names({"image"})
     large.get_tensor().set_names({"large"})
-    return openvino().Model([large], [image], type(network).__name__.lower()), g.heard
+    return openvino().Model([large], [image], type(network).__name__.lower()), g.taps

@@ -8,7 +8,6 @@ a constant where it meets a Value. So a new network needs nothing here, unless i
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,22 +16,15 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Lowered, layers_of, runs_in_integers
+from bitlens.engine.steps import Tap
 
-__all__ = ["Heard", "Value", "Writer", "trace"]
+__all__ = ["Value", "Writer", "trace"]
 
 UNCHANGED = {"view", "_unsafe_view", "unsqueeze", "squeeze", "alias", "clone", "detach", "_to_copy"}
 """Operations that change at most the shape: elements keep their order."""
 
 BINARY = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "divide"}
 UNARY = ("relu", "sigmoid", "sqrt", "gelu")
-
-
-@dataclass(frozen=True)
-class Heard:
-    """Where a layer can be listened to: the graph's values, in the shapes of the torch layer."""
-
-    inputs: tuple[Any, ...]
-    output: Any
 
 
 class Value(Tensor):
@@ -68,7 +60,7 @@ class Writer:
 
     def __init__(self, lowered: Lowered):
         self.integers = lowered.layers
-        self.heard: dict[str, Heard] = {}
+        self.taps: dict[str, Tap] = {}
 
     def constant(self, numbers: Any) -> Any:
         """Float32 numbers: a tensor, or one number."""
@@ -127,7 +119,7 @@ class Writer:
         raise NotImplementedError
 
     def resize(self, x: Any, height: int, width: int, mode: str) -> Any:
-        """x (b, c, h, w) in another size: "nearest", as torch chooses the nearest, or "linear" between pixel centres."""
+        """x (b, c, h, w) in another size: "nearest", as torch chooses it, or "linear" between pixel centres."""
         raise NotImplementedError
 
     def layer(self, name: str, module: nn.Module, x: "Value") -> Any:
@@ -163,7 +155,9 @@ class Writer:
         elif name in OPERATIONS:
             written = OPERATIONS[name](self, shapes, *args, **kwargs)
         else:
-            raise TypeError(f"the network uses {name}, which no graph here has; wanted other operations; run it in torch")
+            raise TypeError(
+                f"the network uses {name}, which no graph here has; wanted other operations; run it in torch"
+            )
         if isinstance(written, list):
             return [Value(shape.shape, op, self) for shape, op in zip(shapes, written, strict=True)]
         if isinstance(shapes, tuple):  # what nothing here asks for: indices of a maximum, statistics of a norm
@@ -197,7 +191,7 @@ def trace(network: nn.Module, writer: Writer, image: Any, height: int, width: in
     for name, module in list(layers_of(twin)):
         parent, _, child = name.rpartition(".")
         setattr(twin.get_submodule(parent), child, Layer(name, module))
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         return twin.eval()(Value((1, 3, height, width), image, writer)).op
 
 
@@ -215,7 +209,7 @@ class Layer(nn.Module):
         numbers = {name: parameter.to("meta") for name, parameter in geometry.named_parameters()}
         shape = functional_call(geometry, numbers, tuple(map(without_numbers, inputs))).shape
         written = (writer.layer if len(inputs) == 1 else writer.product)(self.name, module, *inputs)
-        writer.heard[self.name] = Heard(tuple(value.op for value in inputs), written)
+        writer.taps[self.name] = Tap(tuple(value.op for value in inputs), written)
         return Value(shape, written, writer)
 
 
