@@ -10,7 +10,7 @@ from bitlens.engine.checks import Check
 from bitlens.engine.graph import build_camera
 from bitlens.engine.lower import lower
 from bitlens.engine.onnx import Form, build
-from bitlens.engine.openvino import Engine, runs
+from bitlens.engine.openvino import Engine, reconstructs
 from bitlens.engine.runtime import openvino
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI
@@ -81,7 +81,7 @@ def export_openvino(
 
 def exportable(network: nn.Module) -> EfficientSCI:
     """The network, if there is a graph for it."""
-    if not runs(network):
+    if not reconstructs(network):
         raise TypeError(
             f"a {type(network).__name__} came, for which there is no graph; wanted an EfficientSCI (no Q-ViT); "
             "choose another checkpoint, or run this one in torch"

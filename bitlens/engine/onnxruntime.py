@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bitlens.engine.checks import Check, check_capture, compare_layers, fingerprint
 from bitlens.engine.lower import Lowered, lower
 from bitlens.engine.onnx import Form, build
-from bitlens.engine.openvino import runs
+from bitlens.engine.openvino import reconstructs
 from bitlens.engine.runtime import code, user_cache
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI
@@ -74,7 +74,7 @@ class Engine:
         cache: str | os.PathLike[str] | None = None,
         check: bool = True,
     ):
-        if not runs(network):
+        if not reconstructs(network):
             raise TypeError(f"a {type(network).__name__} came; wanted an EfficientSCI (no Q-ViT); run it in torch")
         if threads is not None and threads < 1:
             raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
