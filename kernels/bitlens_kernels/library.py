@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-ABI = 2
+ABI = 3
 ALIGN = 64
 MOST_TARGETS = 8
 LEVELS = ("scalar", "avx2", "avx512-vnni", "avx512-vbmi")

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-enum { BK_ABI = 2 };
+enum { BK_ABI = 3 };
 enum { BK_SCALAR, BK_AVX2, BK_VNNI, BK_VBMI, BK_LEVELS };        // instruction sets, each includes those before
 enum { BK_DIRECT, BK_WINOGRAD2, BK_WINOGRAD3, BK_LOOKUP, BK_METHODS };
 enum { BK_MOST_TARGETS = 8 };

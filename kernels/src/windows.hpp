@@ -92,6 +92,17 @@ INLINE Int together(Int a, Int b, Int c, Int d) {
   return a + (b << 8) + ((c << 16) + (d << 24)) - above;
 }
 
+// The lowest byte of each lane.
+INLINE void store_low_bytes(int8_t *to, Int v) {
+#ifdef __AVX512F__
+  store(to, _mm512_cvtepi32_epi8((Raw)v));
+#else
+  Raw order = _mm256_set1_epi32(0x0c080400), lanes = _mm256_set_epi32(0, 0, 0, 0, 0, 0, 4, 0);
+  Raw packed = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8((Raw)v, order), lanes);
+  store(to, (uint64_t)_mm_cvtsi128_si64(_mm256_castsi256_si128(packed)));
+#endif
+}
+
 // The memory of one thread.
 struct WindowSpace {
   int64_t *pixels;   // of each token
@@ -263,7 +274,7 @@ static void project(const bk_swin_block &b, const WindowSpace &s) {
     Lattice grid = lattice(b.v_places[o / padded]);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++)
-      store_bytes((uint8_t *)s.v + (int64_t)(o + k) * width + t, place(values[k], grid) ^ 128, LANES);
+      store_low_bytes(s.v + (int64_t)(o + k) * width + t, place(values[k], grid) ^ 128);
   });
 }
 
