@@ -40,73 +40,28 @@ def missing(network: nn.Module) -> str | None:
     return None
 
 
-class Engine:
-    """A low-bit network on the native kernels; called like the network.
+class Packed:
+    """The convolutions of a network on the kernels, each packed once for the method that is exact and was fastest.
 
     Args:
-        network: an EfficientSCI, fake-quantized, all of whose layers are direct; it is not changed.
-        precision: of residual sums in memory, "f32" or "bf16"; everything else is integers, or float32 in registers.
+        integers: of the layers, by name.
         threads: CPU threads; None: as many as this process may use.
         level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
 
     Raises:
-        TypeError: `missing` names a reason why the kernels cannot run the network.
-        ValueError: unknown precision, threads below 1, or a grid without a range.
-
-    >>> engine = Engine(bitlens.load("efficientsci-t-qsci-w4a4"), threads=2)  # doctest: +SKIP
-    >>> video = engine(measurement, mask)  # doctest: +SKIP
-    >>> engine.methods["resdnet_list.0.cformer_list.0.ffn.0"]  # doctest: +SKIP
-    'winograd2'
+        ValueError: threads below 1.
     """
 
-    def __init__(
-        self, network: nn.Module, *, precision: str = "f32", threads: int | None = None, level: str | None = None
-    ):
-        if (reason := missing(network)) is not None or not isinstance(network, EfficientSCI):
-            raise TypeError(f"{reason}; choose another engine")
-        if precision not in ("bf16", "f32"):
-            raise ValueError(f"precision {precision!r}; wanted bf16 or f32; choose one")
+    def __init__(self, integers: dict[str, IntegerLayer | IntegerProduct], threads: int | None, level: str | None):
         if threads is not None and threads < 1:
             raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
-        self.network, self.integers = network, shifted(network, reformed(lower(network).layers))
+        self.integers = integers
         self.threads = threads or len(os.sched_getaffinity(0))
         self.level = level or kernels().best_level()
-        self.precision = precision
-        self.kind = np.uint16 if precision == "bf16" else np.float32
-        self.plans: dict[tuple[int, ...], tuple[Plan, Part, Part]] = {}
         self.methods: dict[str, str] = {}
         self.costs: dict[tuple, dict[str, float]] = {}
         """Measured seconds of each method, by weight shape, codes and size."""
         self.ready: dict[str, tuple[Any, np.ndarray, np.ndarray]] = {}
-
-    @torch.no_grad()
-    def __call__(self, measurement: Array, mask: Array) -> Array:
-        """The video (b, c, t, h, w), float32, of measurement (b, h, w) and mask (1 or b, t, h, w).
-
-        Arrays of numpy give an array, tensors a tensor. The first call for a size of video plans it.
-        """
-        estimate = initial_estimate(torch.as_tensor(measurement).float(), torch.as_tensor(mask).float())  # b 1 t h w
-        h, w = estimate.shape[-2:]
-        if h % 2 or w % 2:
-            estimate = F.pad(estimate.squeeze(1), (0, w % 2, 0, h % 2), mode="replicate").unsqueeze(1)
-        plan, source, result = self.plan(*estimate.shape[2:])
-        videos = []
-        for one in estimate:
-            source.view(plan.block)[:] = one[0].unsqueeze(-1).numpy()
-            plan.run()
-            videos.append(np.moveaxis(result.view(plan.block), -1, 0)[..., :h, :w].copy())  # c t h w
-        video = np.stack(videos)
-        return video if isinstance(measurement, np.ndarray) else torch.from_numpy(video)  # type: ignore[return-value]
-
-    def plan(self, frames: int, height: int, width: int) -> tuple[Plan, Part, Part]:
-        """The calls for one size of video, with even height and width; its estimate and its video."""
-        size = (frames, height, width)
-        if size not in self.plans:
-            plan = Plan(self)
-            source, result = Network(plan, self.network, self.integers, self.kind).build(size)
-            plan.place()
-            self.plans[size] = plan, source, result
-        return self.plans[size]
 
     def convolution(self, name: str, shape: tuple[int, ...]) -> tuple[Any, np.ndarray, np.ndarray]:
         """The kernel of a layer for inputs of a shape, and its scale and bias; packed once."""
@@ -140,6 +95,67 @@ class Engine:
             packed = {method: bk.Convolution(codes, method=method, level=self.level, **geometry) for method in exact}
             self.costs[key] = {method: seconds(convolution, x) for method, convolution in packed.items()}
         return min(self.costs[key], key=self.costs[key].__getitem__)
+
+
+class Engine(Packed):
+    """A low-bit network on the native kernels; called like the network.
+
+    Args:
+        network: an EfficientSCI, fake-quantized, all of whose layers are direct; it is not changed.
+        precision: of residual sums in memory, "f32" or "bf16"; everything else is integers, or float32 in registers.
+        threads: CPU threads; None: as many as this process may use.
+        level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
+
+    Raises:
+        TypeError: `missing` names a reason why the kernels cannot run the network.
+        ValueError: unknown precision, threads below 1, or a grid without a range.
+
+    >>> engine = Engine(bitlens.load("efficientsci-t-qsci-w4a4"), threads=2)  # doctest: +SKIP
+    >>> video = engine(measurement, mask)  # doctest: +SKIP
+    >>> engine.methods["resdnet_list.0.cformer_list.0.ffn.0"]  # doctest: +SKIP
+    'winograd2'
+    """
+
+    def __init__(
+        self, network: nn.Module, *, precision: str = "f32", threads: int | None = None, level: str | None = None
+    ):
+        if (reason := missing(network)) is not None or not isinstance(network, EfficientSCI):
+            raise TypeError(f"{reason}; choose another engine")
+        if precision not in ("bf16", "f32"):
+            raise ValueError(f"precision {precision!r}; wanted bf16 or f32; choose one")
+        super().__init__(shifted(network, reformed(lower(network).layers)), threads, level)
+        self.network, self.precision = network, precision
+        self.kind = np.uint16 if precision == "bf16" else np.float32
+        self.plans: dict[tuple[int, ...], tuple[Plan, Part, Part]] = {}
+
+    @torch.no_grad()
+    def __call__(self, measurement: Array, mask: Array) -> Array:
+        """The video (b, c, t, h, w), float32, of measurement (b, h, w) and mask (1 or b, t, h, w).
+
+        Arrays of numpy give an array, tensors a tensor. The first call for a size of video plans it.
+        """
+        estimate = initial_estimate(torch.as_tensor(measurement).float(), torch.as_tensor(mask).float())  # b 1 t h w
+        h, w = estimate.shape[-2:]
+        if h % 2 or w % 2:
+            estimate = F.pad(estimate.squeeze(1), (0, w % 2, 0, h % 2), mode="replicate").unsqueeze(1)
+        plan, source, result = self.plan(*estimate.shape[2:])
+        videos = []
+        for one in estimate:
+            source.view(plan.block)[:] = one[0].unsqueeze(-1).numpy()
+            plan.run()
+            videos.append(np.moveaxis(result.view(plan.block), -1, 0)[..., :h, :w].copy())  # c t h w
+        video = np.stack(videos)
+        return video if isinstance(measurement, np.ndarray) else torch.from_numpy(video)  # type: ignore[return-value]
+
+    def plan(self, frames: int, height: int, width: int) -> tuple[Plan, Part, Part]:
+        """The calls for one size of video, with even height and width; its estimate and its video."""
+        size = (frames, height, width)
+        if size not in self.plans:
+            plan = Plan(self)
+            source, result = Network(plan, self.network, self.integers, self.kind).build(size)
+            plan.place()
+            self.plans[size] = plan, source, result
+        return self.plans[size]
 
 
 def seconds(convolution: Any, codes: np.ndarray) -> float:

@@ -45,6 +45,8 @@ struct Level {
   void (*finish)(int64_t, int32_t, const void *, int64_t, const bk_output &, int threads);
   void (*attend)(const bk_attention &, int threads);
   double (*peak)(long rounds);
+  int64_t (*swin_workspace)(const bk_swin_block &);  // of one thread
+  void (*swin)(const bk_swin_block &, const bk_swin_call &, uint8_t *workspace, int threads);
 };
 
 extern const Level scalar_level, avx2_level, vnni_level, vbmi_level;

@@ -3,6 +3,7 @@
 #include "attention.hpp"
 #include "direct.hpp"
 #include "lookup.hpp"
+#include "windows.hpp"
 #include "winograd.hpp"
 
 #include <time.h>
@@ -48,4 +49,6 @@ const Level LEVEL = {LANES,
                      {direct_workspace, winograd_workspace, winograd_workspace, LOOKUP_WORKSPACE},
                      finish,
                      attend,
-                     peak};
+                     peak,
+                     swin_workspace,
+                     swin};

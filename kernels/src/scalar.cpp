@@ -2,6 +2,7 @@
 
 #include "convolution.hpp"
 #include "exponential.hpp"
+#include "swin.hpp"
 
 #include <cmath>
 #include <cstring>
@@ -152,4 +153,6 @@ const Level scalar_level = {1,
                             {no_workspace, no_workspace, no_workspace, no_workspace},
                             finish,
                             attend,
-                            peak};
+                            peak,
+                            scalar_swin_workspace,
+                            scalar_swin};
