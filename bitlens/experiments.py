@@ -33,7 +33,7 @@ class Budget:
 
 
 BUDGETS = {
-    "minutes": Budget(60, 2, 64),
+    "minutes": Budget(120, 2, 64),
     "hours": Budget(1_500, 4, 64),
     "gpu": Budget(40_000, 16, 128),
 }

@@ -42,7 +42,7 @@ class Experiment:
     start: str = "efficientsci-t"
     """The float network: a shipped name or the path of a checkpoint."""
     budget: Literal["minutes", "hours", "gpu"] = "minutes"
-    """How long each variant trains: 60 steps, 1,500 steps, or 40,000 larger ones; in sr-table at most 1, 18 or 240
+    """How long each variant trains: 120 steps, 1,500 steps, or 40,000 larger ones; in sr-table at most 1, 18 or 240
     minutes of refinement."""
     data: str | None = None
     """What they are evaluated on, as for bitlens evaluate. Default: six-scenes; for sr-table set5,set14,urban10."""
