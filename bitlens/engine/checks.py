@@ -17,6 +17,10 @@ CHECK_SIZE = (4, 16, 16)
 """Frames, height and width of the video on which layers are checked."""
 
 
+class ComputesWrongly(ValueError):
+    """An engine was compared with the reference on this machine, and a layer differs: it must not run the network."""
+
+
 @dataclass(frozen=True)
 class Check:
     """How one layer fared on an engine."""
