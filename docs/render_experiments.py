@@ -21,7 +21,9 @@ from bitlens.experiments import EXPERIMENTS
 def experiment_table(content: dict[str, Any]) -> str:
     """One experiment of Q-SCI's beside the paper's numbers."""
     drifts = [key for key in content["rows"][0] if key.endswith(("_max", "_mean"))]
-    rows = [["float", f"{content['float']['psnr']:.2f}", f"{content['float']['ssim']:.4f}", "", "", *("" for _ in drifts)]]
+    rows = [
+        ["float", f"{content['float']['psnr']:.2f}", f"{content['float']['ssim']:.4f}", "", "", *("" for _ in drifts)]
+    ]
     for row in content["rows"]:
         paper = "–" if row["paper"] is None else f"{row['paper']:+.2f}"
         scores = [row["variant"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['against_float']:+.2f}", paper]
@@ -58,7 +60,10 @@ def render(root: Path, check: bool = False) -> list[Path]:
     found = [read_json(folder / f"{name}.json") for name in EXPERIMENTS if (folder / f"{name}.json").is_file()]
     adapted = [read_json(path) for path in sorted(folder.glob("adapt-*.json"))]
     tables = "\n\n".join(map(experiment_table, found)) or NOT_MEASURED
-    pages = {root / "docs" / "qsci.md": ("experiments", tables), root / "docs" / "training.md": ("adapt", adapt_table(adapted))}
+    pages = {
+        root / "docs" / "qsci.md": ("experiments", tables),
+        root / "docs" / "training.md": ("adapt", adapt_table(adapted)),
+    }
     stale = []
     for page, (mark, content) in pages.items():
         text = between_marks(page, mark, content)

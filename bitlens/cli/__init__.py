@@ -24,6 +24,7 @@ VERBS = {
     "upscale": "enlarge pictures with a super-resolution network",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
     "benchmark": "measured speed, beside every float engine on this machine",
+    "costs": "milliseconds of each layer at each bit-width on this machine, to choose bits by",
     "verify": "measure again what a checkpoint claims",
     "train": "train a float network, or a low-bit one",
     "quantize": "turn a float network into a low-bit one",

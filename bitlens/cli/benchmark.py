@@ -142,6 +142,8 @@ class Benchmark:
         add_quality(about, folder, subject)
         for row, seconds in first_starts.items():
             next(one for one in about if one["name"] == row)["first_start_s"] = seconds
+        for model in self.models:
+            remember_engines(model, about, self.threads)
         return {
             "models": [describe(model).name for model in self.models],
             "float_model": describe(float_model).name,
@@ -316,6 +318,16 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     }
     found = {name: fastest(*these) for name, these in kinds.items()}
     return {name: None if seconds is None else seconds / ours for name, seconds in found.items()}
+
+
+def remember_engines(model: str, rows: list[dict[str, Any]], threads: int) -> None:
+    """Keep how fast each engine ran a checkpoint: what --engine auto goes by."""
+    from bitlens.checkpoint import describe, load
+    from bitlens.cli.speeds import ENGINES, remember
+
+    own = [row for row in rows if row["model"] == describe(model).name and row["failure"] is None]
+    medians = {ENGINES[row["engine"]]: row["median_s"] for row in own if row["engine"] in ENGINES}
+    remember(load(model), threads, medians)
 
 
 def layer_costs(model: str, subject: "Subject", threads: int) -> list[dict[str, Any]]:

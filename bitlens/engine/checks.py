@@ -20,6 +20,10 @@ PICTURE_SIZE = (24, 20)
 """Height and width of the picture on which layers are checked: not whole windows."""
 
 
+class ComputesWrongly(ValueError):
+    """An engine was compared with the reference on this machine, and a layer differs: it must not run the network."""
+
+
 @dataclass(frozen=True)
 class Check:
     """How one layer fared on an engine."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitlens.engine.checks import Check, check_input, check_picture, compare_layers, fingerprint
+from bitlens.engine.checks import Check, ComputesWrongly, check_input, check_picture, compare_layers, fingerprint
 from bitlens.engine.graph import PART, build
 from bitlens.engine.lower import lower
 from bitlens.engine.picture import build_picture
@@ -85,6 +85,12 @@ def enlarges(network: nn.Module) -> bool:
     return isinstance(getattr(network, "scale", None), int)
 
 
+def computes_bf16(core: Any) -> bool:
+    """Whether OpenVINO computes in bf16 here. Where ONEDNN_MAX_CPU_ISA forbids what it takes, it says that it does."""
+    narrow = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2", "AVX2_VNNI")
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and not narrow
+
+
 class Engine:
     """A network compiled for this CPU; called like the network.
 
@@ -98,7 +104,8 @@ class Engine:
 
     Raises:
         TypeError: `runs` is False for the network.
-        ValueError: unknown precision, threads below 1, a grid without a range, or a layer computes wrongly.
+        ValueError: unknown precision, threads below 1, a grid without a range.
+        ComputesWrongly: a layer does, on this machine.
 
     >>> engine = Engine(bitlens.load("efficientsci-t-qsci-w8a8"), threads=2)  # doctest: +SKIP
     >>> video = engine(measurement, mask)  # doctest: +SKIP
@@ -126,7 +133,7 @@ class Engine:
             raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
         self.kind, self.network, self.lowered = kind, network, lower(network)
         self.core = openvino().Core()
-        capable = "BF16" in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        capable = computes_bf16(self.core)
         if precision == "bf16" and not capable:
             raise ValueError("precision bf16, which this CPU has not; wanted f32 or auto; choose one")
         coarse = any(layer.activation_bits < 8 for layer in quantized_layers(network).values())
@@ -186,7 +193,7 @@ class Engine:
         checks = check_layers(self)
         for check in checks:
             if check.snr_f32 < WRONG["f32"] or check.snr < WRONG[self.precision]:
-                raise ValueError(
+                raise ComputesWrongly(
                     f"OpenVINO computes layer {check.name} ({check.kernel}) wrongly: {check.snr_f32:.0f} dB from the "
                     f"integer reference, {check.snr:.0f} dB in {self.precision}; wanted {WRONG['f32']:.0f} and "
                     f"{WRONG[self.precision]:.0f} or more; run the network in torch"

@@ -34,7 +34,9 @@ def missing(network: nn.Module) -> str | None:
     outcomes = {outcome.name: outcome for outcome in lower(network).report}
     if others := [name for name, outcome in outcomes.items() if outcome.way not in ("direct", "float")]:
         return f"{len(others)} layers ({others[0]} first) are not direct; the kernels run integers only"
-    inside = [f"{name}.{part}" for name, module in network.named_modules() if isinstance(module, Block) for part in INSIDE]
+    inside = [
+        f"{name}.{part}" for name, module in network.named_modules() if isinstance(module, Block) for part in INSIDE
+    ]
     if floats := [name for name in inside if outcomes[name].way == "float"]:
         return f"{len(floats)} layers of blocks ({floats[0]} first) are float; the kernels run integers only"
     try:
@@ -295,4 +297,3 @@ def block_of(module: Block, name: str, integers: dict[str, IntegerLayer | Intege
         ),
         level,
     )
-
