@@ -158,21 +158,29 @@ static void multiply_tiles(const bk_convolution &c, const uint8_t *const *frames
   }
 }
 
-// The output stage of n tiles, neighbours from tile (t, h, w) of the output on, w counting on over the rows' ends.
-template <int N>
-static void finish_tiles(const bk_convolution &c, const Stage &stage, const Size &size, const int32_t *sums, int t, int h,
-                         int w, int across, int n) {
+// Calls each(first sum, first pixel, count) for the rows of output pixels of n tiles: neighbours from tile (t, h, w) of the
+// output on, w counting on over the rows' ends.
+template <int N, class Each>
+INLINE void each_row(const Size &size, int t, int h, int w, int across, int n, Each each) {
   for (int i = 0, tiles; i < n; i += tiles, h++, w = 0) {
     tiles = across - w < n - i ? across - w : n - i;
     if (h == (size.h + 1) / 2) h = 0, t++;
     int count = 2 * (w + tiles) <= size.w ? 2 * tiles : 2 * tiles - 1;
     for (int j = 0; j < pixels_of(N); j += 2) {
       int frame = N == 64 ? 2 * t + j / 4 : t, row = 2 * h + j / 2 % 2;
-      if (frame < size.t && row < size.h)
-        finish_totals(stage, sums + pixel_of(j, i) * (int64_t)c.width, c.width,
-                      ((int64_t)frame * size.h + row) * size.w + 2 * w, count);
+      if (frame < size.t && row < size.h) each(pixel_of(j, i), ((int64_t)frame * size.h + row) * size.w + 2 * w, count);
     }
   }
+}
+
+// All sums of n tiles from tile (t, h, w) of the output on, through the output stage.
+template <int N>
+static void compute_tiles(const bk_convolution &c, const Stage &stage, const Size &size, const uint8_t *const *frames,
+                          int count, const WinogradSpace &space, int t, int h, int w, int across, int n) {
+  multiply_tiles<N>(c, frames, count, n, space);
+  each_row<N>(size, t, h, w, across, n, [&](int sum, int64_t pixel, int many) {
+    finish_totals(stage, space.sums + sum * (int64_t)c.width, c.width, pixel, many);
+  });
 }
 
 // Tiles of 2 x 2 pixels; the frames that a tap of time needs are transformed once and kept in a ring.
@@ -192,8 +200,7 @@ static void winograd2_block(const bk_convolution &c, const bk_input &x, const St
     if (t < 0) continue;
     const uint8_t *frames[MOST_ROWS];
     for (int dt = 0; dt < c.taps; dt++) frames[dt] = space.codes + (t + dt) % c.taps * space.frame;
-    multiply_tiles<16>(c, frames, c.taps, n, space);
-    finish_tiles<16>(c, stage, size, space.sums, t, first / across, first % across, across, n);
+    compute_tiles<16>(c, stage, size, frames, c.taps, space, t, first / across, first % across, across, n);
   }
 }
 
@@ -209,9 +216,8 @@ static void winograd3_block(const bk_convolution &c, const bk_input &x, const St
     transform_channels<64>(c, pixels, space.codes + (int64_t)i * c.depth);
   }
   const uint8_t *frames[1] = {space.codes};
-  multiply_tiles<64>(c, frames, 1, n, space);
-  finish_tiles<64>(c, stage, size, space.sums, (int)(first / plane), (int)(first % plane / across), (int)(first % across),
-                   across, n);
+  compute_tiles<64>(c, stage, size, frames, 1, space, (int)(first / plane), (int)(first % plane / across),
+                    (int)(first % across), across, n);
 }
 
 static void winograd(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
