@@ -9,7 +9,7 @@ enum { ALIGN = 64, MOST_ROWS = 512 };  // kt * kh
 struct bk_convolution {
   bk_layer layer;
   int method, level;
-  int positions;       // 1, or the 16 or 64 products of a Winograd tile
+  int positions;       // 1, or the 16, 25 or 64 products of a Winograd tile
   int taps;            // of one position
   int depth;           // input channels of one tap as packed: a multiple of 4 (64: of Winograd's transformed codes)
   bool flat;           // direct, and channels are no multiple of 4: all taps of a pixel are copied into one run
