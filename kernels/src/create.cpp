@@ -101,7 +101,7 @@ void pack_direct(bk_convolution &c) {
     for (int tap = 0; tap < taps_of(l); tap++)
       for (int k = 0; k < l.channels; k++) {
         int8_t w = weight_at(c, o, tap, k);
-        packed_at(c, 0, o, c.flat ? tap * l.channels + k : tap * c.depth + k) = w;
+        packed_at(c, 0, o, c.flat ? tap / l.kernel[2] * c.depth + tap % l.kernel[2] * l.channels + k : tap * c.depth + k) = w;
         sum += w;
       }
     c.start[o] = -l.zero * sum;
@@ -140,6 +140,13 @@ void pack_winograd(bk_convolution &c) {
   }
 }
 
+// The byte of an output in its block of 64: u16 sums of even and odd bytes are cut into halves to become 32-bit ones,
+// each cut 16 outputs.
+int lookup_byte(int output) {
+  constexpr int FIRST[4] = {0, 2, 1, 3};
+  return output % 16 * 4 + FIRST[output / 16];
+}
+
 // [block of 64 outputs][tap][group][64]: the indices of three weights; and the table of their products.
 void pack_lookup(bk_convolution &c) {
   const bk_layer &l = c.layer;
@@ -154,7 +161,7 @@ void pack_lookup(bk_convolution &c) {
           index |= (w + 2) << 2 * i;
           sum += w;
         }
-        c.packed[(((int64_t)(o / 64) * taps + tap) * n + g) * 64 + o % 64] = (int8_t)index;
+        c.packed[(((int64_t)(o / 64) * taps + tap) * n + g) * 64 + lookup_byte(o % 64)] = (int8_t)index;
       }
     c.start[o] = -l.zero * sum - LOOKUP_OFFSET * taps * n;
   }
@@ -226,9 +233,9 @@ extern "C" bk_convolution *bk_create(const bk_layer *layer, const int8_t *weight
   c->level = level;
   c->positions = positions_of(method);
   c->flat = method == BK_DIRECT && layer->channels % 4;
-  c->taps = c->flat ? 1 : winograd(method) ? (dimensions(method) == 3 ? 1 : layer->kernel[0]) : taps_of(*layer);
+  c->taps = c->flat ? layer->kernel[0] * layer->kernel[1] : winograd(method) ? (dimensions(method) == 3 ? 1 : layer->kernel[0]) : taps_of(*layer);
   c->depth = c->positions > 1 ? round_up(layer->channels, 32)
-                              : round_up(c->flat ? taps_of(*layer) * layer->channels : layer->channels, 4);
+                              : round_up(c->flat ? layer->kernel[2] * layer->channels : layer->channels, 4);
   c->width = round_up(layer->outputs, method == BK_LOOKUP ? 64 : 16);
   c->panel = (int64_t)c->width * c->taps * c->depth;
   c->bytes = method == BK_LOOKUP ? (int64_t)c->width * taps_of(*layer) * groups(*layer) : c->panel * c->positions;

@@ -46,6 +46,10 @@ INLINE void store(void *to, V v) {
 template <class V>
 INLINE V load_part(const uint8_t *from, int n) {
   if (n >= (int)sizeof(V)) return load<V>(from);
+#ifdef __AVX512BW__
+  if constexpr (sizeof(V) == 64) return (V)_mm512_maskz_loadu_epi8((1ull << n) - 1, from);
+  if constexpr (sizeof(V) == 32) return (V)_mm256_maskz_loadu_epi8((1u << n) - 1, from);
+#endif
   V v = {};
   memcpy(&v, from, n);
   return v;
