@@ -14,7 +14,7 @@ ALIGN = 64
 MOST_TARGETS = 8
 LEVELS = ("scalar", "avx2", "avx512-vnni", "avx512-vbmi")
 """Instruction sets; each includes those before it."""
-METHODS = ("direct", "winograd2", "winograd3", "lookup")
+METHODS = ("direct", "winograd2", "winograd3", "lookup", "winograd2wide")
 
 Triple = c_int32 * 3
 

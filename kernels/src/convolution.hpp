@@ -9,10 +9,10 @@ enum { ALIGN = 64, MOST_ROWS = 512 };  // kt * kh
 struct bk_convolution {
   bk_layer layer;
   int method, level;
-  int positions;       // 1, or the 16 or 64 products of a Winograd tile
+  int positions;       // 1, or the 16, 25 or 64 products of a Winograd tile
   int taps;            // of one position
   int depth;           // input channels of one tap as packed: a multiple of 4 (64: of Winograd's transformed codes)
-  bool flat;           // direct, and channels are no multiple of 4: all taps of a pixel are copied into one run
+  bool flat;           // direct, and channels are no multiple of 4: the taps of a row are one run of codes, one tap
   int width;           // outputs as packed: a multiple of the block of the instruction set
   int8_t *weights;     // as they came
   int8_t *packed;      // [position][block of outputs][tap][depth / 4][output of the block][4]; look-up: see pack_lookup

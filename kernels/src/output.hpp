@@ -21,7 +21,7 @@ INLINE Float clamp(Float x, const Grid &g) { return smaller(larger(x, g.low), g.
 // A product with 1 / step is as good as the slow division, but next to ties: places that are at most 511 apart from
 // zero differ by less than 511 * 2^-22 + 2^-15 < TIE. Where a lane is that near to a tie, all of them are divided.
 INLINE Int to_codes(Float value, const Grid &g) {
-  Float place = clamp(value * g.inverse + g.zero, g);
+  Float place = clamp(fma(value, g.inverse, g.zero), g);
   Int code = to_int(place);
   if (near_tie(size_of(place - to_float(code)))) code = to_int(clamp(value / g.step + g.zero, g));
   return code - g.first;

@@ -46,6 +46,10 @@ INLINE void store(void *to, V v) {
 template <class V>
 INLINE V load_part(const uint8_t *from, int n) {
   if (n >= (int)sizeof(V)) return load<V>(from);
+#ifdef __AVX512BW__
+  if constexpr (sizeof(V) == 64) return (V)_mm512_maskz_loadu_epi8((1ull << n) - 1, from);
+  if constexpr (sizeof(V) == 32) return (V)_mm256_maskz_loadu_epi8((1u << n) - 1, from);
+#endif
   V v = {};
   memcpy(&v, from, n);
   return v;
@@ -77,17 +81,35 @@ INLINE bool near_tie(Float rest) {
 #endif
 }
 
+// The first n lanes; those that are loaded beyond are 0.
+#ifdef __AVX512F__
+INLINE __mmask16 first_lanes(int n) { return (__mmask16)((1u << n) - 1); }
+#else
+INLINE Raw first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 INLINE Float load_floats(const float *from, int n) {
-  return load_part<Float>((const uint8_t *)from, 4 * n);
+  if (n == LANES) return load<Float>(from);
+#ifdef __AVX512F__
+  return _mm512_maskz_loadu_ps(first_lanes(n), from);
+#else
+  return _mm256_maskload_ps(from, first_lanes(n));
+#endif
 }
 
 INLINE void store_floats(float *to, Float v, int n) {
   if (n == LANES) return store(to, v);
-  memcpy(to, &v, 4 * n);
+#ifdef __AVX512F__
+  _mm512_mask_storeu_ps(to, first_lanes(n), v);
+#else
+  _mm256_maskstore_ps(to, first_lanes(n), v);
+#endif
 }
 
 INLINE Int load_ints(const int32_t *from, int n) {
-  return load_part<Int>((const uint8_t *)from, 4 * n);
+  return (Int)load_floats((const float *)from, n);
 }
 
 // The lanes of V vectors as bytes, those beyond 0 .. 255 clamped; n lanes of the last vector.
