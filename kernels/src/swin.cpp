@@ -113,7 +113,7 @@ void prepare_grids(bk_swin_block &b) {
     for (int j = 0; j < keys; j++)
       for (int i = 0; i < b.width; i++) {
         float bias = i < b.tokens && j < b.tokens ? s.position[((int64_t)h * b.tokens + i) * b.tokens + j] * LOG2E : 0;
-        b.position[((int64_t)h * keys + j) * b.width + i] = j < b.tokens ? bias : NO_TOKEN;
+        b.position[(((int64_t)h * b.width + i / RUN * RUN) * keys) + j * RUN + i % RUN] = j < b.tokens ? bias : NO_TOKEN;
       }
   }
 }

@@ -3,7 +3,7 @@
 
 #include "abi.h"
 
-enum { TOKENS = 64, MOST_DEPTH = 1024 };  // tokens of a window are filled up to a multiple of TOKENS
+enum { TOKENS = 64, RUN = 16, MOST_DEPTH = 1024 };  // tokens of a window are filled up to a multiple of TOKENS
 
 // 2^x on -1/2 .. 1/2 (relative error 2e-7), and (Phi(x) - 1/2) / x for |x| <= 5 in u = 2 x^2 / 25 - 1, Phi being the
 // normal distribution's (error of gelu 2e-6); best approximations by the largest error. Highest power first.
@@ -46,7 +46,7 @@ struct bk_swin_block {
   Places *q_places, *k_places, *v_places;  // of each head
   Places normed1, mixed, normed2, hidden;  // of the four layers' inputs
   float *score_unit, *mixed_unit;          // of each head; scores are exponents of 2
-  float *position;                         // [head][key, a multiple of 4][width], query in the lanes, exponents of 2
+  float *position;                         // [head][width / RUN][key, a multiple of 4][RUN queries], exponents of 2
 };
 
 // The windows of a picture, and where the tokens of each one lie.

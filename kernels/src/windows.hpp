@@ -37,26 +37,20 @@ INLINE Weights four_weights(const void *from) {
 INLINE Float root(Float x) { return EACH(sqrt_ps)(x); }
 INLINE Int all_of(int32_t x) { return (Int)EACH(set1_epi32)(x); }
 
-// The first n lanes; the others are 0, or stay as they are in memory.
-INLINE Float load_lanes(const float *from, int n) {
-  if (n >= LANES) return load<Float>(from);
+// The first n lanes, of n from 1 on.
 #ifdef __AVX512F__
-  return _mm512_maskz_loadu_ps((__mmask16)((1 << n) - 1), from);
+typedef __mmask16 Lanes;
+INLINE Lanes first_lanes(int n) { return n >= LANES ? 0xffff : (Lanes)((1 << n) - 1); }
+INLINE Float load_lanes(const float *from, Lanes lanes) { return _mm512_maskz_loadu_ps(lanes, from); }
+INLINE void store_lanes(float *to, Float v, Lanes lanes) { _mm512_mask_storeu_ps(to, lanes, v); }
 #else
-  Raw lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-  return _mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));
-#endif
+typedef __m256i Lanes;
+INLINE Lanes first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
 }
-
-INLINE void store_lanes(float *to, Float v, int n) {
-  if (n >= LANES) return store(to, v);
-#ifdef __AVX512F__
-  _mm512_mask_storeu_ps(to, (__mmask16)((1 << n) - 1), v);
-#else
-  Raw lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-  _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane), v);
+INLINE Float load_lanes(const float *from, Lanes lanes) { return _mm256_maskload_ps(from, lanes); }
+INLINE void store_lanes(float *to, Float v, Lanes lanes) { _mm256_maskstore_ps(to, lanes, v); }
 #endif
-}
 
 // 2^x for x <= 0, next to nothing below EXP2_LOWEST.
 INLINE Float exp2_of(Float x) {
@@ -145,40 +139,55 @@ static WindowSpace window_space(const bk_swin_block &b, uint8_t *memory) {
 
 static int64_t swin_workspace(const bk_swin_block &b) { return window_space(b, nullptr).bytes; }
 
-// The channels of a window's tokens: rows of x.
+// The channels of a window's tokens: rows of x. Tokens that fill up a vector are the last one again.
 static void gather(const bk_swin_block &b, const bk_swin_call &call, const WindowSpace &space) {
   int channels = b.swin.channels;
-  for (int t = 0; t < b.width; t += LANES)
+  int64_t width = b.width;
+  for (int t = 0; t < width; t += LANES) {
+    const float *tokens[LANES];
+    for (int i = 0; i < LANES; i++)
+      tokens[i] = call.input + space.pixels[t + i < b.tokens ? t + i : b.tokens - 1] * call.input_stride;
     for (int c = 0; c < channels; c += LANES) {
       Int rows[LANES];
-      int n = channels - c;
+      int n = channels - c < LANES ? channels - c : LANES;
+      Lanes lanes = first_lanes(n);
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++) {
-        bool there = t + i < b.tokens;
-        rows[i] = there ? (Int)load_lanes(call.input + space.pixels[t + i] * call.input_stride + c, n) : Int{};
-      }
+      for (int i = 0; i < LANES; i++) rows[i] = (Int)load_lanes(tokens[i] + c, lanes);
       transpose(rows);
+      float *to = space.x + c * width + t;
+      if (n == LANES) {
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++)
-        if (i < n) store(space.x + (int64_t)(c + i) * b.width + t, rows[i]);
+        for (int i = 0; i < LANES; i++) store(to + i * width, rows[i]);
+      } else {
+        for (int i = 0; i < n; i++) store(to + i * width, rows[i]);
+      }
     }
+  }
 }
 
 static void scatter(const bk_swin_block &b, const bk_swin_call &call, const WindowSpace &space) {
   int channels = b.swin.channels;
-  for (int t = 0; t < b.tokens; t += LANES)
+  int64_t width = b.width;
+  for (int t = 0; t < b.tokens; t += LANES) {
+    float *tokens[LANES];
+    int count = b.tokens - t < LANES ? b.tokens - t : LANES;
+    for (int i = 0; i < count; i++) tokens[i] = call.output + space.pixels[t + i] * call.output_stride;
     for (int c = 0; c < channels; c += LANES) {
       Int rows[LANES];
-      int n = channels - c;
+      int last = channels - 1 - c;
+      Lanes lanes = first_lanes(last + 1);
+      const float *from = space.x + c * width + t;
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++)
-        rows[i] = i < n ? load<Int>(space.x + (int64_t)(c + i) * b.width + t) : Int{};
+      for (int i = 0; i < LANES; i++) rows[i] = load<Int>(from + (i < last ? i : last) * width);
       transpose(rows);
+      if (count == LANES) {
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++)
-        if (t + i < b.tokens)
-          store_lanes(call.output + space.pixels[t + i] * call.output_stride + c, (Float)rows[i], n);
+        for (int i = 0; i < LANES; i++) store_lanes(tokens[i] + c, (Float)rows[i], lanes);
+      } else {
+        for (int i = 0; i < count; i++) store_lanes(tokens[i] + c, (Float)rows[i], lanes);
+      }
     }
+  }
 }
 
 // Normalizes the channels of each token, and writes codes.
@@ -221,7 +230,8 @@ static void normalize(const bk_swin_block &b, const float *x, const float *const
 
 // Four outputs of all tokens after the other: use(output, token, values[4]) for each vector of tokens.
 template <class Use>
-INLINE void linear(const Panel &p, const uint32_t *codes, int width, Use use) {
+INLINE void linear(const Panel &panel, const uint32_t *codes, int width, Use use) {
+  const Panel p = panel;  // a copy of our own: nothing that is stored can change it
   for (int o = 0; o < p.rows; o += 4) {
     const int8_t *rows = p.codes + (int64_t)o * p.columns;
     for (int t = 0; t < width; t += VECTORS * LANES) {
@@ -259,7 +269,7 @@ INLINE Int four_places(const Float *values, const Lattice &grid) {
 }
 
 // Codes of q, k and v; channels that fill up a head are 0 in q and k, and have no part in v's sums.
-static void project(const bk_swin_block &b, const WindowSpace &s) {
+static void project(const bk_swin_block &b, const WindowSpace s) {
   int width = b.width, padded = b.padded;
   uint32_t last = b.depth % 4 ? (1u << 8 * (b.depth % 4)) - 1 : ~0u;
   auto mask = [=](int o) { return all_of((int32_t)(o % padded + 4 == padded ? last : ~0u)); };
@@ -293,27 +303,27 @@ static void find_keys(const bk_swin_block &b, const WindowSpace &s, int head) {
 
 // The weights of LANES queries from t on: exponents of each key, their powers, then codes.
 template <bool EDGE>
-INLINE void weigh(const bk_swin_block &b, const WindowSpace &s, int head, int t) {
+INLINE void weigh(const bk_swin_block &b, const WindowSpace s, int head, int t) {
   const int8_t ones[4] = {1, 1, 1, 1};
-  int keys = round_to(b.tokens, 4), groups = b.padded / 4;
-  const uint32_t *q = s.q + (int64_t)head * groups * b.width + t, *k = s.k + (int64_t)head * groups * b.width;
-  const float *position = b.position + (int64_t)head * keys * b.width + t;
+  int keys = round_to(b.tokens, 4), groups = b.padded / 4, width = b.width;
+  const uint32_t *q = s.q + (int64_t)head * groups * width + t, *k = s.k + (int64_t)head * groups * width;
+  const float *position = b.position + ((int64_t)head * width + t / RUN * RUN) * keys + t % RUN;
   Float unit = broadcast(b.score_unit[head]), top = broadcast(NO_TOKEN), sums[4] = {};
   Raw sum = {};
-  for (int g = 0; g < groups; g++) sum = dot(sum, codes_at(q + g * b.width), four_weights(ones));
+  for (int g = 0; g < groups; g++) sum = dot(sum, codes_at(q + g * width), four_weights(ones));
   Int row = (Int)sum * (uint32_t)(128 - b.swin.k[head].zero), part = load<Int>(s.parts + t);
   for (int j = 0; j < keys; j += 4) {
     Raw scores[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) scores[i] = (Raw)(row + all_of(s.keys[j + i]));
     for (int g = 0; g < groups; g++) {
-      Codes query = codes_at(q + g * b.width);
+      Codes query = codes_at(q + g * width);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) scores[i] = dot(scores[i], query, four_weights(k + g * b.width + j + i));
+      for (int i = 0; i < 4; i++) scores[i] = dot(scores[i], query, four_weights(k + g * width + j + i));
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-      Float exponent = fma(to_float((Int)scores[i]), unit, load<Float>(position + (int64_t)(j + i) * b.width));
+      Float exponent = fma(to_float((Int)scores[i]), unit, load<Float>(position + (j + i) * RUN));
       if (EDGE) exponent = exponent + (Float)((Int)(part != all_of(s.parts[j + i])) & (Int)broadcast(APART));
       store(s.scores + (j + i) * LANES, exponent);
       top = larger(top, exponent);
@@ -350,28 +360,28 @@ static int32_t column_of(const bk_swin_block &b, const int8_t *v, int head) {
 }
 
 // Codes of mixed v for LANES queries from t on.
-INLINE void mix(const bk_swin_block &b, const WindowSpace &s, int head, int t, const int32_t *columns) {
+INLINE void mix(const bk_swin_block &b, const WindowSpace s, int head, int t, const int32_t *columns) {
   const int8_t ones[4] = {1, 1, 1, 1};
-  int keys = round_to(b.tokens, 4);
+  int keys = round_to(b.tokens, 4), width = b.width, padded = b.padded;
   Raw total = {};
   for (int j = 0; j < keys; j += 4) total = dot(total, codes_at(s.weights + j / 4 * LANES), four_weights(ones));
   Int row = (Int)total * (uint32_t)(128 - b.swin.v[head].zero);
   Lattice grid = lattice(b.mixed);
   Float unit = broadcast(b.mixed_unit[head]);
-  for (int d = 0; d < b.padded; d += 4) {
-    const int8_t *v = s.v + ((int64_t)head * b.padded + d) * b.width;
+  for (int d = 0; d < padded; d += 4) {
+    const int8_t *v = s.v + ((int64_t)head * padded + d) * width;
     Raw sums[4];
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) sums[k] = (Raw)(row + all_of(columns[d + k]));
     for (int j = 0; j < keys; j += 4) {
       Codes weights = codes_at(s.weights + j / 4 * LANES);
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; k++) sums[k] = dot(sums[k], weights, four_weights(v + k * b.width + j));
+      for (int k = 0; k < 4; k++) sums[k] = dot(sums[k], weights, four_weights(v + k * width + j));
     }
     Float values[4];
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) values[k] = to_float((Int)sums[k]) * unit;
-    store(s.outer + (head * b.padded + d) / 4 * b.width + t, four_places(values, grid));
+    store(s.outer + (head * padded + d) / 4 * width + t, four_places(values, grid));
   }
 }
 
