@@ -91,13 +91,13 @@ class PictureGraph(Writer):
         """(x - mean) / sqrt(variance + epsilon) along the last axis."""
         return self.ops.mvn(x, np.array([-1], np.int64), True, epsilon, "inside_sqrt").output(0)
 
-    def largest(self, x: Any, height: int, width: int) -> Any:
+    def largest(self, x: Value, height: int, width: int) -> Any:
         """Adaptive max pooling of x (b, c, h, w) to a height and width."""
-        h, w = x.get_shape()[2:]
+        h, w = x.shape[2:]
         if h % height or w % width:
-            return self.ops.adaptive_max_pool(x, np.array([height, width], np.int64), "i32").output(0)
+            return self.ops.adaptive_max_pool(x.op, np.array([height, width], np.int64), "i32").output(0)
         window = [h // height, w // width]
-        return self.ops.max_pool(x, window, [1, 1], [0, 0], [0, 0], window).output(0)
+        return self.ops.max_pool(x.op, window, [1, 1], [0, 0], [0, 0], window).output(0)
 
     def resize(self, x: Any, height: int, width: int, mode: str) -> Any:
         """x (b, c, h, w) in another size."""

@@ -114,7 +114,7 @@ class Writer:
         """(x - mean) / sqrt(variance + epsilon) along the last axis."""
         raise NotImplementedError
 
-    def largest(self, x: Any, height: int, width: int) -> Any:
+    def largest(self, x: "Value", height: int, width: int) -> Any:
         """Adaptive max pooling of x (b, c, h, w) to a height and width."""
         raise NotImplementedError
 
@@ -147,11 +147,11 @@ class Writer:
             TypeError: the operation has no counterpart here.
         """
         if name in UNCHANGED:
-            written = self.reshape(self.op(args[0]), shapes.shape)
+            written = self.reshape(self.op_of(args[0]), shapes.shape)
         elif name in BINARY:
             written = self.binary(BINARY[name], *args, **kwargs)
         elif name in UNARY and not (name == "gelu" and kwargs.get("approximate", "none") != "none"):
-            written = self.elementwise(name, self.op(args[0]))
+            written = self.elementwise(name, self.op_of(args[0]))
         elif name in OPERATIONS:
             written = OPERATIONS[name](self, shapes, *args, **kwargs)
         else:
@@ -164,15 +164,15 @@ class Writer:
             return Value(shapes[0].shape, written, self), *shapes[1:]
         return Value(shapes.shape, written, self)
 
-    def op(self, value: Any) -> Any:
+    def op_of(self, value: Any) -> Any:
         """The op of a Value; a constant for all else."""
         return value.op if isinstance(value, Value) else self.constant(value)
 
     def binary(self, kind: str, a: Any, b: Any, alpha: float = 1.0) -> Any:
         """a + alpha b, or another of `BINARY`."""
-        second = self.op(b)
+        second = self.op_of(b)
         return self.elementwise(
-            kind, self.op(a), second if alpha == 1 else self.elementwise("multiply", second, self.constant(alpha))
+            kind, self.op_of(a), second if alpha == 1 else self.elementwise("multiply", second, self.constant(alpha))
         )
 
     def squared(self, x: Any) -> Any:
@@ -230,14 +230,14 @@ def tensors_of(args: Any) -> list[Tensor]:
 
 def cat(w: Writer, shapes: Tensor, values: list[Any], dim: int = 0) -> Any:
     """torch.cat"""
-    return w.concat([w.op(value) for value in values], dim % shapes.ndim)
+    return w.concat([w.op_of(value) for value in values], dim % shapes.ndim)
 
 
 def stack(w: Writer, shapes: Tensor, values: list[Any], dim: int = 0) -> Any:
     """torch.stack"""
     dim %= shapes.ndim
     each = (*shapes.shape[:dim], 1, *shapes.shape[dim + 1 :])
-    return w.concat([w.reshape(w.op(value), each) for value in values], dim)
+    return w.concat([w.reshape(w.op_of(value), each) for value in values], dim)
 
 
 def cut(w: Writer, shapes: Tensor, x: Value, dim: int = 0, start: int | None = None, end: int | None = None) -> Any:
@@ -363,7 +363,7 @@ def pixel_shuffle(w: Writer, shapes: Tensor, x: Value, r: int) -> Any:
 
 def largest(w: Writer, shapes: Any, x: Value, size: Sequence[int], *_: Any) -> Any:
     """Max pooling to a size, or with windows that lie side by side."""
-    return w.largest(x.op, *shapes[0].shape[2:])
+    return w.largest(x, *shapes[0].shape[2:])
 
 
 def nearest(w: Writer, shapes: Tensor, x: Value, *_: Any) -> Any:
