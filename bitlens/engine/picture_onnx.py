@@ -162,11 +162,10 @@ class PictureFile(Nodes, Writer):
     def product(self, name: str, module: nn.Module, left: Value, right: Value) -> str:
         """An attention product; the pixels, where there are several, become part of the batch."""
         grids = self.grids(name)
-        pairs = zip((grids.left, grids.right) if grids else (None, None), (left, right), strict=True)
-        first, second = (
-            self.transpose(value.op if grid is None else self.factor(grid, value), (0, 1, 4, 2, 3))
-            for grid, value in pairs
-        )
+        first, second = (left.op, right.op) if grids is None else (
+            self.factor(grids.left, left), self.factor(grids.right, right)
+        )  # fmt: skip
+        first, second = (self.transpose(one, (0, 1, 4, 2, 3)) for one in (first, second))
         return self.transpose(self.op("MatMul", first, second, name=name), (0, 1, 3, 4, 2))
 
     def factor(self, grid: Operand, x: Value) -> str:

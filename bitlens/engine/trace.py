@@ -155,9 +155,7 @@ class Writer:
         elif name in OPERATIONS:
             written = OPERATIONS[name](self, shapes, *args, **kwargs)
         else:
-            raise TypeError(
-                f"the network uses {name}, which no graph here has; wanted other operations; run it in torch"
-            )
+            raise TypeError(f"the network uses {name}; wanted operations that a graph here has; run it in torch")
         if isinstance(written, list):
             return [Value(shape.shape, op, self) for shape, op in zip(shapes, written, strict=True)]
         if isinstance(shapes, tuple):  # what nothing here asks for: indices of a maximum, statistics of a norm
@@ -168,7 +166,7 @@ class Writer:
         """The op of a Value; a constant for all else."""
         return value.op if isinstance(value, Value) else self.constant(value)
 
-    def binary(self, kind: str, a: Any, b: Any, alpha: float = 1.0) -> Any:
+    def binary(self, kind: str, a: Any, b: Any, alpha: float | int = 1) -> Any:
         """a + alpha b, or another of `BINARY`."""
         second = self.op_of(b)
         return self.elementwise(
@@ -298,17 +296,17 @@ def index_select(w: Writer, shapes: Tensor, x: Value, dim: int, index: Tensor) -
     return w.gather(x.op, dim, index.tolist())
 
 
-def power(w: Writer, shapes: Tensor, x: Value, exponent: float) -> Any:
+def power(w: Writer, shapes: Tensor, x: Value, exponent: float | int) -> Any:
     """x to a constant power."""
     return w.squared(x.op) if exponent == 2 else w.elementwise("power", x.op, w.constant(float(exponent)))
 
 
-def clamp_min(w: Writer, shapes: Tensor, x: Value, low: float) -> Any:
+def clamp_min(w: Writer, shapes: Tensor, x: Value, low: float | int) -> Any:
     """max(x, low)"""
     return w.elementwise("maximum", x.op, w.constant(float(low)))
 
 
-def leaky_relu(w: Writer, shapes: Tensor, x: Value, slope: float = 0.01) -> Any:
+def leaky_relu(w: Writer, shapes: Tensor, x: Value, slope: float | int = 0.01) -> Any:
     """LeakyReLU"""
     return w.leaky(x.op, float(slope))
 
@@ -329,7 +327,9 @@ def var(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], correction: in
     return w.reshape(scaled, shapes.shape)
 
 
-def vector_norm(w: Writer, shapes: Tensor, x: Value, order: float, dims: Sequence[int], keepdim: bool = False) -> Any:
+def vector_norm(
+    w: Writer, shapes: Tensor, x: Value, order: float | int, dims: Sequence[int], keepdim: bool = False
+) -> Any:
     """The Euclidean length along some axes.
 
     Raises:
@@ -368,7 +368,8 @@ def largest(w: Writer, shapes: Any, x: Value, size: Sequence[int], *_: Any) -> A
 
 def nearest(w: Writer, shapes: Tensor, x: Value, *_: Any) -> Any:
     """Enlarged: each pixel is the one whose place it falls on."""
-    return w.resize(x.op, *shapes.shape[2:], "nearest")
+    _, _, height, width = shapes.shape
+    return w.resize(x.op, height, width, "nearest")
 
 
 def bilinear(w: Writer, shapes: Tensor, x: Value, size: Any, corners: bool, *_: Any) -> Any:
@@ -379,7 +380,8 @@ def bilinear(w: Writer, shapes: Tensor, x: Value, size: Any, corners: bool, *_: 
     """
     if corners:
         raise TypeError("the network aligns corners when it resizes, which no graph here has; run it in torch")
-    return w.resize(x.op, *shapes.shape[2:], "linear")
+    _, _, height, width = shapes.shape
+    return w.resize(x.op, height, width, "linear")
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
