@@ -133,6 +133,7 @@ class Benchmark:
         from bitlens.checkpoint import describe
         from bitlens.cli.shared import describe_run
 
+        machine = environment()  # its load is that of others
         float_model = self.float_model or float_of(self.models[0], folder)
         networks = dict.fromkeys((float_model, *self.models))
         rows = self.rows(float_model, subject, folder)
@@ -151,7 +152,7 @@ class Benchmark:
             "size": subject.size,
             "threads": self.threads,
             "rounds": self.rounds,
-            "environment": environment(),
+            "environment": machine,
             "run": describe_run(),
             "gmacs": {describe(model).name: value for model, value in work.items()},
             "peaks_gmacs_per_s": peaks,
@@ -395,7 +396,7 @@ def layer_table(model: str, costs: Sequence[dict[str, Any]], peak: float | None)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cost in costs:
         layer = cost["gmacs"] is not None
-        role = re.sub(r"\.\d+\.", ".*.", cost["name"]) if layer else f"({cost['kind'].lower()})"
+        role = re.sub(r"\d+\.", "*.", cost["name"]) if layer else f"({cost['kind'].lower()})"
         groups.setdefault((role, cost["kernel"] if layer else ""), []).append(cost)
     rows = []
     for (role, kernel), group in sorted(groups.items(), key=lambda item: -sum(c["milliseconds"] for c in item[1])):

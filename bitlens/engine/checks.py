@@ -56,10 +56,10 @@ def check_input() -> Tensor:
     return initial_estimate(*check_capture())
 
 
-def check_picture() -> Tensor:
+def check_picture(size: tuple[int, int] = PICTURE_SIZE) -> Tensor:
     """The picture (1, 3, h, w) on which layers are checked: smooth, always the same."""
     coarse = torch.rand(1, 3, 5, 4, generator=torch.Generator().manual_seed(0))
-    return F.interpolate(coarse, PICTURE_SIZE, mode="bilinear")
+    return F.interpolate(coarse, size, mode="bilinear")
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ class Kind:
     build: Callable[..., tuple[Any, dict[str, Tap]]]
     """(network, lowered, *size) -> OpenVINO's model, and its layers' taps."""
     runtime: type[Compiled]
-    check_input: Callable[[], Tensor]
+    check_input: Callable[..., Tensor]
     """What the model is checked on."""
     channels: int
     """The axis of linear layers' channels in the model."""

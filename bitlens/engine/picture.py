@@ -91,13 +91,13 @@ class PictureGraph(Writer):
         """(x - mean) / sqrt(variance + epsilon) along the last axis."""
         return self.ops.mvn(x, np.array([-1], np.int64), True, epsilon, "inside_sqrt").output(0)
 
-    def largest(self, x: Any, height: int, width: int) -> Any:
+    def largest(self, x: Value, height: int, width: int) -> Any:
         """Adaptive max pooling of x (b, c, h, w) to a height and width."""
-        h, w = x.get_shape()[2:]
+        h, w = x.shape[2:]
         if h % height or w % width:
-            return self.ops.adaptive_max_pool(x, np.array([height, width], np.int64), "i32").output(0)
+            return self.ops.adaptive_max_pool(x.op, np.array([height, width], np.int64), "i32").output(0)
         window = [h // height, w // width]
-        return self.ops.max_pool(x, window, [1, 1], [0, 0], [0, 0], window).output(0)
+        return self.ops.max_pool(x.op, window, [1, 1], [0, 0], [0, 0], window).output(0)
 
     def resize(self, x: Any, height: int, width: int, mode: str) -> Any:
         """x (b, c, h, w) in another size."""
@@ -173,10 +173,10 @@ class PictureGraph(Writer):
     def product(self, name: str, module: nn.Module, left: Value, right: Value) -> Any:
         """An attention product; the pixels, where there are several, become part of the batch."""
         grids = self.grids(name)
-        first, second = (
-            self.batched(value if grids is None else self.factor(grid, value), value)
-            for grid, value in zip((grids.left, grids.right) if grids else (None, None), (left, right), strict=True)
-        )
+        first, second = (left.op, right.op) if grids is None else (
+            self.factor(grids.left, left), self.factor(grids.right, right)
+        )  # fmt: skip
+        first, second = self.batched(first, left), self.batched(second, right)
         node = self.ops.matmul(first, second, False, False)
         node.set_friendly_name(name)
         b, n, i, _, p = left.shape
@@ -186,7 +186,6 @@ class PictureGraph(Writer):
 
     def batched(self, x: Any, value: Value) -> Any:
         """(b, n, i, k, p) as (b, n, i, k) of one pixel, or as (b, n, p, i, k)."""
-        x = x.op if isinstance(x, Value) else x
         return self.reshape(x, value.shape[:4]) if value.shape[4] == 1 else self.transpose(x, (0, 1, 4, 2, 3))
 
     def factor(self, grid: Operand, x: Value) -> Any:

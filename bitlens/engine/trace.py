@@ -114,7 +114,7 @@ class Writer:
         """(x - mean) / sqrt(variance + epsilon) along the last axis."""
         raise NotImplementedError
 
-    def largest(self, x: Any, height: int, width: int) -> Any:
+    def largest(self, x: "Value", height: int, width: int) -> Any:
         """Adaptive max pooling of x (b, c, h, w) to a height and width."""
         raise NotImplementedError
 
@@ -147,32 +147,30 @@ class Writer:
             TypeError: the operation has no counterpart here.
         """
         if name in UNCHANGED:
-            written = self.reshape(self.op(args[0]), shapes.shape)
+            written = self.reshape(self.op_of(args[0]), shapes.shape)
         elif name in BINARY:
             written = self.binary(BINARY[name], *args, **kwargs)
         elif name in UNARY and not (name == "gelu" and kwargs.get("approximate", "none") != "none"):
-            written = self.elementwise(name, self.op(args[0]))
+            written = self.elementwise(name, self.op_of(args[0]))
         elif name in OPERATIONS:
             written = OPERATIONS[name](self, shapes, *args, **kwargs)
         else:
-            raise TypeError(
-                f"the network uses {name}, which no graph here has; wanted other operations; run it in torch"
-            )
+            raise TypeError(f"the network uses {name}; wanted operations that a graph here has; run it in torch")
         if isinstance(written, list):
             return [Value(shape.shape, op, self) for shape, op in zip(shapes, written, strict=True)]
         if isinstance(shapes, tuple):  # what nothing here asks for: indices of a maximum, statistics of a norm
             return Value(shapes[0].shape, written, self), *shapes[1:]
         return Value(shapes.shape, written, self)
 
-    def op(self, value: Any) -> Any:
+    def op_of(self, value: Any) -> Any:
         """The op of a Value; a constant for all else."""
         return value.op if isinstance(value, Value) else self.constant(value)
 
-    def binary(self, kind: str, a: Any, b: Any, alpha: float = 1.0) -> Any:
+    def binary(self, kind: str, a: Any, b: Any, alpha: float | int = 1) -> Any:
         """a + alpha b, or another of `BINARY`."""
-        second = self.op(b)
+        second = self.op_of(b)
         return self.elementwise(
-            kind, self.op(a), second if alpha == 1 else self.elementwise("multiply", second, self.constant(alpha))
+            kind, self.op_of(a), second if alpha == 1 else self.elementwise("multiply", second, self.constant(alpha))
         )
 
     def squared(self, x: Any) -> Any:
@@ -230,14 +228,14 @@ def tensors_of(args: Any) -> list[Tensor]:
 
 def cat(w: Writer, shapes: Tensor, values: list[Any], dim: int = 0) -> Any:
     """torch.cat"""
-    return w.concat([w.op(value) for value in values], dim % shapes.ndim)
+    return w.concat([w.op_of(value) for value in values], dim % shapes.ndim)
 
 
 def stack(w: Writer, shapes: Tensor, values: list[Any], dim: int = 0) -> Any:
     """torch.stack"""
     dim %= shapes.ndim
     each = (*shapes.shape[:dim], 1, *shapes.shape[dim + 1 :])
-    return w.concat([w.reshape(w.op(value), each) for value in values], dim)
+    return w.concat([w.reshape(w.op_of(value), each) for value in values], dim)
 
 
 def cut(w: Writer, shapes: Tensor, x: Value, dim: int = 0, start: int | None = None, end: int | None = None) -> Any:
@@ -298,17 +296,17 @@ def index_select(w: Writer, shapes: Tensor, x: Value, dim: int, index: Tensor) -
     return w.gather(x.op, dim, index.tolist())
 
 
-def power(w: Writer, shapes: Tensor, x: Value, exponent: float) -> Any:
+def power(w: Writer, shapes: Tensor, x: Value, exponent: float | int) -> Any:
     """x to a constant power."""
     return w.squared(x.op) if exponent == 2 else w.elementwise("power", x.op, w.constant(float(exponent)))
 
 
-def clamp_min(w: Writer, shapes: Tensor, x: Value, low: float) -> Any:
+def clamp_min(w: Writer, shapes: Tensor, x: Value, low: float | int) -> Any:
     """max(x, low)"""
     return w.elementwise("maximum", x.op, w.constant(float(low)))
 
 
-def leaky_relu(w: Writer, shapes: Tensor, x: Value, slope: float = 0.01) -> Any:
+def leaky_relu(w: Writer, shapes: Tensor, x: Value, slope: float | int = 0.01) -> Any:
     """LeakyReLU"""
     return w.leaky(x.op, float(slope))
 
@@ -329,7 +327,9 @@ def var(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], correction: in
     return w.reshape(scaled, shapes.shape)
 
 
-def vector_norm(w: Writer, shapes: Tensor, x: Value, order: float, dims: Sequence[int], keepdim: bool = False) -> Any:
+def vector_norm(
+    w: Writer, shapes: Tensor, x: Value, order: float | int, dims: Sequence[int], keepdim: bool = False
+) -> Any:
     """The Euclidean length along some axes.
 
     Raises:
@@ -363,12 +363,13 @@ def pixel_shuffle(w: Writer, shapes: Tensor, x: Value, r: int) -> Any:
 
 def largest(w: Writer, shapes: Any, x: Value, size: Sequence[int], *_: Any) -> Any:
     """Max pooling to a size, or with windows that lie side by side."""
-    return w.largest(x.op, *shapes[0].shape[2:])
+    return w.largest(x, *shapes[0].shape[2:])
 
 
 def nearest(w: Writer, shapes: Tensor, x: Value, *_: Any) -> Any:
     """Enlarged: each pixel is the one whose place it falls on."""
-    return w.resize(x.op, *shapes.shape[2:], "nearest")
+    _, _, height, width = shapes.shape
+    return w.resize(x.op, height, width, "nearest")
 
 
 def bilinear(w: Writer, shapes: Tensor, x: Value, size: Any, corners: bool, *_: Any) -> Any:
@@ -379,7 +380,8 @@ def bilinear(w: Writer, shapes: Tensor, x: Value, size: Any, corners: bool, *_: 
     """
     if corners:
         raise TypeError("the network aligns corners when it resizes, which no graph here has; run it in torch")
-    return w.resize(x.op, *shapes.shape[2:], "linear")
+    _, _, height, width = shapes.shape
+    return w.resize(x.op, height, width, "linear")
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
