@@ -74,12 +74,12 @@ def choose_tiling(
     radius, multiple = int(network.radius), int(network.alignment)  # type: ignore[arg-type]
 
     def planned(overlap: int) -> tuple[Tiling, float]:
-        patches = more = 0.0
-        while True:  # smaller tiles can need more: torch convolves them by patches
-            patches = max(patches, more)
-            window = window_for(budget, need, base + patches, size=(height, width), overlap=overlap, multiple=multiple)
+        patches = more = 0.0  # bytes for each pixel; small tiles need more of them than large ones
+        while True:
+            patches = more
+            window = window_for(budget, need + patches, base, size=(height, width), overlap=overlap, multiple=multiple)
             sides = min(window[0], height), min(window[1], width)
-            more = patches_mb(network, frames, *sides) if kind == "torch" else 0.0
+            more = 2**20 * patches_mb(network, frames, *sides) / (sides[0] * sides[1]) if kind == "torch" else 0.0
             if more <= patches:
                 break
         rows, columns = cuts(height, window[0], overlap, multiple), cuts(width, window[1], overlap, multiple)

@@ -58,10 +58,14 @@ def test_a_picture_that_fits_is_not_cut() -> None:
 def test_small_pictures_need_patches_in_torch() -> None:
     network = efficientsci("t")
     assert patches_mb(network, 8, 128, 128) > 300 and patches_mb(network, 8, 400, 400) == 0
-    whole = budget(network, 128 * 300, 8, (128, 300))
-    assert tiling.choose_tiling(network, network, (8, 128, 300), whole).count > 1
-    enough = whole + int(patches_mb(network, 8, 128, 300)) + 1
-    assert tiling.choose_tiling(network, network, (8, 128, 300), enough).count == 1
+    whole = budget(network, 128 * 600, 8, (128, 600))
+    plan = tiling.choose_tiling(network, network, (8, 128, 600), whole)
+    needed = plan.window[0] * plan.window[1] * bytes_per_pixel(network, 8) / 2**20 + patches_mb(
+        network, 8, *plan.window
+    )
+    assert plan.count > 1 and needed < 128 * 600 * bytes_per_pixel(network, 8) / 2**20 + 1
+    enough = whole + int(patches_mb(network, 8, 128, 600)) + 1
+    assert tiling.choose_tiling(network, network, (8, 128, 600), enough).count == 1
 
 
 def test_tiles_within_the_budget() -> None:
