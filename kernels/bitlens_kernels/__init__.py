@@ -81,7 +81,8 @@ class Convolution:
         stride, padding: of t, h, w; padded with the code `zero`.
         zero: the code of the value 0.
         largest: no input code is larger.
-        method: "direct"; "winograd2", F(2x2,3x3); "winograd3", F(2x2x2,3x3x3); "lookup", of 2 bits.
+        method: "direct"; "winograd2", F(2x2,3x3); "winograd2wide", F(3x3,3x3); "winograd3", F(2x2x2,3x3x3);
+            "lookup", of 2 bits.
         level: one of `levels()`; None: the best.
 
     Raises:

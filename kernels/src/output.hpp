@@ -99,6 +99,14 @@ INLINE Float load_value(const void *values, int64_t at, int half, int n) {
 // V vectors from channel `at` of a piece on, of `count` pixels from `first` on. value(p, v) is vector v of the p-th.
 template <int V, class Value>
 INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, int64_t first, int count, int at, int n) {
+  struct {  // copies of our own: nothing that is stored can change them
+    const void *memory;
+    int64_t stride;
+  } add[2] = {{o.add[0], o.add_stride[0]}, {o.add[1], o.add_stride[1]}};
+  void *stored = o.values;
+  const int64_t stride = o.values_stride;
+  const int half = o.half, targets = piece.targets;
+  const bool leaky = o.slope != 1.0f;
   Float slope = broadcast(o.slope);
   int channel = piece.begin + at;
   for (int p = 0; p < count; p++) {
@@ -106,24 +114,24 @@ INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, 
     Float values[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) values[v] = value(p, v);
-    if (o.slope != 1.0f)
+    if (leaky)
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) values[v] = larger(values[v], values[v] * slope);
     for (int i = 0; i < 2; i++)
-      if (o.add[i])
+      if (add[i].memory)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
-          values[v] = values[v] + load_value(o.add[i], pixel * o.add_stride[i] + channel + v * LANES, o.half, n);
-    if (o.values)
+          values[v] = values[v] + load_value(add[i].memory, pixel * add[i].stride + channel + v * LANES, half, n);
+    if (stored)
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {
-        int64_t place = pixel * o.values_stride + channel + v * LANES;
-        if (o.half)
-          store_half((uint16_t *)o.values + place, values[v], n);
+        int64_t place = pixel * stride + channel + v * LANES;
+        if (half)
+          store_half((uint16_t *)stored + place, values[v], n);
         else
-          store_floats((float *)o.values + place, values[v], n);
+          store_floats((float *)stored + place, values[v], n);
       }
-    for (int i = 0; i < piece.targets; i++)
+    for (int i = 0; i < targets; i++)
       if (piece.even[i])
         write_codes<V, true>(piece.target[i], values, pixel, at, n);
       else
@@ -147,16 +155,16 @@ INLINE void finish_piece(const bk_output &o, const Piece &piece, Source source, 
 
 // The sums (pixel, pitch) of `count` pixels, neighbours in memory, from `first` on.
 static void finish_totals(const Stage &stage, const int32_t *totals, int64_t pitch, int64_t first, int count) {
-  const bk_output o = stage.output;  // a copy of our own: nothing that is stored can change it
+  const bk_output &o = stage.output;
   if (o.totals)
     for (int p = 0; p < count; p++)
       memcpy(o.totals + (first + p) * o.totals_stride, totals + p * pitch, 4 * stage.channels);
   if (!o.scale) return;
-  auto source = [&](int channel, int n) {
+  auto source = [totals, pitch, scale = o.scale, bias = o.bias](int channel, int n) {
     return [=](int p, int v) {
       int c = channel + v * LANES;
       Float total = to_float(load_ints(totals + p * pitch + c, n));
-      return fma(total, load_floats(o.scale + c, n), load_floats(o.bias + c, n));
+      return fma(total, load_floats(scale + c, n), load_floats(bias + c, n));
     };
   };
   for (int i = 0; i < stage.count; i++) finish_piece(o, stage.pieces[i], source, first, count);
@@ -168,11 +176,10 @@ static void finish_values(int64_t pixels, int32_t channels, const void *values, 
   const Stage stage = make_stage(output, channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t first = 0; first < pixels; first += BLOCK) {
-    const bk_output o = output;
     int count = pixels - first < BLOCK ? (int)(pixels - first) : BLOCK;
-    auto source = [&](int channel, int n) {
-      return [=](int p, int v) { return load_value(values, (first + p) * stride + channel + v * LANES, o.half, n); };
+    auto source = [values, first, stride, half = output.half](int channel, int n) {
+      return [=](int p, int v) { return load_value(values, (first + p) * stride + channel + v * LANES, half, n); };
     };
-    for (int i = 0; i < stage.count; i++) finish_piece(o, stage.pieces[i], source, first, count);
+    for (int i = 0; i < stage.count; i++) finish_piece(stage.output, stage.pieces[i], source, first, count);
   }
 }
