@@ -34,7 +34,8 @@ def missing(network: nn.Module) -> str | None:
     outcomes = {outcome.name: outcome for outcome in lower(network).report}
     if others := [name for name, outcome in outcomes.items() if outcome.way not in ("direct", "float")]:
         return f"{len(others)} layers ({others[0]} first) are not direct; the kernels run integers only"
-    inside = [f"{name}.{part}" for name, module in network.named_modules() if isinstance(module, Block) for part in INSIDE]
+    blocks = [name for name, module in network.named_modules() if isinstance(module, Block)]
+    inside = [f"{block}.{part}" for block in blocks for part in INSIDE]
     if floats := [name for name in inside if outcomes[name].way == "float"]:
         return f"{len(floats)} layers of blocks ({floats[0]} first) are float; the kernels run integers only"
     try:
@@ -122,9 +123,10 @@ def as_volumes(layers: dict[str, IntegerLayer | IntegerProduct]) -> dict[str, In
     layers = dict(layers)
     for name, layer in layers.items():
         if isinstance(layer, IntegerLayer) and isinstance(layer.geometry, nn.Conv2d):
-            flat, weight = layer.geometry, layer.weight.unsqueeze(2)
-            (h, w), padding = flat.kernel_size, (0, *map(int, flat.padding))
-            geometry = nn.Conv3d(flat.in_channels, flat.out_channels, (1, h, w), (1, *flat.stride), padding)
+            flat, weight = layer.geometry, layer.weight.unsqueeze(2)  # o c 1 h w
+            (h, w), (down, right), (top, left) = flat.kernel_size, flat.stride, map(int, flat.padding)
+            channels = flat.in_channels, flat.out_channels
+            geometry = nn.Conv3d(*channels, (1, h, w), stride=(1, down, right), padding=(0, top, left))
             layers[name] = replace(layer, geometry=geometry, weight=weight)
     return layers
 
@@ -295,4 +297,3 @@ def block_of(module: Block, name: str, integers: dict[str, IntegerLayer | Intege
         ),
         level,
     )
-
