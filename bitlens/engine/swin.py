@@ -4,8 +4,7 @@ Convolutions that the network quantizes run in integers as well; those that it l
 them, run through torch, in float32 or bfloat16 (docs/kernels.md).
 """
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -108,7 +107,7 @@ class Engine(Packed):
 
 
 @contextmanager
-def torch_threads(count: int):
+def torch_threads(count: int) -> Iterator[None]:
     """Let torch use so many threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -254,7 +253,7 @@ class Network:
 
 def block_of(module: Block, name: str, integers: dict[str, IntegerLayer | IntegerProduct], level: str) -> Any:
     """The kernel of a Swin block."""
-    swin = importlib.import_module("bitlens_kernels.swin")
+    swin = kernels("swin")
     attention, heads = module.attn, module.attn.heads
 
     def grid(operand: Operand, head: int = 0) -> Any:
