@@ -1,4 +1,4 @@
-# Everything from a fresh checkout:  make demo · make test · make slow · make clean
+# Everything from a fresh checkout:  make demo · make test · make slow · make avx2 · make clean
 #
 # The environment is .venv in this folder, made with the first Python >= 3.11 found, or with the one
 # named on the command line (make test PYTHON=/usr/bin/python3.12). It is made once and brought up to date
@@ -8,9 +8,11 @@
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TORCH := $(shell grep '^torch==' constraints.txt)
+# AVX512 switched off: in our kernels, in oneDNN (inside torch and OpenVINO), in torch's own loops.
+AVX2 := BITLENS_KERNELS_LEVEL=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 KERNELS := $(wildcard kernels/*.t* kernels/src/* kernels/bitlens_kernels/*.py)
 
-.PHONY: demo test slow clean
+.PHONY: demo test slow avx2 clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.ready
@@ -31,6 +33,9 @@ test: .venv/.ready-dev
 
 slow: .venv/.ready-dev
 	@$(BIN)/python -m pytest -m slow
+
+avx2: .venv/.ready-dev
+	@$(AVX2) $(BIN)/python -m pytest
 
 clean:
 	rm -rf .venv build dist demo .pytest_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ A recipe is a frozen dataclass and a TOML file; unknown keys are refused by name
 
 import difflib
 import fnmatch
+import json
 import os
 import tomllib
 from dataclasses import asdict, dataclass, fields
@@ -127,7 +128,7 @@ class Recipe:
         if not file.is_file():
             raise FileNotFoundError(f"no file {file}; wanted a recipe in TOML; check the path")
         try:
-            data = tomllib.loads(file.read_text())
+            data = tomllib.loads(file.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is not TOML ({error}); wanted a recipe; correct the file") from error
         return cls.from_dict(data)
@@ -144,8 +145,8 @@ class Recipe:
 
 
 def toml_value(value: str | int) -> str:
-    """A string or whole number as TOML."""
-    return str(value) if isinstance(value, int) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """A string or whole number as TOML, whose strings are those of JSON, but for the character DEL."""
+    return str(value) if isinstance(value, int) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def check_keys(kind: type, data: Any, what: str) -> None:

@@ -57,6 +57,13 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: dict[str, An
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
+@pytest.mark.parametrize("text", ['a "b" \\c', "tab\tand\nlines\r\n", "\x00\x1f\x7f", "Größe 大 \u2028"])
+def test_any_text_is_toml(tmp_path: Path, text: str) -> None:
+    recipe = Recipe(text, (Rule(text),))
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    assert Recipe.from_toml(tmp_path / "recipe.toml") == recipe
+
+
 def test_example_of_the_module(tmp_path: Path) -> None:
     import bitlens.recipe as module
 

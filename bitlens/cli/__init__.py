@@ -12,8 +12,10 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from importlib import import_module
 from inspect import cleandoc
+from io import StringIO
 
 __all__ = ["VERBS", "main"]
 
@@ -24,6 +26,7 @@ VERBS = {
     "upscale": "enlarge pictures with a super-resolution network",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
     "benchmark": "measured speed, beside every float engine on this machine",
+    "costs": "milliseconds of each layer at each bit-width on this machine, to choose bits by",
     "verify": "measure again what a checkpoint claims",
     "train": "train a float network, or a low-bit one",
     "quantize": "turn a float network into a low-bit one",
@@ -94,11 +97,32 @@ def _run(verb: str, *arguments: str) -> int:
     config = (tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
     if {"-h", "--help"} & set(arguments):
         print(_description(kind.__doc__) + "\n")  # tyro would leave the example out and join the lines
+    boxed = StringIO()
     try:
-        command = tyro.cli(kind, prog=f"bitlens {verb}", args=arguments, description="", config=config)
-    except SystemExit as leaving:  # --help, or flags that tyro has explained on stderr
-        return leaving.code if isinstance(leaving.code, int) else USAGE_ERROR
+        with redirect_stderr(boxed):
+            command = tyro.cli(kind, prog=f"bitlens {verb}", args=arguments, description="", config=config)
+    except SystemExit as leaving:  # --help, or wrong flags, which tyro explains in a box on stderr
+        if leaving.code in (0, None):
+            return 0
+        raise ValueError(f"{unboxed(boxed.getvalue())}; bitlens {verb} --help explains the flags") from None
     return command.run() or 0
+
+
+def unboxed(text: str) -> str:
+    """What tyro says of wrong flags, as one line: without the frame and without the help of the flags that it names.
+
+    Parts are divided by rules. Of a flag that is missing it says `    --model STR`, and its help deeper. Where the
+    terminal has no lines to draw, there is a title, a rule, and no frame but two spaces.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    parts = re.split(r"^\W*[─-]{9,}\W*$", plain, flags=re.MULTILINE)
+    said: list[str] = []
+    for part in parts if "│" in plain else parts[1:]:
+        lines = [line.replace("│", " ")[2:].rstrip() for line in part.splitlines() if not line.startswith(("╭", "╰"))]
+        words = " ".join(" ".join(line for line in lines if len(line) - len(line.lstrip()) < 8).split())
+        if words and not words.startswith(("For full helptext", "Argument helptext")):
+            said.append(words.rstrip(".:"))
+    return "; ".join(said) or " ".join(plain.split())
 
 
 def _description(docstring: str) -> str:

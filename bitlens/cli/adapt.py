@@ -1,5 +1,6 @@
 """`bitlens adapt`: a low-bit network for a camera's own mask, from its measurements, without any true video."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +21,26 @@ class Adapt:
     With --steps it is also trained to explain the measurements. Weights keep their codes. What is printed is the
     residual ||A x - y|| / ||y||: how well the videos explain the measurements, which is not how good they are.
 
+    With --scenes, videos that are known are measured through the mask instead: the first measurement of each fits the
+    network, and what that is worth is printed in dB, over all of them.
+
     Example:
         bitlens adapt efficientsci-t-qsci-w4a4 --mask mask.mat --measurements a.mat b.mat --out mine.safetensors
+        bitlens adapt efficientsci-t-qsci-w4a4 --mask mask.mat --scenes six-scenes --out mine.safetensors
     """
 
     model: tyro.conf.Positional[str]
     """A low-bit checkpoint: a shipped name or the path of a .safetensors."""
     mask: Path
     """The camera's calibrated mask: .mat .npz .npy .tif, or a folder of images."""
-    measurements: tuple[Path, ...]
-    """Measurements taken with it, one file or more: .npz .mat .npy .tif, .png, or a folder of images."""
     out: Path
     """The checkpoint to write (.safetensors)."""
+    measurements: tuple[Path, ...] = ()
+    """Measurements taken with it, one file or more: .npz .mat .npy .tif, .png, or a folder of images."""
+    scenes: str | None = None
+    """Instead of --measurements: scenes to measure, as --data of bitlens evaluate."""
+    json: Path | None = None
+    """With --scenes: also write the dB before and after to this file."""
     teacher: str | None = None
     """A float checkpoint, for the ranges where it has the same layers, and to teach during --steps."""
     steps: int = 0
@@ -72,8 +81,10 @@ class Adapt:
         check_positive("--learning-rate", self.learning_rate)
         if self.steps < 0 or not self.distill >= 0:
             raise ValueError(f"--steps {self.steps}, --distill {self.distill}; wanted numbers from 0; change them")
+        if self.json and not self.scenes:
+            raise ValueError("--json holds dB, which needs videos that are known; wanted --scenes too; or leave it out")
         network, teacher = self.networks()
-        raw, mask = self.read()
+        raw, mask = self.measure() if self.scenes else self.read()
         keep_freed_memory()
         with Progress(console=console(), transient=True) as progress:
             task = progress.add_task("fine-tuning" if self.steps else "choosing ranges", total=self.steps or None)
@@ -95,6 +106,8 @@ class Adapt:
         out = console()
         out.print(table(f"{self.model} on {len(raw)} measurement(s)", ("", "||A x - y|| / ||y||"), rows))
         out.print(f"ranges of the activations of {result.observed}")
+        if self.scenes:
+            out.print(table(f"{self.scenes} through {self.mask.name}", ("", "PSNR (dB)"), self.scored(result)))
         out.print(f"wrote {self.out} ({self.out.stat().st_size / 1e6:.2f} MB)")
         return 0
 
@@ -119,6 +132,49 @@ class Adapt:
         teacher = None if self.teacher is None else checkpoint.load(self.teacher)
         return checkpoint.load(self.model), teacher
 
+    def measure(self) -> "tuple[np.ndarray, np.ndarray]":
+        """The first measurement of each scene (n, h, w), and the mask (t, h, w)."""
+        import numpy as np
+
+        from bitlens.data.benchmarks import load_scenes
+        from bitlens.data.capture import simulate
+        from bitlens.data.masks import read_mask
+
+        assert self.scenes is not None
+        if self.measurements:
+            raise ValueError("--measurements and --scenes came; wanted one of the two; leave the other out")
+        mask = read_mask(self.mask, axes=self.mask_axes)
+        firsts = [simulate(scene.video[: len(mask)], mask).measurement for scene in load_scenes(self.scenes)]
+        if len({first.shape for first in firsts}) > 1:
+            raise ValueError(f"the scenes of {self.scenes} differ in size; wanted one size, the mask's; choose others")
+        return np.concatenate(firsts), mask
+
+    def scored(self, result: "Adaptation") -> list[tuple[str, str]]:
+        """PSNR over all measurements of the scenes: the teacher's, before and after; written as JSON too."""
+        from bitlens.cli.evaluate import Evaluate
+        from bitlens.cli.shared import output_file
+
+        assert self.scenes is not None
+        models = [*([self.teacher] if self.teacher else []), self.model, str(self.out)]
+        how = dict(data=self.scenes, mask=self.mask, ssim=False, engine="auto")
+        scores = [Evaluate(models=(model,), **how).results()[0] for model in models]  # type: ignore[arg-type]
+        labels = [*(["float"] if self.teacher else []), "as it came", "adapted"]
+        psnr = {label: score["average"]["psnr"] for label, score in zip(labels, scores, strict=True)}
+        with output_file(self.json, ".json") as path:
+            if path is not None:
+                names = ("teacher", "steps", "learning_rate", "distill", "seed")
+                content = {
+                    "model": scores[-2]["settings"]["model"],
+                    "mask": self.mask.name,
+                    "data": self.scenes,
+                    "psnr": psnr,
+                    "residual": asdict(result),
+                    "settings": {name: getattr(self, name) for name in names},
+                    "run": scores[-1]["settings"],
+                }
+                path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return [(label, f"{value:.2f}") for label, value in psnr.items()]
+
     def read(self) -> "tuple[np.ndarray, np.ndarray]":
         """All measurements (n, h, w) in mask units, and the mask (t, h, w); notes on them are printed."""
         import numpy as np
@@ -129,7 +185,7 @@ class Adapt:
         from bitlens.report import console
 
         if not self.measurements:
-            raise ValueError("no measurement; wanted one file or more; give them after --measurements")
+            raise ValueError("no measurement; wanted one file or more; give them after --measurements, or --scenes")
         captures = []
         for path in self.measurements:
             capture = read_capture(
@@ -154,7 +210,7 @@ class Adapt:
             "start_sha256": None if about.path is None else checkpoint.weights_sha256(about.path),
             "start_provenance": about.provenance,
             "mask": self.mask.name,
-            "measurements": [path.name for path in self.measurements],
+            "measurements": [path.name for path in self.measurements] or f"the first of each of {self.scenes}",
             "settings": {name: getattr(self, name) for name in settings},
             "residual": asdict(result),
             "run": describe_run(),

@@ -48,7 +48,7 @@ class Reconstruct:
     engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
     """What computes: torch (low bits are simulated), native (our kernels, where they are built), openvino (int8 on the
     CPU), onnxruntime (integers, portable), or reference (integers in plain torch, slow). auto: for low-bit networks
-    that they know native below 8 bits where the CPU has AVX512, else openvino; else torch."""
+    that they know native or openvino, as bitlens benchmark measured here or by a rule; else torch."""
     memory_mb: int | None = None
     """Memory that the process may use. A picture too large for it is run in tiles. Default: 2048, or less where
     less is free."""

@@ -98,24 +98,57 @@ def output_video(out: str) -> Iterator[str]:
 def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
     """What runs a network, called like it, and a line that says so.
 
-    "auto": for low-bit networks that they know the native kernels where these are faster, or OpenVINO; else torch.
+    "auto": for low-bit networks that they know the native kernels where these are faster, or OpenVINO; else torch. An
+    engine that was compared with the reference and computes wrongly here is passed over, and the line says so.
 
     Raises:
         TypeError: the engine does not know the network.
         ValueError: nothing of the network is quantized, for the reference; ONNX Runtime is not installed; or a layer
-            computes wrongly.
+            computes wrongly on the engine that was asked for.
     """
+    from bitlens.engine.checks import ComputesWrongly
+
+    if engine != "auto":
+        return start_engine(network, engine)
+    refused: list[str] = []
+    *engines, last = in_order(network)
+    for name in engines:
+        try:
+            running, how = start_engine(network, name)
+        except ComputesWrongly as error:
+            refused.append(str(error).partition(";")[0])
+        else:
+            return running, "; ".join((how, *refused))
+    running, how = start_engine(network, last)
+    return running, "; ".join((how, *refused))
+
+
+def in_order(network: "nn.Module") -> list[str]:
+    """The engines that "auto" tries one after the other."""
+    from bitlens.engine import native
+    from bitlens.engine.openvino import runs
+    from bitlens.quant.layers import quantized_layers
+
+    if not quantized_layers(network) or not runs(network):
+        return ["torch"]
+    if native.missing(network) is not None:
+        return ["openvino", "torch"]
+    return ["native", "openvino", "torch"] if fast_here(network) else ["openvino", "native", "torch"]
+
+
+def start_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
+    """What runs a network on an engine, and a line that says so. Raises: as `choose_engine`."""
     import torch
 
     from bitlens.cli.running import describe, native_engine
-    from bitlens.engine.openvino import Engine, runs
+    from bitlens.engine.openvino import Engine
     from bitlens.quant.layers import quantized_layers
 
     layers = quantized_layers(network)
-    if engine == "native" or (engine == "auto" and fast_here(network)):
+    if engine == "native":
         running = native_engine(network, torch.get_num_threads())
         return running, f"native kernels ({running.level}), int8 in all layers, the rest in {running.precision}"
-    if engine == "torch" or (engine == "auto" and not (layers and runs(network))):
+    if engine == "torch":
         return network, f"torch, float32{', integers simulated' if layers else ''}"
     if engine == "reference":
         from bitlens.engine.reference import reference_network
@@ -133,13 +166,24 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
 
 
 def fast_here(network: "nn.Module") -> bool:
-    """Whether the native kernels run a network, and faster than OpenVINO: below 8 bits, with AVX512 (engine.md)."""
+    """Whether the native kernels run a network, and faster than OpenVINO.
+
+    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines: below 8 bits, with
+    AVX512 (engine.md).
+    """
+    import torch
+
+    from bitlens.cli.speeds import recall
     from bitlens.engine import native
     from bitlens.quant.layers import quantized_layers
 
     bits = [layer.activation_bits for layer in quantized_layers(network).values()]
-    coarse = bool(bits) and min(bits) < 8
-    return coarse and native.missing(network) is None and native.kernels().best_level().startswith("avx512")
+    if not bits or native.missing(network) is not None:
+        return False
+    measured = recall(network, torch.get_num_threads())
+    if {"native", "openvino"} <= set(measured):
+        return measured["native"] < measured["openvino"]
+    return min(bits) < 8 and native.kernels().best_level().startswith("avx512")
 
 
 def reconstruct(

@@ -60,7 +60,7 @@ def choose_tiling(
     """
     import torch
 
-    from bitlens.engine.memory import bytes_per_pixel, fixed_mb
+    from bitlens.engine.memory import bytes_per_pixel, fixed_mb, patches_mb
     from bitlens.tiles import cuts, window_for
 
     frames, height, width = mask_shape
@@ -74,10 +74,16 @@ def choose_tiling(
     radius, multiple = int(network.radius), int(network.alignment)  # type: ignore[arg-type]
 
     def planned(overlap: int) -> tuple[Tiling, float]:
-        window = window_for(budget, need, base, size=(height, width), overlap=overlap, multiple=multiple)
+        patches = more = 0.0  # bytes for each pixel; small tiles need more of them than large ones
+        while True:
+            patches = more
+            window = window_for(budget, need + patches, base, size=(height, width), overlap=overlap, multiple=multiple)
+            sides = min(window[0], height), min(window[1], width)
+            more = 2**20 * patches_mb(network, frames, *sides) / (sides[0] * sides[1]) if kind == "torch" else 0.0
+            if more <= patches:
+                break
         rows, columns = cuts(height, window[0], overlap, multiple), cuts(width, window[1], overlap, multiple)
         count = len(rows) * len(columns)
-        sides = min(window[0], height), min(window[1], width)
         text = f"{len(rows)} x {len(columns)} tiles of {sides[0]}x{sides[1]} within {budget} MB"
         text += f", {overlap} pixels of context: " + (
             "all that the network sees, so no seams"

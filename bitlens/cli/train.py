@@ -55,6 +55,8 @@ class Train:
     """Architecture and size for a run without --start."""
     start: str | None = None
     """Start from this checkpoint, a path or a shipped name; with --method a low-bit one may be lowered further."""
+    widen: int = 1
+    """Start from --start with this many times its channels (EfficientSCI): the same function, with room to learn."""
     teacher: str | None = None
     """Float checkpoint that teaches. Default: --start, where that is float."""
     method: str | None = None
@@ -130,13 +132,14 @@ class Train:
         import torch
 
         from bitlens.checkpoint import load
-        from bitlens.networks.efficientsci import efficientsci, initialize_identity
+        from bitlens.networks.efficientsci import EfficientSCI, efficientsci, initialize_identity, widened
         from bitlens.networks.stformer import stformer
 
         torch.manual_seed(seed)
         if self.start is None:
-            if self.method is not None:
-                raise ValueError("--method quantizes a trained network; wanted --start CHECKPOINT too; give it")
+            for given, flag in ((self.method is not None, "--method"), (self.widen != 1, "--widen")):
+                if given:
+                    raise ValueError(f"{flag} works on a trained network; wanted --start CHECKPOINT too; give it")
             architecture, _, size = self.network.partition("-")
             if architecture == "stformer":
                 return stformer(size, frames=self.frames), None
@@ -144,6 +147,13 @@ class Train:
             initialize_identity(network)
             return network, None
         start = load(self.start).requires_grad_(True)
+        if self.widen != 1:
+            if self.widen < 1 or not isinstance(start, EfficientSCI):
+                raise ValueError(
+                    f"--widen {self.widen} and a {type(start).__name__} came; wanted an EfficientSCI and a whole "
+                    "number from 1; leave --widen out to keep the width"
+                )
+            start = widened(start, self.widen, seed)
         teacher = load(self.teacher) if self.teacher else None
         if self.method is None:
             return start, teacher
@@ -166,6 +176,7 @@ class Train:
         return {
             "trained": f"{result.step} steps of {self.batch} samples of {self.frames}x{self.crop}x{self.crop}",
             "start": self.start,
+            "widened": self.widen,
             "teacher": self.teacher,
             "data": {"clips": len(clips.videos), "identity": clips.identity(), "synthetic": self.synthetic},
             "masks": "random binary, fresh for every sample" if self.mask is None else self.mask.name,

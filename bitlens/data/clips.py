@@ -74,8 +74,17 @@ def clip_paths(root: Path, split: str | None) -> list[Path]:
     """The videos of a folder, sorted by name; a manifest decides where there is one."""
     manifest = root / "manifest.json"
     if manifest.is_file():
-        entries = json.loads(manifest.read_text())
-        return sorted(root / e["file"] for e in entries if split is None or e["split"] == split)
+        try:
+            entries = json.loads(manifest.read_text(encoding="utf-8"))
+            if not isinstance(entries, list):
+                raise TypeError(f"a {type(entries).__name__}")
+            chosen = [str(e["file"]) for e in entries if split is None or e["split"] == split]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{manifest} is no list of videos ({error!r}); wanted "
+                '[{"file": "a.mp4", "split": "train"}, ...]; correct it, or remove it'
+            ) from error
+        return sorted(root / name for name in chosen)
     if split is not None:
         raise ValueError(f"{root} has no manifest.json, so no split {split!r}; leave the split out")
     return sorted(p for p in root.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES or p.is_dir())
@@ -83,8 +92,7 @@ def clip_paths(root: Path, split: str | None) -> list[Path]:
 
 def cached(path: Path) -> Path:
     """The decoded video as .npy in the user's cache; decoded now if it is not there yet."""
-    stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{path.resolve()}|{state_of(path)}".encode()).hexdigest()[:12]
     base = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bitlens" / "clips"
     target = base / f"{path.stem}-{key}.npy"
     if not target.is_file():
@@ -92,6 +100,15 @@ def cached(path: Path) -> Path:
         with atomic_path(target) as temporary:
             np.save(temporary, frames)
     return target
+
+
+def state_of(path: Path) -> str:
+    """What changes when a file, or a file of a folder, does: sizes and times; of files in folders their names too."""
+    stat = path.stat()
+    if not path.is_dir():
+        return f"{stat.st_size}|{stat.st_mtime_ns}"
+    files = sorted((file.name, file.stat()) for file in path.iterdir() if file.is_file())
+    return repr([(name, own.st_size, own.st_mtime_ns) for name, own in files])
 
 
 class ClipSampler:

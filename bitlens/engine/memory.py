@@ -8,6 +8,9 @@ or VRM, and attention holds (t x t) scores per pixel. So the need is t (features
 
 The numbers are the largest peaks (VmHWM) that `tests/engine/test_memory.py` and docs/engine.md describe, times
 `MARGIN`. What does not grow with the picture (weights, compiled kernels, code) is not counted here.
+
+torch convolves small inputs, of at most 20,480 channels x frames x rows, by a product with their patches: a copy 27
+times as large (`patches_mb`). Larger inputs go to oneDNN, which makes none.
 """
 
 from torch import nn
@@ -17,12 +20,28 @@ from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.stformer import STFormer
 from bitlens.quant.layers import quantized_layers
 
-__all__ = ["FIXED_MB", "MARGIN", "bytes_per_pixel", "fixed_mb"]
+__all__ = ["FIXED_MB", "MARGIN", "bytes_per_pixel", "fixed_mb", "patches_mb"]
 
 MARGIN = 1.25
 """Factor over what was measured: other thread counts, versions and CPUs."""
 FIXED_MB = 80
 """What running takes beside, at any size: scratch of kernels, compilation."""
+
+SMALL = 20_480
+"""Inputs of at most this many channels x frames x rows are convolved by patches in torch."""
+
+
+def patches_mb(network: nn.Module, frames: int, height: int, width: int) -> float:
+    """MB that torch takes for patches of the 3x3x3 convolutions of EfficientSCI, for a picture (or tile) of one size.
+
+    Those of each kind of input count together, and half as much again: what one frees is not always what another takes.
+    """
+    if not isinstance(network, EfficientSCI):
+        return 0.0
+    c, group = network.config["in_ch"], 4 * network.config["in_ch"] // network.config["group_num"]
+    inputs = (c, height, width), (2 * c, height, width), (group, height // 2 + 1, width // 2 + 1)
+    values = sum(n * frames * rows * columns for n, rows, columns in inputs if n * frames * rows <= SMALL)
+    return 1.5 * 27 * 4 * values / 2**20
 
 
 def fixed_mb(network: nn.Module, threads: int = 1) -> float:

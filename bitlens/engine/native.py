@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, lower
 from bitlens.engine.plan import Grid, Part, Plan, Wanted, kernels
+from bitlens.engine.twins import check_attention, check_layers, codes_and_geometry
 from bitlens.networks.efficientsci import EfficientSCI, TemporalAttention, initial_estimate
 from bitlens.networks.parts import HeadShift
 
@@ -68,13 +69,7 @@ class Packed:
         if name not in self.ready:
             layer = self.integers[name]
             assert isinstance(layer, IntegerLayer)
-            weight = layer.weight.reshape(*layer.weight.shape, *[1] * (5 - layer.weight.ndim))
-            codes = np.ascontiguousarray(weight.permute(0, 2, 3, 4, 1).numpy())
-            stride, padding = (1, 1, 1), (0, 0, 0)
-            if isinstance(layer.geometry, nn.Conv3d):
-                stride, padding = layer.geometry.stride, layer.geometry.padding
-            zero, largest = int(layer.input.zero_point) - layer.input.qmin, layer.input.qmax - layer.input.qmin
-            geometry = dict(stride=stride, padding=padding, zero=zero, largest=largest)
+            codes, geometry = codes_and_geometry(layer)
             self.methods[name] = method = self.fastest(codes, geometry, shape)
             bias = torch.zeros(len(codes)) if layer.bias is None else layer.bias
             convolution = kernels().Convolution(codes, method=method, level=self.level, **geometry)
@@ -105,10 +100,12 @@ class Engine(Packed):
         precision: of residual sums in memory, "f32" or "bf16"; everything else is integers, or float32 in registers.
         threads: CPU threads; None: as many as this process may use.
         level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
+        check: compare each kind of layer with its scalar twin first.
 
     Raises:
         TypeError: `missing` names a reason why the kernels cannot run the network.
         ValueError: unknown precision, threads below 1, or a grid without a range.
+        ComputesWrongly: a kernel differs from its twin on this machine.
 
     >>> engine = Engine(bitlens.load("efficientsci-t-qsci-w4a4"), threads=2)  # doctest: +SKIP
     >>> video = engine(measurement, mask)  # doctest: +SKIP
@@ -117,7 +114,13 @@ class Engine(Packed):
     """
 
     def __init__(
-        self, network: nn.Module, *, precision: str = "f32", threads: int | None = None, level: str | None = None
+        self,
+        network: nn.Module,
+        *,
+        precision: str = "f32",
+        threads: int | None = None,
+        level: str | None = None,
+        check: bool = True,
     ):
         if (reason := missing(network)) is not None or not isinstance(network, EfficientSCI):
             raise TypeError(f"{reason}; choose another engine")
@@ -127,6 +130,21 @@ class Engine(Packed):
         self.network, self.precision = network, precision
         self.kind = np.uint16 if precision == "bf16" else np.float32
         self.plans: dict[tuple[int, ...], tuple[Plan, Part, Part]] = {}
+        if check and self.level != "scalar":
+            self.check()
+
+    def check(self) -> None:
+        """Refuse kernels that differ from their scalar twins, by one layer of each kind.
+
+        Raises:
+            ComputesWrongly: one does.
+        """
+        check_layers(self.integers, self.level, self.kind)
+        name, module = next((n, m) for n, m in self.network.named_modules() if isinstance(m, TemporalAttention))
+        scores, mix = self.integers[f"{name}.scores"], self.integers[f"{name}.mix"]
+        assert isinstance(scores, IntegerProduct) and isinstance(mix, IntegerProduct)
+        depth = len(self.integers[f"{name}.qkv"].weight) // 3 // module.heads  # type: ignore[union-attr]
+        check_attention(name, attention_constants(scores, mix, module.heads, module.scale), depth, self.level)
 
     @torch.no_grad()
     def __call__(self, measurement: Array, mask: Array) -> Array:

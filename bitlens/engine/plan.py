@@ -6,7 +6,7 @@ place that is free while it is in use; then the calls are bound to that memory.
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -97,6 +97,8 @@ class Plan:
     def __init__(self, engine: Convolutions):
         self.engine = engine
         self.steps: list[Callable[[np.ndarray], Callable[[], None]]] = []
+        self.kinds: list[str] = []
+        """Of each step: "layer", "grids", "attention" or "shuffle"."""
         self.layers: dict[int, tuple[str, Part, Wanted]] = {}
         """Of the steps that are convolutions: name, input and what becomes of the sums."""
         self.memories: list[Memory] = []
@@ -109,11 +111,12 @@ class Plan:
         self.memories.append(Memory((*size, channels), kind))
         return Part(self.memories[-1])
 
-    def step(self, bind: Callable[[np.ndarray], Callable[[], None]], parts: Sequence[Part]) -> None:
-        """Append a call, which reads or writes `parts`."""
+    def step(self, kind: str, bind: Callable[[np.ndarray], Callable[[], None]], parts: Sequence[Part]) -> None:
+        """Append a call of a kind, which reads or writes `parts`."""
         for part in parts:
             part.memory.uses.append(len(self.steps))
         self.steps.append(bind)
+        self.kinds.append(kind)
 
     def convolve(self, name: str, codes: Part, wanted: Wanted) -> None:
         """The layer `name`."""
@@ -126,16 +129,19 @@ class Plan:
             return convolution.bind(codes.view(block), output, block[: self.workspace], threads)
 
         self.layers[len(self.steps)] = name, codes, wanted
-        self.step(bind, [codes, *wanted.parts])
+        self.step("layer", bind, [codes, *wanted.parts])
 
     def finish(self, values: Part, wanted: Wanted) -> None:
-        """The output stage on values."""
+        """The output stage on values, on grids; values of one channel as rows of pixels, which fill vectors."""
 
         def bind(block: np.ndarray) -> Callable[[], None]:
-            output = self.output(block, wanted, None, None)
-            return kernels().bind_finish(values.view(block), output, self.engine.level, self.engine.threads)
+            output, source = self.output(block, wanted, None, None), values.view(block)
+            if source.shape[-1] == 1:
+                targets = [replace(target, codes=target.codes[..., 0][None]) for target in output.targets]
+                output, source = replace(output, targets=targets), source[..., 0][None]
+            return kernels().bind_finish(source, output, self.engine.level, self.engine.threads)
 
-        self.step(bind, [values, *wanted.parts])
+        self.step("grids", bind, [values, *wanted.parts])
 
     def attend(self, constants: Any, codes: Part, target: Grid) -> None:
         """Temporal attention on codes of q, k and v."""
@@ -147,7 +153,7 @@ class Plan:
             options = dict(level=self.engine.level, threads=self.engine.threads)
             return bk.bind_attend(constants, codes.view(block), written, **options)
 
-        self.step(bind, [codes, target.codes])
+        self.step("attention", bind, [codes, target.codes])
 
     def shuffle(self, codes: Part, result: Part) -> None:
         """PixelShuffle(2) where the channels of the four pixels come one pixel after the other."""
@@ -158,7 +164,7 @@ class Plan:
             target = result.view(block).reshape(t, h, 2, w, 2, c // 4)
             return lambda: np.copyto(target, source)
 
-        self.step(bind, [codes, result])
+        self.step("shuffle", bind, [codes, result])
 
     def output(self, block: np.ndarray, wanted: Wanted, scale: Any, bias: Any) -> Any:
         """What the kernels call an output."""

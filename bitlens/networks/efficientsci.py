@@ -320,6 +320,39 @@ def initialize_identity(network: EfficientSCI) -> None:
         set_delta(network.vrm[4], channel, 0, (1, 1, 1), gain=1 / 1.5)  # e + mask * e is 1.5 e on average
 
 
+@torch.no_grad()
+def widened(network: EfficientSCI, factor: int, seed: int = 0) -> EfficientSCI:
+    """A float network with `factor` times the channels that computes the same [Net2Net].
+
+    Every channel becomes `factor` neighbours with the same values, whose weights further on add up to the old one.
+    They do so in random shares, not in equal ones: copies that were alike in everything would be trained alike.
+
+    Source: [Net2Net] Chen, Goodfellow, Shlens: "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016.
+
+    Raises:
+        ValueError: the network has Q-SCI's or Q-ViT's additions (widen it before they are made).
+    """
+    added = [name for name in ("shift", "shortcuts", "normalize") if network.config[name]]
+    if added:
+        raise ValueError(f"the network has {' and '.join(added)}; wanted a plain one; widen it before quantizing")
+    wide = EfficientSCI(**{**network.config, "in_ch": factor * network.config["in_ch"]})
+    generator = torch.Generator().manual_seed(seed)
+    state = network.state_dict()
+    for name, new in wide.state_dict().items():
+        old = state[name]
+        if old.shape[0] != new.shape[0]:
+            block = 4 if name.startswith("up_conv") else 1  # the four pixels that PixelShuffle makes of a channel
+            old = old.unflatten(0, (-1, block)).repeat_interleave(factor, dim=0).flatten(0, 1)
+        if old.ndim > 1 and old.shape[1] != new.shape[1]:
+            shares = 1 / factor + torch.randn(*old.shape[:2], factor, generator=generator) * 0.5 / factor
+            shares += (1 - shares.sum(2, keepdim=True)) / factor
+            old = torch.einsum("oi...,oif->oif...", old, shares).flatten(1, 2)
+        if name.endswith("qkv.weight"):  # scores are divided by the root of the head's width, which has grown
+            old[: len(old) // 3] *= factor**-0.5
+        new.copy_(old)
+    return wide.train(network.training)
+
+
 def set_zero(layer: nn.Module) -> None:
     """Make a layer return zero."""
     for parameter in layer.parameters():

@@ -14,7 +14,7 @@ ALIGN = 64
 MOST_TARGETS = 8
 LEVELS = ("scalar", "avx2", "avx512-vnni", "avx512-vbmi")
 """Instruction sets; each includes those before it."""
-METHODS = ("direct", "winograd2", "winograd3", "lookup")
+METHODS = ("direct", "winograd2", "winograd3", "lookup", "winograd2wide")
 
 Triple = c_int32 * 3
 
@@ -33,7 +33,7 @@ class Input(ctypes.Structure):
 class TargetStruct(ctypes.Structure):
     _fields_ = [
         *[("codes", c_void_p), ("stride", c_int64), ("begin", c_int32), ("end", c_int32)],
-        *[("step", c_void_p), ("zero", c_void_p), ("low", c_float), ("high", c_float)],
+        *[("step", c_void_p), ("zero", c_void_p), ("inverse", c_void_p), ("low", c_float), ("high", c_float)],
     ]
 
 

@@ -17,7 +17,7 @@ extern "C" {
 
 enum { BK_ABI = 3 };
 enum { BK_SCALAR, BK_AVX2, BK_VNNI, BK_VBMI, BK_LEVELS };        // instruction sets, each includes those before
-enum { BK_DIRECT, BK_WINOGRAD2, BK_WINOGRAD3, BK_LOOKUP, BK_METHODS };
+enum { BK_DIRECT, BK_WINOGRAD2, BK_WINOGRAD3, BK_LOOKUP, BK_WINOGRAD2_WIDE, BK_METHODS };
 enum { BK_MOST_TARGETS = 8 };
 
 // A grid that channels begin .. end - 1 are written to as codes; channel `begin` goes to codes[0] of each pixel.
@@ -25,7 +25,7 @@ typedef struct {
   uint8_t *codes;
   int64_t stride;
   int32_t begin, end;
-  const float *step, *zero;  // of each of these channels
+  const float *step, *zero, *inverse;  // of each of these channels; 1 / step
   float low, high;
 } bk_target;
 

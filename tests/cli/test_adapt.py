@@ -1,5 +1,6 @@
 """`bitlens adapt` writes a checkpoint that fits the new mask better, says so in it, and refuses what cannot be."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,27 @@ def test_adapt_with_teacher_steps_and_several_files(models: Path, capsys: pytest
     assert "3 measurement(s)" in shown and "after 2 steps" in shown and "of the teacher" in shown
     settings = checkpoint.describe(models / "out" / "new.safetensors").provenance["settings"]
     assert settings["steps"] == 2 and settings["gain"] == 1
+
+
+def test_adapt_to_known_scenes(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, video in (("a", SCENE), ("b", SCENE[::-1])):
+        np.savez(models / f"{name}-scene.npz", video=video, axes="thw")
+    (models / "scenes").mkdir()
+    for name in "ab":
+        (models / f"{name}-scene.npz").rename(models / "scenes" / f"{name}.npz")
+    out, scores = models / "out" / "new.safetensors", models / "scores.json"
+    flags = ["--scenes", str(models / "scenes"), "--mask", str(models / "mask.npz"), "--out", str(out)]
+    low = ["adapt", str(models / "low.safetensors"), *flags, "--json", str(scores)]
+    assert main([*low, "--teacher", str(models / "float.safetensors")]) == 0
+    psnr = json.loads(scores.read_text())["psnr"]
+    assert psnr["as it came"] + 1 < psnr["adapted"] <= psnr["float"] + 0.5
+    assert f"{psnr['adapted']:.2f}" in capsys.readouterr().out
+    assert checkpoint.describe(out).provenance["measurements"].startswith("the first of each")
+    out.unlink()
+    assert main([*low, "--measurements", str(models / "a.npz")]) == 2 and not out.exists()
+    assert "one of the two" in capsys.readouterr().err
+    assert main(command(models, "--json", scores)) == 2
+    assert "wanted --scenes too" in capsys.readouterr().err
 
 
 def measured(change: Callable[[np.ndarray], Any]) -> Callable[[Path], list[str]]:

@@ -59,6 +59,24 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["evalute"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["reconstruct", "x", "--model", "m", "--out", "a.gif", "--engine", "foo"], "invalid choice 'foo'"),
+        (["reconstruct", "x", "--model", "m", "--out", "a.gif", "--engine", "foo"], "'torch', 'reference')"),
+        (["reconstruct", "x", "--modle", "m", "--out", "a.gif"], "--model STR; Unrecognized options: --modle m;"),
+        (["reconstruct"], "MEASUREMENT --model STR --out STR;"),
+        (["benchmark", "m", "--size", "large"], "--size: invalid literal for int() with base 10: 'large';"),
+    ],
+)
+def test_wrong_flags_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and said in shown.err
+    assert shown.err.startswith(f"bitlens {arguments[0]}: ")
+    assert shown.err.endswith(f"; bitlens {arguments[0]} --help explains the flags\n")
+
+
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from bitlens.cli.models import Models
 

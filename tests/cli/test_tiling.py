@@ -17,7 +17,7 @@ from bitlens.data.arrays import read_arrays, write_npz
 from bitlens.data.capture import simulate, write_capture
 from bitlens.data.masks import random_mask
 from bitlens.data.synthetic import high_speed_scene
-from bitlens.engine.memory import FIXED_MB, bytes_per_pixel, fixed_mb
+from bitlens.engine.memory import FIXED_MB, bytes_per_pixel, fixed_mb, patches_mb
 from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI, efficientsci
 
@@ -50,8 +50,22 @@ def in_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_picture_that_fits_is_not_cut() -> None:
-    plan = tiling.choose_tiling(TINY, TINY, (4, 96, 120), budget(TINY, 96 * 120, 4, (96, 120)))
+    patches = int(patches_mb(TINY, 4, 96, 120))
+    plan = tiling.choose_tiling(TINY, TINY, (4, 96, 120), budget(TINY, 96 * 120, 4, (96, 120)) + patches + 1)
     assert plan.count == 1 and plan.note == ""
+
+
+def test_small_pictures_need_patches_in_torch() -> None:
+    network = efficientsci("t")
+    assert patches_mb(network, 8, 128, 128) > 300 and patches_mb(network, 8, 400, 400) == 0
+    whole = budget(network, 128 * 600, 8, (128, 600))
+    plan = tiling.choose_tiling(network, network, (8, 128, 600), whole)
+    needed = plan.window[0] * plan.window[1] * bytes_per_pixel(network, 8) / 2**20 + patches_mb(
+        network, 8, *plan.window
+    )
+    assert plan.count > 1 and needed < 128 * 600 * bytes_per_pixel(network, 8) / 2**20 + 1
+    enough = whole + int(patches_mb(network, 8, 128, 600)) + 1
+    assert tiling.choose_tiling(network, network, (8, 128, 600), enough).count == 1
 
 
 def test_tiles_within_the_budget() -> None:
@@ -91,7 +105,8 @@ def test_tiled_is_whole(
     name: str, network: torch.nn.Module, model: Path, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """GAP-TV sees 156 pixels and has to be blended; the little network is exact."""
-    memory = budget(network, 62 * 70, 4, (96, 120)) if name == "tiny" else 100 + FIXED_MB + 1
+    needed = budget(network, 62 * 70, 4, (96, 120)) + int(patches_mb(network, 4, 62, 70))
+    memory = needed if name == "tiny" else 100 + FIXED_MB + 1
     chosen = str(model) if name == "tiny" else name
     out, report = f"{tmp_path}/a.npz", f"{tmp_path}/a.json"
     flags = ["--model", chosen, "--out", out, "--json", report]

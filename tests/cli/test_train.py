@@ -10,6 +10,7 @@ from bitlens import checkpoint
 from bitlens.cli import main
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.data.video import write_video
+from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.stformer import STFormer
 
 QUICK = ["--steps", "1", "--crop", "16", "--batch", "1", "--frames", "3"]
@@ -53,3 +54,16 @@ def test_unknown_network(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     out = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "x.safetensors")]
     assert main(["train", "--clips", str(clips), *out, "--network", "stformer-t"]) != 0
     assert "stformer-s" in capsys.readouterr().err
+
+
+def test_widen(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start, wide = tmp_path / "start.safetensors", tmp_path / "wide.safetensors"
+    checkpoint.save(EfficientSCI(8, 1, 2), start)
+    command = ["train", "--clips", str(clips), "--run", str(tmp_path / "run"), "--out", str(wide), *QUICK]
+    assert main([*command, "--widen", "2"]) != 0  # of nothing
+    assert "--start CHECKPOINT" in capsys.readouterr().err
+    assert main([*command, "--start", str(start), "--widen", "0"]) != 0 and not wide.exists()
+    assert main([*command, "--start", str(start), "--widen", "2"]) == 0
+    network = checkpoint.load(wide)
+    assert isinstance(network, EfficientSCI) and network.config["in_ch"] == 16
+    assert checkpoint.describe(wide).provenance["widened"] == 2

@@ -1,6 +1,7 @@
 """Training clips: a batch depends on (seed, step, rank) alone, and the folder, cache and split are as asked for."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,24 @@ def test_cache_is_used_and_follows_changes(folder: Path, cache: Path, monkeypatc
     write_npz(path, orig=np.zeros((9, 16, 20), np.float32), axes="thw")
     second = cached(path)
     assert second != first and np.load(second).shape == (9, 16, 20)
+
+
+def test_the_cache_of_a_folder_follows_changes_in_place(folder: Path, cache: Path) -> None:
+    frames = folder / "frames"
+    first, state = cached(frames), os.stat(frames)
+    changed = sorted(frames.iterdir())[0]
+    Image.fromarray(np.full((16, 20), 255, np.uint8)).save(changed)
+    os.utime(frames, ns=(state.st_atime_ns, state.st_mtime_ns))  # the folder itself looks as before
+    second = cached(frames)
+    assert second != first and np.load(second)[0].min() == 255
+    assert cached(frames) == second
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[3]", '[{"name": "a.npz"}]', '[{"file": "a.npz"}]', "3"])
+def test_a_manifest_of_another_form_is_named(folder: Path, content: str) -> None:
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json is no list of videos .* wanted \[\{"):
+        clip_paths(folder, "train")
 
 
 def test_manifest(folder: Path) -> None:

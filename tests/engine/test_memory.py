@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from bitlens import checkpoint
 from bitlens.cli import shared
-from bitlens.engine.memory import bytes_per_pixel, fixed_mb
+from bitlens.engine.memory import bytes_per_pixel, fixed_mb, patches_mb
 
 def status(name):
     return int(re.search(rf"{name}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
@@ -29,7 +29,8 @@ with torch.inference_mode():
     for _ in range(2):
         running(measurement, mask)
 need = side * side * bytes_per_pixel(network, frames, engine, getattr(running, "precision", "f32")) / 2**20
-print(json.dumps([status("VmHWM") - base, need, fixed_mb(network)]))
+patches = patches_mb(network, frames, side, side) if engine == "torch" else 0.0
+print(json.dumps([status("VmHWM") - base, need, fixed_mb(network) + patches]))
 """
 
 
@@ -40,6 +41,8 @@ print(json.dumps([status("VmHWM") - base, need, fixed_mb(network)]))
     [
         ("efficientsci-t", "torch", 192, 8),
         ("efficientsci-t", "torch", 96, 32),
+        ("efficientsci-t", "torch", 64, 8),
+        ("efficientsci-t", "torch", 128, 8),
         ("efficientsci-t-qsci-w8a8", "torch", 128, 8),
         ("efficientsci-t", "openvino", 256, 8),
         ("efficientsci-t-qsci-w8a8", "openvino", 256, 8),

@@ -17,6 +17,7 @@ from bitlens.networks.efficientsci import (
     efficientsci,
     initial_estimate,
     initialize_identity,
+    widened,
 )
 
 
@@ -182,3 +183,30 @@ def test_configuration_is_read_off_the_weights(config: dict[str, int | bool]) ->
 def test_weights_of_another_network() -> None:
     with pytest.raises(ValueError, match=r"not EfficientSCI's: fem\.0\.weight"):
         config_from_state_dict({"conv.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("options", [{}, {"color_ch": 3}])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_widened_computes_the_same(factor: int, options: dict[str, int]) -> None:
+    network = EfficientSCI(8, 2, 2, **options).eval()
+    wide = widened(network, factor)
+    assert wide.config == {**network.config, "in_ch": 8 * factor} and not wide.training
+    measurement, mask, _ = data(1, 3, 10, 13)
+    with torch.no_grad():
+        torch.testing.assert_close(wide(measurement, mask), network(measurement, mask), atol=1e-5, rtol=1e-4)
+
+
+def test_widened_copies_learn_apart() -> None:
+    wide = widened(EfficientSCI(8, 1, 2), 2)
+    measurement, mask, video = data()
+    (wide(measurement, mask).squeeze(1) - video).square().mean().backward()
+    for name in ("resdnet_list.0.cformer_list.0.scb.0.weight", "vrm.0.weight", "resdnet_list.0.last_conv.weight"):
+        gradient = wide.get_parameter(name).grad
+        assert gradient is not None
+        copies = gradient.unflatten(0, (-1, 2))
+        assert float((copies[:, 0] - copies[:, 1]).abs().mean()) > 0.05 * float(gradient.abs().mean())
+
+
+def test_widened_refuses_additions() -> None:
+    with pytest.raises(ValueError, match="shift and shortcuts"):
+        widened(EfficientSCI(8, 1, 2, shift=True, shortcuts=True), 2)

@@ -1,0 +1,95 @@
+"""`--engine auto`: the engine that was measured to be fastest here, unless it computes wrongly here."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bitlens import checkpoint
+from bitlens.cli import benchmark, running, shared, speeds
+from bitlens.engine import native, openvino
+from bitlens.engine.checks import ComputesWrongly
+from bitlens.methods import quantize
+from bitlens.networks.efficientsci import EfficientSCI
+
+CAPTURE = torch.rand(1, 16, 16), torch.ones(1, 4, 16, 16)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "missing", lambda network: None)
+    monkeypatch.setattr(native, "kernels", lambda: SimpleNamespace(best_level=lambda: "avx512-vnni"))
+
+
+def network_of(bits: int) -> nn.Module:
+    return quantize(EfficientSCI(8, 1, 2).eval(), "direct", [CAPTURE], bits=bits)[0]
+
+
+def refusing(what: str) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ComputesWrongly(f"{what} computes layer a wrongly: 3 dB; wanted 40; choose another")
+
+    return refuse
+
+
+@pytest.mark.usefixtures("with_kernels")
+def test_what_was_measured_decides() -> None:
+    low, high, threads = network_of(4), network_of(8), torch.get_num_threads()
+    assert shared.in_order(low)[0] == "native" and shared.in_order(high)[0] == "openvino"  # the rule
+    speeds.remember(low, threads, {"native": 0.3, "openvino": 0.2})
+    speeds.remember(high, threads, {"native": 0.1, "openvino": 0.2})
+    assert shared.in_order(low) == ["openvino", "native", "torch"]
+    assert shared.in_order(high) == ["native", "openvino", "torch"]
+    assert speeds.recall(high, threads + 1) == speeds.recall(network_of(3), threads) == {}
+    speeds.file_of(low, threads).write_text("[")
+    assert shared.in_order(low)[0] == "native"
+
+
+@pytest.mark.usefixtures("with_kernels")
+def test_one_engine_alone_is_no_measurement() -> None:
+    speeds.remember(low := network_of(4), 1, {"openvino": 0.2})
+    assert speeds.recall(low, 1) == {} and not speeds.file_of(low, 1).exists()
+
+
+def test_the_benchmark_remembers(tmp_path: Path) -> None:
+    path = tmp_path / "w4.safetensors"
+    checkpoint.save(network_of(4), path)
+    row = {"model": "w4", "failure": None, "engine": "OpenVINO", "median_s": 0.5}
+    rows = [row, row | {"engine": "native kernels", "median_s": 0.25}, row | {"engine": "ONNX Runtime"}]
+    rows += [row | {"model": "float", "median_s": 9.0}, row | {"failure": "died", "median_s": 8.0}]
+    benchmark.remember_engines(str(path), rows, threads=3)
+    assert speeds.recall(checkpoint.load(path), 3) == {"openvino": 0.5, "native": 0.25}
+    assert json.loads(speeds.file_of(checkpoint.load(path), 3).read_text())
+
+
+@pytest.mark.usefixtures("with_kernels")
+def test_an_engine_that_computes_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    low = network_of(4)
+    monkeypatch.setattr(running, "native_engine", refusing("the kernel"))
+    chosen, how = shared.choose_engine(low, "auto")
+    assert isinstance(chosen, openvino.Engine)
+    assert how == "OpenVINO, int8 in 21 of 21 layers, the rest in f32; the kernel computes layer a wrongly: 3 dB"
+    monkeypatch.setattr(openvino, "Engine", refusing("OpenVINO"))
+    chosen, how = shared.choose_engine(low, "auto")
+    assert chosen is low and how.startswith("torch, float32, integers simulated; the kernel")
+    assert how.endswith("OpenVINO computes layer a wrongly: 3 dB")
+    with pytest.raises(ComputesWrongly):
+        shared.choose_engine(low, "native")
+    with pytest.raises(ComputesWrongly):
+        shared.choose_engine(low, "openvino")
+
+
+def test_without_kernels_and_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "missing", lambda network: "not built")
+    assert shared.in_order(network_of(4)) == ["openvino", "torch"]
+    assert shared.in_order(EfficientSCI(8, 1, 2)) == ["torch"]

@@ -1,0 +1,68 @@
+"""Kernels that differ from their scalar twins on this machine are refused before they run a network."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bitlens.engine import plan
+from bitlens.engine.checks import ComputesWrongly
+from bitlens.engine.native import Engine
+from bitlens.engine.twins import check_layers
+from bitlens.methods import quantize
+from bitlens.networks.efficientsci import EfficientSCI
+
+bk: Any = None
+try:
+    bk = plan.kernels()
+    LEVELS = [level for level in bk.levels() if level != "scalar"]
+    REASON = "" if LEVELS else "this CPU has scalar kernels only"
+except ImportError as error:
+    LEVELS, REASON = [], f"the kernels are not built: {error}"
+
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+
+
+def network_of(bits: int) -> torch.nn.Module:
+    data = torch.rand(1, 16, 16), (torch.rand(1, 4, 16, 16) < 0.5).float()
+    return quantize(EfficientSCI(8, 2, 2).eval(), "qsci", [data], bits=bits)[0]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_every_level_equals_its_twins(level: str, bits: int) -> None:
+    for precision in ("f32", "bf16"):
+        engine = Engine(network_of(bits), threads=1, level=level, precision=precision)
+    layers = [layer for name, layer in engine.integers.items() if not name.endswith(("scores", "mix"))]
+    assert 5 < check_layers(engine.integers, level, engine.kind) < len(layers)  # each kind once
+
+
+def test_a_wrong_convolution_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, pack = network_of(4), bk.Convolution.__init__
+
+    def wrong(self: Any, weights: np.ndarray, *, method: str, level: str, **geometry: Any) -> None:
+        weights = np.where(weights == weights.max(), weights - 1, weights) if method == "winograd2" else weights
+        pack(self, weights, method=method, level=level, **geometry)
+
+    monkeypatch.setattr(bk.Convolution, "__init__", wrong)
+    with pytest.raises(ComputesWrongly, match=r"layer .* \(winograd2\) wrongly at level"):
+        Engine(network, threads=1)
+    Engine(network, threads=1, check=False)
+    Engine(network_of(8), threads=1)  # it has no such layers
+
+
+def test_wrong_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, bind = network_of(8), bk.bind_attend
+
+    def wrong(constants: Any, codes: np.ndarray, target: Any, *, level: str) -> Any:
+        return bind(constants, codes if level == "scalar" else codes[:, ::-1].copy(), target, level=level)
+
+    monkeypatch.setattr(bk, "bind_attend", wrong)
+    with pytest.raises(ComputesWrongly, match=r"attention resdnet_list\.0\.cformer_list\.0\.tsab wrongly"):
+        Engine(network, threads=1)
+
+
+def test_the_scalar_level_is_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitlens.engine.native.check_layers", lambda *_: pytest.fail("nothing to compare"))
+    Engine(network_of(8), threads=1, level="scalar")
