@@ -85,7 +85,7 @@ def torch_compiled(size: int, threads: int, precision: str) -> Callable[[], floa
     import torch
 
     torch.set_num_threads(threads)
-    torch._inductor.config.freezing = True
+    torch._inductor.config.freezing = True  # type: ignore[attr-defined]
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     network, x = torch.compile(untrained().to(kind)), image(size).to(kind)
 
@@ -97,7 +97,7 @@ def torch_compiled(size: int, threads: int, precision: str) -> Callable[[], floa
 
 
 def contestants(size: int, threads: int) -> list[Contestant]:
-    """All that can be compared; the first two of each kind of number are what others are held against."""
+    """All that can be compared: the engines of float networks first."""
     found = [
         Contestant(f"{name} {precision}", function, (size, threads, precision))
         for name, function in (("openvino", openvino), ("torch compiled", torch_compiled))
@@ -116,8 +116,9 @@ def contestants(size: int, threads: int) -> list[Contestant]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Milliseconds, and how many times faster than the fastest float32 and bfloat16 engine, by processor time."""
+    others = {r["name"]: r["processor"] for r in results if not r["name"].startswith("native")}
     base = {
-        kind: min((r["processor"] for r in results if r["name"].endswith(kind) and "native" not in r["name"]), default=0.0)
+        kind: min((spent for name, spent in others.items() if name.endswith(kind)), default=float("nan"))
         for kind in ("f32", "bf16")
     }
     lines = ["| engine | ms | processor ms | x fastest f32 | x fastest bf16 | peak MB |", "|---|---|---|---|---|---|"]
@@ -148,7 +149,8 @@ def main() -> None:
         for t in timings
         if not t.failure
     ]
-    print(f"SwinIR-light x{SCALE}, {asked.size} x {asked.size}, {asked.threads} threads, {asked.rounds} rounds, medians\n")
+    size = f"{asked.size} x {asked.size}"
+    print(f"SwinIR-light x{SCALE}, {size}, {asked.threads} threads, {asked.rounds} rounds, medians\n")
     print(table(results))
     if asked.json:
         about = dict(size=asked.size, threads=asked.threads, rounds=asked.rounds, machine=environment())

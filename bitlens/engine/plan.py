@@ -16,9 +16,9 @@ from bitlens.engine.lower import Operand
 ALIGN = 64
 
 
-def kernels() -> Any:
-    """The `bitlens_kernels` package."""
-    return importlib.import_module("bitlens_kernels")
+def kernels(part: str = "") -> Any:
+    """The `bitlens_kernels` package, or a module of it."""
+    return importlib.import_module(f"bitlens_kernels.{part}" if part else "bitlens_kernels")
 
 
 @runtime_checkable

@@ -4,8 +4,7 @@ Convolutions that the network quantizes run in integers as well; those that it l
 them, run through torch, in float32 or bfloat16 (docs/kernels.md).
 """
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, lower
 from bitlens.engine.native import LEAKY, Packed
 from bitlens.engine.plan import Grid, Part, Plan, Wanted, kernels
+from bitlens.engine.twins import check_layers, refuse_unless_equal
 from bitlens.networks.swinir import Block, SwinIR
 from bitlens.networks.windows import mirror_pad
 
@@ -34,9 +34,8 @@ def missing(network: nn.Module) -> str | None:
     outcomes = {outcome.name: outcome for outcome in lower(network).report}
     if others := [name for name, outcome in outcomes.items() if outcome.way not in ("direct", "float")]:
         return f"{len(others)} layers ({others[0]} first) are not direct; the kernels run integers only"
-    inside = [
-        f"{name}.{part}" for name, module in network.named_modules() if isinstance(module, Block) for part in INSIDE
-    ]
+    blocks = [name for name, module in network.named_modules() if isinstance(module, Block)]
+    inside = [f"{block}.{part}" for block in blocks for part in INSIDE]
     if floats := [name for name in inside if outcomes[name].way == "float"]:
         return f"{len(floats)} layers of blocks ({floats[0]} first) are float; the kernels run integers only"
     try:
@@ -54,17 +53,25 @@ class Engine(Packed):
         precision: of the convolutions that are not quantized, "f32" or "bf16"; between blocks all is float32.
         threads: CPU threads; None: as many as this process may use.
         level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
+        check: compare a block and each kind of layer with their scalar twins first.
 
     Raises:
         TypeError: `missing` names a reason why the kernels cannot run the network.
         ValueError: unknown precision, threads below 1, or a grid without a range.
+        ComputesWrongly: a kernel differs from its twin on this machine.
 
     >>> engine = Engine(network, threads=2)  # doctest: +SKIP
     >>> large = engine(image)  # doctest: +SKIP
     """
 
     def __init__(
-        self, network: nn.Module, *, precision: str = "f32", threads: int | None = None, level: str | None = None
+        self,
+        network: nn.Module,
+        *,
+        precision: str = "f32",
+        threads: int | None = None,
+        level: str | None = None,
+        check: bool = True,
     ):
         if (reason := missing(network)) is not None or not isinstance(network, SwinIR):
             raise TypeError(f"{reason}; choose another engine")
@@ -78,6 +85,27 @@ class Engine(Packed):
             if isinstance(module, Block)
         }
         self.plans: dict[tuple[int, int], tuple[Plan, Part, Part]] = {}
+        if check and self.level != "scalar":
+            self.check()
+
+    def check(self) -> None:
+        """Refuse kernels that differ from their scalar twins: of the convolutions, and of a block of each shift.
+
+        Raises:
+            ComputesWrongly: one does.
+        """
+        check_layers({n: x for n, x in self.integers.items() if not n.endswith(INSIDE)}, self.level, np.float32)
+        window, dim = self.network.window, self.network.config["dim"]
+        values = np.random.default_rng(0).normal(size=(1, window, 2 * window, dim)).astype(np.float32)
+        modules = {
+            module.offset: (name, module) for name, module in self.network.named_modules() if isinstance(module, Block)
+        }
+        for name, module in modules.values():
+            twin, results = block_of(module, name, self.integers, "scalar"), []
+            for block in (self.blocks[name], twin):
+                results.append([np.empty_like(values)])
+                block.bind(values, results[-1][0], shift=module.offset)()
+            refuse_unless_equal(name, self.level, *results)
 
     @torch.no_grad()
     def __call__(self, image: Array) -> Array:
@@ -109,7 +137,7 @@ class Engine(Packed):
 
 
 @contextmanager
-def torch_threads(count: int):
+def torch_threads(count: int) -> Iterator[None]:
     """Let torch use so many threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -124,9 +152,10 @@ def as_volumes(layers: dict[str, IntegerLayer | IntegerProduct]) -> dict[str, In
     layers = dict(layers)
     for name, layer in layers.items():
         if isinstance(layer, IntegerLayer) and isinstance(layer.geometry, nn.Conv2d):
-            flat, weight = layer.geometry, layer.weight.unsqueeze(2)
-            (h, w), padding = flat.kernel_size, (0, *map(int, flat.padding))
-            geometry = nn.Conv3d(flat.in_channels, flat.out_channels, (1, h, w), (1, *flat.stride), padding)
+            flat, weight = layer.geometry, layer.weight.unsqueeze(2)  # o c 1 h w
+            (h, w), (down, right), (top, left) = flat.kernel_size, flat.stride, map(int, flat.padding)
+            channels = flat.in_channels, flat.out_channels
+            geometry = nn.Conv3d(*channels, (1, h, w), stride=(1, down, right), padding=(0, top, left))
             layers[name] = replace(layer, geometry=geometry, weight=weight)
     return layers
 
@@ -153,10 +182,6 @@ class Network:
         """A new array of values of the height and width of another."""
         return self.plan.new(x.memory.shape[:3], channels or x.memory.shape[3], np.float32)
 
-    def step(self, bind: Callable[[np.ndarray], Callable[[], None]], parts: Sequence[Part]) -> None:
-        """Append a call that is none of the plan's own."""
-        self.plan.step(bind, parts)
-
     def group(self, name: str, group: nn.Module, x: Part) -> Part:
         """A residual group: the blocks, one after the other on the same array, and a convolution with a skip."""
         y, source = self.new_like(x), x
@@ -175,7 +200,7 @@ class Network:
             options = dict(shift=shift, workspace=block[: self.plan.workspace], threads=threads)
             return packed.bind(source.view(block), result.view(block), **options)
 
-        self.step(bind, [source, result])
+        self.plan.step("block", bind, [source, result])
 
     def normalize(self, name: str, x: Part) -> Part:
         """A LayerNorm over the channels of each pixel."""
@@ -191,7 +216,7 @@ class Network:
 
             return call
 
-        self.step(bind, [x, result])
+        self.plan.step("normalization", bind, [x, result])
         return result
 
     def convolve(self, name: str, x: Part, add: Part | None = None, slope: float = 1.0) -> Part:
@@ -223,7 +248,7 @@ class Network:
 
             return call
 
-        self.step(bind, [x, result, *added])
+        self.plan.step("float layer", bind, [x, result, *added])
         return result
 
     def shuffle(self, x: Part, factor: int) -> Part:
@@ -237,7 +262,7 @@ class Network:
             target = result.view(block).reshape(h, factor, w, factor, c)
             return lambda: np.copyto(target, source)
 
-        self.step(bind, [x, result])
+        self.plan.step("shuffle", bind, [x, result])
         return result
 
     def upsample(self, x: Part) -> Part:
@@ -254,7 +279,7 @@ class Network:
 
 def block_of(module: Block, name: str, integers: dict[str, IntegerLayer | IntegerProduct], level: str) -> Any:
     """The kernel of a Swin block."""
-    swin = importlib.import_module("bitlens_kernels.swin")
+    swin = kernels("swin")
     attention, heads = module.attn, module.attn.heads
 
     def grid(operand: Operand, head: int = 0) -> Any:

@@ -37,21 +37,6 @@ INLINE Weights four_weights(const void *from) {
 INLINE Float root(Float x) { return EACH(sqrt_ps)(x); }
 INLINE Int all_of(int32_t x) { return (Int)EACH(set1_epi32)(x); }
 
-// The first n lanes, of n from 1 on.
-#ifdef __AVX512F__
-typedef __mmask16 Lanes;
-INLINE Lanes first_lanes(int n) { return n >= LANES ? 0xffff : (Lanes)((1 << n) - 1); }
-INLINE Float load_lanes(const float *from, Lanes lanes) { return _mm512_maskz_loadu_ps(lanes, from); }
-INLINE void store_lanes(float *to, Float v, Lanes lanes) { _mm512_mask_storeu_ps(to, lanes, v); }
-#else
-typedef __m256i Lanes;
-INLINE Lanes first_lanes(int n) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
-}
-INLINE Float load_lanes(const float *from, Lanes lanes) { return _mm256_maskload_ps(from, lanes); }
-INLINE void store_lanes(float *to, Float v, Lanes lanes) { _mm256_maskstore_ps(to, lanes, v); }
-#endif
-
 // 2^x for x <= 0, next to nothing below EXP2_LOWEST.
 INLINE Float exp2_of(Float x) {
   x = larger(x, broadcast(EXP2_LOWEST));
@@ -150,9 +135,8 @@ static void gather(const bk_swin_block &b, const bk_swin_call &call, const Windo
     for (int c = 0; c < channels; c += LANES) {
       Int rows[LANES];
       int n = channels - c < LANES ? channels - c : LANES;
-      Lanes lanes = first_lanes(n);
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++) rows[i] = (Int)load_lanes(tokens[i] + c, lanes);
+      for (int i = 0; i < LANES; i++) rows[i] = load_ints((const int32_t *)tokens[i] + c, n);
       transpose(rows);
       float *to = space.x + c * width + t;
       if (n == LANES) {
@@ -174,17 +158,16 @@ static void scatter(const bk_swin_block &b, const bk_swin_call &call, const Wind
     for (int i = 0; i < count; i++) tokens[i] = call.output + space.pixels[t + i] * call.output_stride;
     for (int c = 0; c < channels; c += LANES) {
       Int rows[LANES];
-      int last = channels - 1 - c;
-      Lanes lanes = first_lanes(last + 1);
+      int last = channels - 1 - c, n = last < LANES ? last + 1 : LANES;
       const float *from = space.x + c * width + t;
 #pragma GCC unroll 16
       for (int i = 0; i < LANES; i++) rows[i] = load<Int>(from + (i < last ? i : last) * width);
       transpose(rows);
       if (count == LANES) {
 #pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) store_lanes(tokens[i] + c, (Float)rows[i], lanes);
+        for (int i = 0; i < LANES; i++) store_floats(tokens[i] + c, (Float)rows[i], n);
       } else {
-        for (int i = 0; i < count; i++) store_lanes(tokens[i] + c, (Float)rows[i], lanes);
+        for (int i = 0; i < count; i++) store_floats(tokens[i] + c, (Float)rows[i], n);
       }
     }
   }

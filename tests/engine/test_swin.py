@@ -33,29 +33,28 @@ SMALL: dict[str, Any] = dict(dim=18, units=2, depth=2, heads=3, window=4, hidden
 @torch.no_grad()
 def enlarger(scale: int, **config: int) -> SwinIR:
     """A network that repeats pixels, with an untrained network's texture on them: its images can be judged by PSNR."""
-    network = SwinIR(scale, **{**SMALL, **config}).eval()
+    network: Any = SwinIR(scale, **{**SMALL, **config}).eval()
     for name, parameter in network.named_parameters():
         if "norm" in name or name.endswith("bias"):
             parameter += 0.2 * torch.randn_like(parameter)
     network.conv_after_body.weight *= 0.1
-    network.conv_after_body.bias.zero_()
+    network.get_parameter("conv_after_body.bias").zero_()
     network.conv_first.weight[:3] = 0
     network.conv_first.weight[range(3), range(3), 1, 1] = 1.0
     network.conv_first.bias[:3] = 0
-    convolutions = [layer for layer in network.upsample if isinstance(layer, nn.Conv2d)]
-    if config.get("features"):
-        convolutions = [network.conv_before_upsample[0], *convolutions, network.conv_last]
-    for layer in convolutions:
-        copies = 1 if layer.out_channels in (3, network.config["features"]) else layer.out_channels // layer.in_channels
-        copies = scale**2 if not config.get("features") else copies
+    stages: list[Any] = [layer for layer in network.upsample if isinstance(layer, nn.Conv2d)]
+    before, after = ([network.conv_before_upsample[0]], [network.conv_last]) if config.get("features") else ([], [])
+    for layer in (*before, *stages, *after):
+        factor = network.upsample[1].upscale_factor ** 2 if layer in stages else 1
         layer.weight *= 0.1
-        for c in range(min(3, layer.in_channels)):
-            layer.weight[c * copies : (c + 1) * copies] = 0
-            layer.weight[c * copies : (c + 1) * copies, c, 1, 1] = 1.0
+        for c in range(3):
+            layer.weight[c * factor : (c + 1) * factor] = 0
+            layer.weight[c * factor : (c + 1) * factor, c, 1, 1] = 1.0
         layer.bias.zero_()
-    if config.get("features"):  # what is negative must pass LeakyReLU
-        convolutions[0].bias += 2.0
-        convolutions[-1].bias -= 2.0
+    for layer in before:  # what is negative must pass LeakyReLU
+        layer.bias += 2.0
+    for layer in after:
+        layer.bias -= 2.0
     return network
 
 
@@ -77,10 +76,11 @@ def heard(block: Block, x: Tensor, apart: Tensor) -> dict[str, Tensor]:
     """The codes of every grid of a block, as fake quantization has them, in the order of the kernel's trace."""
     inputs: dict[str, tuple[Tensor, ...]] = {}
     layers = dict(block.named_modules())
-    hooks = [
-        layers[name].register_forward_pre_hook(lambda _, given, name=name: inputs.update({name: given}))
-        for name in swin.INSIDE
-    ]
+
+    def hear(name: str) -> Any:
+        return layers[name].register_forward_pre_hook(lambda _, given: inputs.__setitem__(name, given))
+
+    hooks = [hear(name) for name in swin.INSIDE]
     with torch.no_grad():
         block(x, apart)
     for hook in hooks:

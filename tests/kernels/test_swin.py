@@ -1,6 +1,7 @@
 """The fused Swin block: every level equals the scalar twin bit for bit, for any shape, grid and shift."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_bad_blocks_and_arrays_are_refused():
         dict(q=swin.q[:1]),
         dict(k=[Grid(0.1, 256, 255)] * 2),
         dict(position=swin.position[:, 1:]),
-        dict(norm1=swin.norm2[:1] + (np.zeros(7, np.float32),)),
+        dict(norm1=(*swin.norm2[:1], np.zeros(7, np.float32))),
         dict(fc2=dataclasses.replace(swin.fc2, scale=np.zeros(3, np.float32))),
         dict(proj=dataclasses.replace(swin.proj, input=Grid(0.0, 0, 255))),
     ):
@@ -122,7 +123,7 @@ def test_bad_blocks_and_arrays_are_refused():
         SwinBlock(dataclasses.replace(swin, fc1=dataclasses.replace(swin.fc1, weights=np.zeros((6, 8), np.int16))))
     block = SwinBlock(swin)
     values = np.zeros((1, 8, 8, 8), np.float32)
-    for array, options in (
+    wrong_arrays: list[tuple[np.ndarray, dict[str, Any]]] = [
         (values[:, :7], {}),
         (values[..., :7], {}),
         (values.astype(np.float64), {}),
@@ -130,6 +131,7 @@ def test_bad_blocks_and_arrays_are_refused():
         (values, dict(threads=0)),
         (values, dict(workspace=np.zeros(64, np.uint8))),
         (values, dict(trace=np.zeros((4, 3), np.uint8))),
-    ):
+    ]
+    for array, options in wrong_arrays:
         with pytest.raises(ValueError, match="wanted"):
             block.bind(array, **options)
