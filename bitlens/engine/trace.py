@@ -91,7 +91,7 @@ class Writer:
         raise NotImplementedError
 
     def elementwise(self, kind: str, *values: Any) -> Any:
-        """One of `BINARY`'s and `UNARY`'s, "maximum", "power" or "absolute", with broadcasting."""
+        """One of `BINARY`'s and `UNARY`'s, "maximum", "minimum" or "power", with broadcasting."""
         raise NotImplementedError
 
     def leaky(self, x: Any, slope: float) -> Any:
