@@ -141,7 +141,7 @@ class PictureGraph(Writer):
             return bias  # type: ignore[return-value]
         zero = integers.input.zero_point.double() - integers.input.qmin
         shift = integers.scale * zero * integers.weight.long().sum(1)
-        return ((0.0 if bias is None else bias.double()) - shift).float()
+        return (-shift if bias is None else geometry.get_parameter("bias").double() - shift).float()
 
     def enter(self, name: str, module: nn.Module, x: Value) -> Any:
         """The input of a layer on its grid.
