@@ -244,7 +244,8 @@ def layers_of(compiled: Any, names: Collection[str]) -> dict[str, str]:
     for op in compiled.get_runtime_model().get_ordered_ops():
         about = {key: value.value for key, value in op.get_rt_info().items()}
         if about["layerType"] in PRODUCTS:  # with the ops that were fused into it, which are unnamed: Add_17
-            fused = (original.partition(PART)[0] for original in about["originalLayersNames"].split(","))
+            originals = about["originalLayersNames"].split(",")  # NAME, NAME#bias, NAME/DequantizationMultiply
+            fused = (original.partition(PART)[0].partition("/")[0] for original in originals)
             layer = next((name for name in fused if name in names), None)
             if layer is not None:
                 layers[op.get_friendly_name()] = layer
