@@ -207,7 +207,7 @@ def forget_peak() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """The machine: processor, its features, cores, memory, system, Python."""
+    """The machine: processor, its features, cores, memory, system, Python, and what else it does now (its load)."""
     facts: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "features": []}
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -222,4 +222,5 @@ def environment() -> dict[str, Any]:
         "memory_gb": round(pages / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }

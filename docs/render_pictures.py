@@ -1,15 +1,17 @@
-"""Render the table of super-resolution in docs/super-resolution.md from results/sr/*.json; nothing is typed by hand.
+"""Render the tables of super-resolution from results/sr/*.json; nothing is typed by hand.
 
-python docs/render_pictures.py            write the table
-python docs/render_pictures.py --check    exit 1 if it is out of date
+python docs/render_pictures.py            write the tables
+python docs/render_pictures.py --check    exit 1 and name the pages that are out of date
 
-results/sr/*.json        `bitlens evaluate MODEL --data set5 --json FILE`
+results/sr/table-*.json  `bitlens experiment sr-table ... --json FILE` -> docs/twodquant.md
+results/sr/*.json        `bitlens evaluate MODEL --data set5 --json FILE` -> docs/super-resolution.md
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +59,88 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+ORDER = ("2DQuant", "DOBI", "Percentile", "MinMax")
+"""Best to worst in the paper, at every number of bits."""
+
+
+def method_table(content: dict[str, Any]) -> str:
+    """What `bitlens experiment sr-table` found, beside the papers' numbers, as Markdown."""
+    sets, rows, budget = list(content["float"]), content["rows"], content["budget"]
+    told = [name for name in sets if any(name in row["paper"] | row["condiquant"] for row in rows)]
+    columns = ["bits", "method", "held out", *sets, *(f"{name}, paper" for name in told)]
+    lines = [f"| {' | '.join(columns)} |", f"|---:|---|{'---:|' * (len(columns) - 2)}"]
+    whole = [f"{value:.2f}" for value in content["float"].values()]
+    lines.append(f"| 32 | float | | {' | '.join(whole)} |{' |' * len(told)}")
+    for bits in dict.fromkeys(row["bits"] for row in rows):
+        same = [row for row in rows if row["bits"] == bits]
+        best = {name: max(row["against_float"][name] for row in same) for name in sets}
+        for row in same:
+            values = [mark(row["against_float"][name], best[name]) for name in sets]
+            values += [f"{row['paper'][name]:+.2f}" if name in row["paper"] else "" for name in told]
+            lines.append(f"| {bits} | {row['variant']} | {row['held_out']:.2f} | {' | '.join(values)} |")
+        goal = same[0]["condiquant"]
+        if goal:
+            values = [f"{goal[name]:+.2f}" if name in goal else "" for name in told]
+            lines.append(f"| {bits} | CondiQuant | |{' |' * len(sets)} {' | '.join(values)} |")
+    limit = "" if budget["minutes"] is None else f"{budget['minutes']:g} minutes or "
+    seconds = [row["refinement_cpu_seconds"] for row in rows if row["steps"]]
+    words = (
+        f"{content['start']}: dB against float; held out: PSNR against the float network's pictures of photographs "
+        f"beside those of the calibration. Refined for {limit}{budget['steps']:,} steps of {budget['batch']} crops of "
+        f"{budget['crop']} x {budget['crop']}, {min(seconds):.0f} to {max(seconds):.0f} s of one core a method. "
+        f"{order_in_words(rows, sets)} The papers' network is SwinIR-light."
+    )
+    return "\n".join([words, "", *lines])
+
+
+def mark(value: float, best: float) -> str:
+    """dB, bold where nothing of the same bits is better."""
+    return f"**{value:+.2f}**" if value == best else f"{value:+.2f}"
+
+
+def order_in_words(rows: Sequence[dict[str, Any]], sets: Sequence[str]) -> str:
+    """Where the paper's order of its methods holds."""
+    holds, broken = 0, []
+    for bits in dict.fromkeys(row["bits"] for row in rows):
+        by_name = {row["variant"]: row["against_float"] for row in rows if row["bits"] == bits}
+        for name in sets:
+            for better, worse in pairwise(ORDER):
+                if better in by_name and worse in by_name:
+                    good = by_name[better][name] > by_name[worse][name]
+                    holds += good
+                    broken += [] if good else [f"{better} below {worse} at {bits} bits on {name}"]
+    text = f"The paper's order {' > '.join(ORDER)} holds in {holds} of {holds + len(broken)} comparisons"
+    return f"{text}{': not ' if broken else ''}{', '.join(broken)}."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the table is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to work on")
     given = parser.parse_args(arguments)
-    page = given.root / "docs" / "super-resolution.md"
-    text = page.read_text(encoding="utf-8")
     files = sorted((given.root / "results" / "sr").glob("*.json"))
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    if BEGIN not in text or END not in text:
-        print(f"render_pictures: {page} lacks {BEGIN} and {END}; put them where the table goes", file=sys.stderr)
-        return 2
-    head, rest = text.split(BEGIN, 1)
-    changed = f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END, 1)[1]}"
-    if changed == text:
-        return 0
-    print(f"{'out of date' if given.check else 'wrote'}: docs/super-resolution.md")
-    if not given.check:
-        page.write_text(changed, encoding="utf-8")
-    return int(given.check)
+    read = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    tables = [content for name, content in read.items() if name.startswith("table-")]
+    pages = {
+        "super-resolution.md": table([content for name, content in read.items() if not name.startswith("table-")]),
+        "twodquant.md": "\n\n".join(map(method_table, tables)) or "No table is measured yet.",
+    }
+    stale = False
+    for name, body in pages.items():
+        page = given.root / "docs" / name
+        text = page.read_text(encoding="utf-8")
+        if BEGIN not in text or END not in text:
+            print(f"render_pictures: {page} lacks {BEGIN} and {END}; put them where the table goes", file=sys.stderr)
+            return 2
+        head, rest = text.split(BEGIN, 1)
+        changed = f"{head}{BEGIN}\n{body}\n{END}{rest.split(END, 1)[1]}"
+        if changed != text:
+            stale = True
+            print(f"{'out of date' if given.check else 'wrote'}: docs/{name}")
+            if not given.check:
+                page.write_text(changed, encoding="utf-8")
+    return int(given.check and stale)
 
 
 if __name__ == "__main__":

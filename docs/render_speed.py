@@ -3,7 +3,8 @@
 python docs/render_speed.py            write the tables and the picture
 python docs/render_speed.py --check    exit 1 and name the files that are out of date
 
-results/benchmark-*.json, of `bitlens benchmark ... --json FILE` -> README.md, docs/engine.md, docs/speed.png
+results/benchmark-*.json, of `bitlens benchmark ... --json FILE` -> README.md, docs/engine.md, docs/speed.png; those of
+    networks that enlarge pictures -> docs/super-resolution.md
 results/engine-*.json, of `bitlens evaluate W W ... --engine openvino --json FILE` -> docs/engine.md
 """
 
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MARK, SAME = "speed", "same"
 FINGERPRINT = "bitlens speeds"
 """Text field of the PNG: which measurement it shows. Pixels differ between machines, this does not."""
+BUSY = 0.7
+"""Load of the machine before a benchmark; the page says so beyond it."""
 NOT_MEASURED = "Nothing is measured yet: `results/` holds no benchmark."
 WORDS = {
     "official_float32": "PyTorch float32 as the official code runs it",
@@ -70,9 +73,11 @@ def conditions(one: dict[str, Any]) -> str:
     """Where, how often and on what it was measured."""
     machine, size = one["environment"], " x ".join(map(str, one["size"]))
     features = ", ".join(machine["features"])
+    load = machine.get("load") or 0.0
+    busy = f" The machine was busy with other work (load {load:g}): times are too long." if load > BUSY else ""
     return (
-        f"One measurement of {size}: medians of {one['rounds']} interleaved runs, {one['threads']} threads, "
-        f"{machine['cpu']} ({features}). `bitlens benchmark`, results/{one['source']}."
+        f"One {one.get('unit', 'measurement')} of {size}: medians of {one['rounds']} interleaved runs, "
+        f"{one['threads']} threads, {machine['cpu']} ({features}). `bitlens benchmark`, results/{one['source']}.{busy}"
     )
 
 
@@ -109,6 +114,37 @@ def full_tables(benchmarks: Sequence[dict[str, Any]]) -> str:
             "\n".join(f"* {line}" for line in [*starts, *layers]),
         ]  # fmt: skip
     return "\n\n".join(parts)
+
+
+def picture_tables(benchmarks: Sequence[dict[str, Any]]) -> str:
+    """Seconds of every contestant, and how many times as fast as the fastest float32 and bf16 it is."""
+    if not benchmarks:
+        return NOT_MEASURED
+    parts = []
+    for one in benchmarks:
+        rows = [row for row in one["rows"] if row["failure"] is None]
+        lines = []
+        for row in rows:
+            times = (against(rows, row, *kinds) for kinds in (("official float32", "float32"), ("bf16",)))
+            near = "–" if row["psnr_to_float"] is None else f"{row['psnr_to_float']:.1f}"
+            lines.append([
+                f"`{row['model']}`", f"{row['engine']}, {row['precision']}", f"{row['median_s']:.3f}",
+                f"{row['fastest_s']:.3f} to {row['slowest_s']:.3f}", *times, f"{row['peak_mb']:,.0f}",
+                f"{row['psnr']:.2f}", near,
+            ])  # fmt: skip
+        columns = [
+            "network", "engine", "median s", "spread", "fastest float32", "fastest bf16", "peak MB", "PSNR dB",
+            "to float dB",
+        ]  # fmt: skip
+        layers = [f"* {in_integers(model, costs)}" for model, costs in one["layers"].items()]
+        parts += [conditions(one), markdown(columns, lines, texts=2), "\n".join(layers)]
+    return "\n\n".join(parts)
+
+
+def against(rows: Sequence[dict[str, Any]], row: dict[str, Any], *kinds: str) -> str:
+    """How many times as fast as the fastest row of some kinds a row is."""
+    fastest = min((other["median_s"] for other in rows if other["kind"] in kinds), default=None)
+    return "–" if fastest is None else f"{fastest / row['median_s']:.2f} x"
 
 
 def in_integers(model: str, costs: Sequence[dict[str, Any]]) -> str:
@@ -178,11 +214,15 @@ def render(root: Path, check: bool = False) -> list[Path]:
     Returns:
         The files that were (or are) out of date.
     """
-    benchmarks = read_benchmarks(root / "results")
+    found = read_benchmarks(root / "results")
+    benchmarks = [one for one in found if one.get("unit", "measurement") == "measurement"]
+    pictures = [one for one in found if one not in benchmarks]
+    enlarging = root / "docs" / "super-resolution.md"
     readme, page, picture = root / "README.md", root / "docs" / "engine.md", root / "docs" / "speed.png"
     wanted = {
         readme: between_marks(readme, **{MARK: short_table(benchmarks[:1])}),
         page: between_marks(page, **{MARK: full_tables(benchmarks), SAME: agreement(root / "results")}),
+        enlarging: between_marks(enlarging, **{MARK: picture_tables(pictures)}),
     }
     stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
     if not check:

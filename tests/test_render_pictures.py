@@ -10,7 +10,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "docs" / "render_pictures.py"
-RESULTS = sorted((REPOSITORY / "results" / "sr").glob("*.json"))
+FILES = sorted((REPOSITORY / "results" / "sr").glob("*.json"))
+RESULTS = [file for file in FILES if not file.name.startswith("table-")]
 
 
 def load_script() -> ModuleType:
@@ -41,6 +42,7 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "super-resolution.md"
     page.write_text(f"before\n{script.BEGIN}\n{script.END}\nafter\n")
+    shutil.copy(page, tmp_path / "docs" / "twodquant.md")
     shutil.copytree(RESULTS[0].parent, tmp_path / "results" / "sr")
     assert script.main(["--check", "--root", str(tmp_path)]) == 1
     assert script.main(["--root", str(tmp_path)]) == 0 and script.main(["--check", "--root", str(tmp_path)]) == 0
@@ -48,3 +50,18 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert text.startswith("before\n") and text.endswith("after\n") and "| pan-x4 | set5 | 32.131, 32.13 |" in text
     page.write_text("no marks")
     assert script.main(["--root", str(tmp_path)]) == 2 and "lacks <!-- pictures:begin -->" in capsys.readouterr().err
+
+
+def test_a_table_says_where_the_papers_order_holds() -> None:
+    rows = [
+        {
+            "variant": name, "bits": 4, "held_out": 30.0, "steps": 5, "refinement_cpu_seconds": 1.0,
+            "against_float": {"set5": value}, "paper": {"set5": -1.0}, "condiquant": {"set5": -0.12},
+        }
+        for name, value in (("MinMax", -3.0), ("Percentile", -4.0), ("DOBI", -2.0), ("2DQuant", -0.5))
+    ]  # fmt: skip
+    budget = {"minutes": None, "steps": 5, "batch": 1, "crop": 8}
+    text = script.method_table({"start": "net", "float": {"set5": 38.0}, "rows": rows, "budget": budget})
+    assert "holds in 2 of 3 comparisons: not Percentile below MinMax at 4 bits on set5." in text
+    assert "| 4 | 2DQuant | 30.00 | **-0.50** | -1.00 |" in text
+    assert "| 4 | CondiQuant | | | -0.12 |" in text and "| 32 | float | | 38.00 | |" in text

@@ -56,6 +56,7 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / folder).mkdir()
     (tmp_path / "README.md").write_text(EMPTY)
     (tmp_path / "docs" / "engine.md").write_text(f"{SAME}{EMPTY}")
+    (tmp_path / "docs" / "super-resolution.md").write_text(EMPTY)
     return tmp_path
 
 
@@ -102,6 +103,22 @@ def test_agreement(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (results / "net-w8.json").write_text(json.dumps(made_evaluation(27.0)))
     assert run(checkout) == 0
     assert "| `net-w8` | OpenVINO, f32 | 27.000 | 26.998 | -0.002 | 0.002 |" in page.read_text()
+
+
+def test_networks_that_enlarge_have_a_page_of_their_own(checkout: Path) -> None:
+    one = made_benchmark() | {"unit": "picture", "size": [128, 128]}
+    one["environment"]["load"] = 9.5
+    (checkout / "results" / "benchmark-net.json").write_text(json.dumps(one))
+    assert run(checkout) == 0
+    page = (checkout / "docs" / "super-resolution.md").read_text()
+    assert (
+        "One picture of 128 x 128: medians of 7 interleaved runs" in page and "busy with other work (load 9.5)" in page
+    )
+    assert "| `net` | OpenVINO, 8 bits | 1.000 | 0.900 to 1.100 | 6.00 x | – | 1,234 | 27.12 | 40.0 |" in page
+    assert "`net-w8`: 1 of 1 convolutions and linear layers in integers" in page
+    assert (
+        script.NOT_MEASURED in (checkout / "README.md").read_text() and not (checkout / "docs" / "speed.png").exists()
+    )
 
 
 @pytest.mark.parametrize("content", ["{", '{"models": []}'])

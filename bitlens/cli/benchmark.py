@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console
 
     from bitlens.bench import Contestant, Timing
-    from bitlens.data.capture import Capture
+    from bitlens.cli.subjects import Subject
 
 PEAKS = ("f32", "bf16", "u8s8")
 
@@ -42,6 +41,8 @@ class Benchmark:
     bf16 in the first two; the checkpoints in integers. Prints medians and spread, memory, PSNR, how much of the CPU's
     measured peak is reached, and which kernel ran every layer by the engine's own counters. Close other programs first.
 
+    Networks that enlarge pictures run in PyTorch and in OpenVINO.
+
     Example:
         bitlens benchmark efficientsci-t-qsci-w8a8 efficientsci-t-qsci-w4a4 --json speed.json --picture speed.png
     """
@@ -57,8 +58,8 @@ class Benchmark:
     """Engines that take part. OpenVINO runs low bits in any case."""
     float_model: str | None = None
     """Their float network. Default: what the first one was made from, else itself without its grids."""
-    size: int = 256
-    """Height and width of the measurement in pixels."""
+    size: int | None = None
+    """Height and width in pixels of the measurement (default: 256), or of the picture before it is enlarged (128)."""
     frames: int = 8
     """Frames in the measurement."""
     threads: int = 2
@@ -76,60 +77,70 @@ class Benchmark:
         import tempfile
 
         from bitlens.cli.shared import check_positive, check_seed, output_file
-        from bitlens.data.capture import simulate
-        from bitlens.data.masks import random_mask
-        from bitlens.data.synthetic import high_speed_scene
         from bitlens.report import console
 
         for flag in ("size", "frames", "threads", "rounds"):
-            check_positive(f"--{flag}", getattr(self, flag))
+            check_positive(f"--{flag}", getattr(self, flag) if getattr(self, flag) is not None else 1)
         check_seed(self.seed)
-        self.check_models()
+        scale = self.checked_scale()
         if self.picture is not None and find_spec("matplotlib") is None:
             raise ValueError("--picture needs matplotlib; wanted it installed; run pip install 'bitlens[report]'")
-        scene = high_speed_scene(self.seed, self.frames, self.size, self.size)
-        capture = simulate(scene, random_mask(self.frames, self.size, self.size, self.seed))
+        subject = self.subject(scale)
         with (
             output_file(self.json, ".json") as json_path,
             output_file(self.picture, ".png") as picture_path,
             tempfile.TemporaryDirectory() as folder,
         ):
-            result = self.measure(capture, Path(folder))
+            result = self.measure(subject, Path(folder))
             show(result, console())
             if json_path is not None:
                 json_path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             if picture_path is not None:
                 draw(result, picture_path)
 
-    def check_models(self) -> None:
-        """Refuse what has no low bits, before the minutes that measuring takes."""
+    def checked_scale(self) -> int | None:
+        """The scale of the checkpoints; None where they reconstruct video.
+
+        Raises:
+            ValueError: no low-bit checkpoint, or networks of several kinds, which cannot be compared.
+        """
         from bitlens.checkpoint import describe
 
-        wanted = "wanted low-bit checkpoints of EfficientSCI; for example efficientsci-t-qsci-w8a8"
+        wanted = "wanted low-bit checkpoints of EfficientSCI, or of one scale; for example efficientsci-t-qsci-w8a8"
         if not self.models:
             raise ValueError(f"no model; {wanted}")
+        scales = {}
         for model in self.models:
             about = describe(model)
-            if about.method is None or about.network != "efficientsci":
+            scales[model] = about.config.get("scale")
+            if about.method is None or (scales[model] is None and about.network != "efficientsci"):
                 raise ValueError(f"{model} is {'a float' if about.method is None else 'another'} network; {wanted}")
+            if scales[model] != scales[self.models[0]]:
+                raise ValueError(f"{model} is a network of another kind than {self.models[0]}; {wanted}")
+        return scales[self.models[0]]
 
-    def measure(self, capture: "Capture", folder: Path) -> dict[str, Any]:
+    def subject(self, scale: int | None) -> "Subject":
+        """What the networks run on."""
+        from bitlens.cli.subjects import PICTURE_SIZE, VIDEO_SIZE, measured_scene, small_picture
+
+        if scale is None:
+            return measured_scene(self.frames, self.size or VIDEO_SIZE, self.seed)
+        return small_picture(scale, self.size or PICTURE_SIZE, self.seed)
+
+    def measure(self, subject: "Subject", folder: Path) -> dict[str, Any]:
         """Everything that the JSON holds."""
-        import numpy as np
-
         from bitlens.bench import environment
         from bitlens.checkpoint import describe
         from bitlens.cli.shared import describe_run
 
+        machine = environment()  # its load is that of others
         float_model = self.float_model or float_of(self.models[0], folder)
         networks = dict.fromkeys((float_model, *self.models))
-        data = tuple(np.ascontiguousarray(part, np.float32) for part in (capture.measurement[:1], capture.mask[None]))
-        rows = self.rows(float_model, data, folder)
+        rows = self.rows(float_model, subject, folder)
         timings, first_starts, peaks = self.time(rows, folder)
-        work = {model: gmacs(model, self.frames, self.size) for model in networks}
+        work = {model: gmacs(model, *subject.counted) for model in networks}
         about = [describe_row(*pair, work, peaks) for pair in zip(rows, timings, strict=True)]
-        assert capture.reference is not None
-        add_quality(about, folder, capture.reference[: self.frames])
+        add_quality(about, folder, subject)
         for row, seconds in first_starts.items():
             next(one for one in about if one["name"] == row)["first_start_s"] = seconds
         for model in self.models:
@@ -137,19 +148,20 @@ class Benchmark:
         return {
             "models": [describe(model).name for model in self.models],
             "float_model": describe(float_model).name,
-            "size": [self.frames, self.size, self.size],
+            "unit": subject.unit,
+            "size": subject.size,
             "threads": self.threads,
             "rounds": self.rounds,
-            "environment": environment(),
+            "environment": machine,
             "run": describe_run(),
             "gmacs": {describe(model).name: value for model, value in work.items()},
             "peaks_gmacs_per_s": peaks,
             "rows": about,
             "ratios": ratios(about),
-            "layers": {describe(model).name: layer_costs(model, data, self.threads) for model in self.models},
+            "layers": {describe(model).name: layer_costs(model, subject, self.threads) for model in self.models},
         }
 
-    def rows(self, float_model: str, data: tuple[Any, ...], folder: Path) -> list[Row]:
+    def rows(self, float_model: str, subject: "Subject", folder: Path) -> list[Row]:
         """The contestants: the float network on every engine, then the low-bit ones."""
         from bitlens.bench import Contestant
         from bitlens.checkpoint import describe
@@ -157,10 +169,10 @@ class Benchmark:
 
         def row(model: str, engine: str, precision: str, kind: str, prepare: Any, *more: Any) -> Row:
             name = f"{describe(model).name}, {engine}, {precision}"
-            contestant = Contestant(name, prepare, (model, *data, self.threads, *more))
+            contestant = Contestant(name, prepare, (model, subject.inputs, self.threads, *more))
             return Row(name, model, engine, precision, kind, contestant)
 
-        cache, rows = str(folder / "cache"), []
+        cache, rows, video = str(folder / "cache"), [], subject.unit == "measurement"
         eager, compiled, openvino = contestants.torch_eager, contestants.torch_compiled, contestants.openvino_run
         if "pytorch" in self.engines:
             rows.append(row(float_model, "PyTorch eager", "float32", "official float32", eager))
@@ -169,14 +181,14 @@ class Benchmark:
                 rows.append(row(float_model, "PyTorch compiled", kind, kind, compiled, kind == "bf16"))
             if "openvino" in self.engines:
                 rows.append(row(float_model, "OpenVINO", kind, kind, openvino, hint, cache))
-        if "onnxruntime" in self.engines:
+        if "onnxruntime" in self.engines and video:
             rows.append(row(float_model, "ONNX Runtime", "float32", "float32", contestants.onnxruntime_run, cache))
         for model in self.models:
             bits = f"{bits_of(model)} bits"
             rows.append(row(model, "OpenVINO", bits, "low-bit", openvino, "auto", cache))
-            if "onnxruntime" in self.engines:
+            if "onnxruntime" in self.engines and video:
                 rows.append(row(model, "ONNX Runtime", bits, "low-bit", contestants.onnxruntime_run, cache))
-            if "native" in self.engines:
+            if "native" in self.engines and video:
                 rows.append(row(model, "native kernels", bits, "low-bit", contestants.native_run))
         return rows
 
@@ -237,12 +249,12 @@ def bits_of(model: str) -> int:
     return max(held, key=lambda bits: held[bits])
 
 
-def gmacs(model: str, frames: int, size: int) -> float:
-    """10^9 multiply-accumulates of one measurement in convolutions, linear layers and attention products."""
+def gmacs(model: str, frames: int, height: int, width: int) -> float:
+    """10^9 multiply-accumulates of one measurement or picture in convolutions, linear layers and attention products."""
     from bitlens.checkpoint import load
     from bitlens.count import count
 
-    return sum(layer.macs for layer in count(load(model), frames, size, size)) / 1e9
+    return sum(layer.macs for layer in count(load(model), frames, height, width)) / 1e9
 
 
 def describe_row(row: Row, timing: "Timing", work: dict[str, float], peaks: dict[str, float]) -> dict[str, Any]:
@@ -276,8 +288,8 @@ def describe_row(row: Row, timing: "Timing", work: dict[str, float], peaks: dict
     }
 
 
-def add_quality(rows: list[dict[str, Any]], folder: Path, truth: "np.ndarray") -> None:
-    """PSNR of each row's video to the scene, and to the video of the first float32 row."""
+def add_quality(rows: list[dict[str, Any]], folder: Path, subject: "Subject") -> None:
+    """PSNR of each row's result to the truth, and to the result of the first float32 row (of floats, over all)."""
     import numpy as np
 
     from bitlens.metrics import psnr_sci
@@ -285,10 +297,10 @@ def add_quality(rows: list[dict[str, Any]], folder: Path, truth: "np.ndarray") -
     first = None
     for row in rows:
         if row["failure"] is None:
-            video = np.load(folder / f"{row['name']}.npy")
-            first = video if first is None else first
-            row["psnr"] = psnr_sci(video, truth)
-            row["psnr_to_float"] = None if video is first else psnr_sci(video, first)
+            result = np.load(folder / f"{row['name']}.npy")
+            first = result if first is None else first
+            row["psnr"] = subject.quality(result)
+            row["psnr_to_float"] = None if result is first else psnr_sci(result, first)
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
@@ -319,15 +331,15 @@ def remember_engines(model: str, rows: list[dict[str, Any]], threads: int) -> No
     remember(load(model), threads, medians)
 
 
-def layer_costs(model: str, data: tuple[Any, ...], threads: int) -> list[dict[str, Any]]:
+def layer_costs(model: str, subject: "Subject", threads: int) -> list[dict[str, Any]]:
     """Every op of the integer network by OpenVINO's own counters: name, kind, kernel, milliseconds, GMACs."""
     from bitlens.checkpoint import load
     from bitlens.count import count
     from bitlens.engine.openvino import Engine
 
     network = load(model)
-    work = {layer.name: layer.macs / 1e9 for layer in count(network, *data[1].shape[1:])}
-    costs = Engine(network, threads=threads, check=False).profile(*data)
+    work = {layer.name: layer.macs / 1e9 for layer in count(network, *subject.counted)}
+    costs = Engine(network, threads=threads, check=False).profile(*subject.inputs)
     return [asdict(cost) | {"gmacs": work.get(cost.name)} for cost in costs]
 
 
@@ -352,7 +364,7 @@ def show(result: dict[str, Any], out: "Console") -> None:
         "network", "engine", "", "median s", "spread", "GMAC/s", "of peak", "peak MB", "PSNR\n(dB)", "to float\n(dB)",
     ]  # fmt: skip
     size = "x".join(map(str, result["size"]))
-    out.print(table(f"one measurement of {size}, {result['threads']} threads", columns, rows, texts=3))
+    out.print(table(f"one {result['unit']} of {size}, {result['threads']} threads", columns, rows, texts=3))
     for line in failures:
         out.print(line, style="yellow")
     features = ", ".join(machine["features"])
@@ -362,7 +374,7 @@ def show(result: dict[str, Any], out: "Console") -> None:
         out.print(f"peak of this CPU, a large convolution: {measured} GMAC/s")
     for row in result["rows"]:
         if "first_start_s" in row:
-            out.print(f"{row['name']}: to the first video {row['first_start_s']:.1f} s, later {row['start_s']:.1f} s")
+            out.print(f"{row['name']}: first result after {row['first_start_s']:.1f} s, later {row['start_s']:.1f} s")
     words = {"official_float32": "PyTorch float32 as the official code runs it", "best_float32": "the fastest float32",
              "best_bf16": "the fastest bf16"}  # fmt: skip
     for name, ratio in result["ratios"].items():
@@ -384,7 +396,7 @@ def layer_table(model: str, costs: Sequence[dict[str, Any]], peak: float | None)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cost in costs:
         layer = cost["gmacs"] is not None
-        role = re.sub(r"\.\d+\.", ".*.", cost["name"]) if layer else f"({cost['kind'].lower()})"
+        role = re.sub(r"\d+\.", "*.", cost["name"]) if layer else f"({cost['kind'].lower()})"
         groups.setdefault((role, cost["kernel"] if layer else ""), []).append(cost)
     rows = []
     for (role, kernel), group in sorted(groups.items(), key=lambda item: -sum(c["milliseconds"] for c in item[1])):
@@ -411,11 +423,9 @@ def draw(result: dict[str, Any], path: Path, text: dict[str, str] | None = None)
     medians = [row["median_s"] for row in rows]
     bars = axes.barh([row["name"] for row in rows], medians, color=[colours[row["kind"]] for row in rows])
     axes.bar_label(bars, [f"{seconds:.2f} s" for seconds in medians], padding=4)
-    axes.set_xlabel("seconds for one measurement (median)")
+    axes.set_xlabel(f"seconds for one {result.get('unit', 'measurement')} (median)")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    frames, height, width = result["size"]
-    axes.set_title(
-        f"{frames}x{height}x{width}, {result['threads']} threads, {result['environment']['cpu']}", loc="left"
-    )
+    size = "x".join(map(str, result["size"]))
+    axes.set_title(f"{size}, {result['threads']} threads, {result['environment']['cpu']}", loc="left")
     figure.savefig(path, format="png", metadata=text)

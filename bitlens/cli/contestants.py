@@ -1,10 +1,12 @@
 """What `bitlens benchmark` lets run against each other: a checkpoint, made ready by each engine in each precision.
 
-Each function is called in a process of its own, with the path or name of a checkpoint, a measurement (1, h, w), its
-mask (1, t, h, w) and a number of threads. It returns the run that is timed, which returns the video (t, h, w).
+Each function is called in a process of its own, with the path or name of a checkpoint, its inputs and a number of
+threads. Inputs are a measurement (1, h, w) and its mask (1, t, h, w), or a picture (1, 3, h, w). It returns the run
+that is timed, which returns the video (t, h, w) or the large picture (3, h, w).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,67 +21,74 @@ if TYPE_CHECKING:
     from torch import nn
 
 Run = Callable[[], np.ndarray]
+Inputs = tuple[np.ndarray, ...]
 
 PEAK_SHAPE = (128, 8, 64, 64)
 """Channels (in and out), frames, height and width of the convolution that shows how fast this CPU can be."""
 
 
-def torch_eager(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int) -> Run:
+def torch_eager(model: str, inputs: Inputs, threads: int) -> Run:
     """PyTorch in float32 as the official code runs it: eager, contiguous, the allocator as it comes."""
-    return torch_run(checkpoint.load(model), measurement, mask, threads)
+    return torch_run(checkpoint.load(model), inputs, threads)
 
 
-def torch_compiled(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int, bf16: bool) -> Run:
+def torch_compiled(model: str, inputs: Inputs, threads: int, bf16: bool) -> Run:
     """PyTorch at its best: compiled, weights frozen and in bf16 if asked for, channels last, freed memory kept."""
     import torch
 
     keep_freed_memory()
     torch._inductor.config.freezing = True  # type: ignore[attr-defined]
-    network: Any = checkpoint.load(model).to(torch.bfloat16 if bf16 else torch.float32)
+    network: Any = checkpoint.load(model)
+    if len(inputs) == 1:
+        network.compile()  # a picture's network as a whole
+        return torch_run(network, inputs, threads, torch.autocast("cpu", torch.bfloat16, enabled=bf16))
+    network = network.to(torch.bfloat16 if bf16 else torch.float32)
     network.compile_parts()
     inner = network.extract_features
     network.extract_features = lambda estimate: inner(estimate.to(torch.bfloat16 if bf16 else torch.float32))
-    return torch_run(network, measurement, mask, threads)
+    return torch_run(network, inputs, threads)
 
 
-def torch_run(network: "nn.Module", measurement: np.ndarray, mask: np.ndarray, threads: int) -> Run:
-    """A run of a network that is ready."""
+def torch_run(network: "nn.Module", inputs: Inputs, threads: int, mode: Any = nullcontext()) -> Run:  # noqa: B008
+    """A run of a network that is ready, within a context of torch's."""
     import torch
 
     torch.set_num_threads(threads)
     network.eval().requires_grad_(False)
-    inputs = torch.from_numpy(measurement), torch.from_numpy(mask)
+    tensors = [torch.from_numpy(one) for one in inputs]
 
     def run() -> np.ndarray:
-        with torch.no_grad():
-            return network(*inputs)[0, 0].float().numpy()
+        with torch.no_grad(), mode:
+            return alone(network(*tensors).float().numpy())
 
     return run
 
 
-def openvino_run(
-    model: str, measurement: np.ndarray, mask: np.ndarray, threads: int, precision: str, cache: str
-) -> Run:
+def alone(result: np.ndarray) -> np.ndarray:
+    """The first channel of a batch's first video, or a batch's first picture."""
+    return result[0, 0] if result.ndim == 5 else result[0]
+
+
+def openvino_run(model: str, inputs: Inputs, threads: int, precision: str, cache: str) -> Run:
     """OpenVINO: integers where the network is quantized, `precision` elsewhere."""
-    frames, height, width = mask.shape[1:]
-    running, _ = start(model, (frames, height, width), threads, precision, Path(cache))
-    return lambda: running(measurement, mask)[0, 0]
+    running, _ = start(model, inputs[-1].shape[-3 if len(inputs) == 2 else -2 :], threads, precision, Path(cache))
+    return lambda: alone(running(*inputs))
 
 
-def onnxruntime_run(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int, cache: str) -> Run:
+def onnxruntime_run(model: str, inputs: Inputs, threads: int, cache: str) -> Run:
     """ONNX Runtime: integers where the network is quantized, float32 elsewhere."""
     from bitlens.engine.onnxruntime import Engine
 
     engine = Engine(checkpoint.load(model), threads=threads, cache=Path(cache))
-    return lambda: engine(measurement, mask)[0, 0]
+    return lambda: alone(engine(*inputs))
 
 
-def native_run(model: str, measurement: np.ndarray, mask: np.ndarray, threads: int) -> Run:
+def native_run(model: str, inputs: Inputs, threads: int) -> Run:
     """The project's own kernels: everything in integers, bf16 for residual sums in memory where grids have 8 bits."""
     from bitlens.cli.running import native_engine
 
     engine = native_engine(checkpoint.load(model), threads)
-    return lambda: engine(measurement, mask)[0, 0]
+    return lambda: alone(engine(*inputs))
 
 
 def convolution_peak(threads: int, precision: str) -> Callable[[], float]:

@@ -42,10 +42,14 @@ class Experiment:
     start: str = "efficientsci-t"
     """The float network: a shipped name or the path of a checkpoint."""
     budget: Literal["minutes", "hours", "gpu"] = "minutes"
-    """How long each variant trains: 120 steps, 1,500 steps, or 40,000 larger ones; in sr-table at most 1, 18 or 240
-    minutes of refinement."""
+    """How long each variant trains: 120 steps, 1,500 steps, or 40,000 larger ones; in sr-table 120 steps of
+    refinement, or at most 18 or 240 minutes."""
     data: str | None = None
     """What they are evaluated on, as for bitlens evaluate. Default: six-scenes; for sr-table set5,set14,urban10."""
+    methods: str | None = None
+    """Of sr-table: some of its rows, as method or method-grid, comma-separated: dobi,2dquant-official. Default: all."""
+    bits: str | None = None
+    """Of sr-table: some of its bits, comma-separated: 4,3. Default: all."""
     device: str = "cpu"
     """Where to train: cpu or cuda."""
     seed: int = 0

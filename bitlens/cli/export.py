@@ -9,7 +9,9 @@ import tyro
 
 @dataclass(frozen=True)
 class Export:
-    """Write a network for people who deploy elsewhere: measurement and mask in, video out, nothing of bitlens needed.
+    """Write a network for people who deploy elsewhere, nothing of bitlens needed.
+
+    Measurement and mask in, video out; of super-resolution networks a picture in, a larger one out.
 
     Every layer is compared with integer arithmetic in plain torch before the file is written.
 
@@ -18,40 +20,42 @@ class Export:
     """
 
     model: tyro.conf.Positional[str]
-    """A shipped checkpoint (see `bitlens models`), or the path of a .safetensors; an EfficientSCI."""
+    """A shipped checkpoint (see `bitlens models`), or the path of a .safetensors; EfficientSCI or super-resolution."""
     out: Path
     """The file: .onnx, or .xml for openvino (a .bin is written beside it)."""
     format: Literal["onnx", "openvino"] = "onnx"
-    """onnx takes measurements of any size, openvino of the size that is given here."""
+    """onnx takes measurements of any size, openvino of the size that is given here; pictures have that size in both."""
     form: Literal["qdq", "integer"] = "qdq"
     """Of quantized layers in ONNX: qdq is what other tools read, integer what ONNX Runtime runs in integers."""
     frames: int = 8
     """Frames per measurement, for openvino."""
     height: int = 256
-    """Height in pixels, even, for openvino."""
+    """Height in pixels, even for measurements, for openvino and for pictures."""
     width: int = 256
-    """Width in pixels, even, for openvino."""
+    """Width in pixels, even for measurements, for openvino and for pictures."""
 
     def run(self) -> None:
         suffix = {"onnx": ".onnx", "openvino": ".xml"}[self.format]
         if self.out.suffix != suffix:
             raise ValueError(f"cannot write {self.out}; wanted a name that ends in {suffix}; change it")
         from bitlens import checkpoint
+        from bitlens.cli.pictures import scale_of
         from bitlens.engine.export import export_onnx, export_openvino
         from bitlens.report import console
 
         out = console()
         network = checkpoint.load(self.model)
+        picture = scale_of(network) is not None
+        size = (self.height, self.width) if picture else (self.frames, self.height, self.width)
         with out.status(f"checking every layer of {self.model}"):
             if self.format == "onnx":
-                found = export_onnx(network, self.out, self.form)
-                sizes = "of any size"
+                found = export_onnx(network, self.out, self.form, (self.height, self.width) if picture else None)
             else:
-                checks = export_openvino(network, self.out, self.frames, self.height, self.width)
-                found = {check.name: check.snr_f32 for check in checks}
-                sizes = f"({self.frames}, {self.height}, {self.width}), one at a time"
+                found = {check.name: check.snr_f32 for check in export_openvino(network, self.out, *size)}
+        sizes = "of any size" if self.format == "onnx" and not picture else f"{size}, one at a time"
         worst = min(found, key=found.__getitem__)
         files = [self.out] if self.format == "onnx" else [self.out, self.out.with_suffix(".bin")]
-        size = sum(file.stat().st_size for file in files) / 1e6
+        megabytes = sum(file.stat().st_size for file in files) / 1e6
         out.print(f"{len(found)} layers agree with the reference; the furthest, {worst}, at {found[worst]:.0f} dB")
-        out.print(f"{' and '.join(map(str, files))}: {size:.2f} MB; measurement and mask {sizes} -> video")
+        what = f"picture {sizes} -> large picture" if picture else f"measurement and mask {sizes} -> video"
+        out.print(f"{' and '.join(map(str, files))}: {megabytes:.2f} MB; {what}")

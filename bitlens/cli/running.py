@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from bitlens import checkpoint
-from bitlens.engine.runtime import Runtime, Size, code_and_machine, user_cache
+from bitlens.engine.runtime import PictureRuntime, Runtime, Size, code_and_machine, user_cache
 
-Running = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Measurement (b, h, w) and mask (1 or b, t, h, w) -> video (b, c, t, h, w)."""
+Running = Callable[..., np.ndarray]
+"""Measurement (b, h, w) and mask (1 or b, t, h, w) -> video (b, c, t, h, w); or image (b, 3, h, w) -> a larger one."""
 
 
 def start(
@@ -27,13 +27,18 @@ def start(
     The first start builds, checks and compiles. Later ones recall that, for the same file, threads and precision, on
     the same machine, with the same code.
 
+    Args:
+        model: name or path of a checkpoint.
+        size: (frames, height, width) of a video, (height, width) of a picture.
+        threads, precision, cache: as `Engine` takes them.
+
     Raises:
         TypeError, ValueError: as `Engine`.
     """
     folder = user_cache("openvino") if cache is None else cache
     facts = precision, threads, code_and_machine()
     key = hashlib.sha256(checkpoint.find(model).read_bytes() + repr(facts).encode()).hexdigest()[:32]
-    recalled = Runtime.recall(key, folder, size)
+    recalled = (Runtime if len(size) == 3 else PictureRuntime).recall(key, folder, size)
     if recalled is not None:
         return recalled
     from bitlens.engine.openvino import Engine

@@ -27,7 +27,7 @@ def run_table(command: "Experiment") -> int:
     from bitlens import checkpoint
     from bitlens.cli.pictures import scale_of
     from bitlens.cli.shared import output_file
-    from bitlens.experiments import SR_BITS, SR_BUDGETS, SR_METHODS, SR_SETS
+    from bitlens.experiments import SR_BUDGETS, SR_PAPER, SR_SETS
 
     about = checkpoint.describe(command.start)
     network = checkpoint.load(command.start).eval()
@@ -39,18 +39,24 @@ def run_table(command: "Experiment") -> int:
     if command.calibration is None or command.clips is not None:
         raise ValueError("sr-table calibrates on photographs; wanted a folder of them; use --calibration FOLDER")
     sets = tuple(command.data.split(",")) if command.data else SR_SETS
-    variants = [(label, method, grid, bits) for bits in SR_BITS for label, method, grid in SR_METHODS]
+    variants = [(*row, bits) for bits in chosen_bits(command.bits) for row in chosen_rows(command.methods)]
     with output_file(command.json, ".json") as json_path:
         pictures = Pictures(command, scale)
         rows = []
         for label, method, grid, bits in variants:
             made = quantized(command, network, pictures, method, grid, bits, f"{label}, {bits} bits")
-            rows.append({"variant": label, "method": method, "grid": grid, "bits": bits, "scale": scale, **made})
-        float_scores = scores(command.run_folder / "float.json", command.start, sets)
-        for row in rows:
-            weights = command.run_folder / row["checkpoint"]
-            row["psnr"] = scores(weights.with_suffix(".scores.json"), str(weights), sets)
-            row["against_float"] = {name: row["psnr"][name] - float_scores[name] for name in sets}
+            paper = SR_PAPER.get((scale, label, bits), {})
+            goal = SR_PAPER.get((scale, "CondiQuant", bits), {})
+            rows.append({"variant": label, "method": method, "grid": grid, "bits": bits, **made})
+            rows[-1] |= {"paper": paper, "condiquant": goal}
+        float_scores: dict[str, float] = {}
+        for name in sets:  # one set after the other: what is stopped has whole columns
+            float_scores[name] = score_of(command.run_folder / "float.json", command.start, name)
+            for row in rows:
+                weights = command.run_folder / row["checkpoint"]
+                value = score_of(weights.with_suffix(".scores.json"), str(weights), name)
+                row.setdefault("psnr", {})[name] = value
+                row.setdefault("against_float", {})[name] = value - float_scores[name]
         content = {
             "experiment": "sr-table",
             "start": about.name,
@@ -63,6 +69,30 @@ def run_table(command: "Experiment") -> int:
             json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     show(content)
     return 0
+
+
+def chosen_bits(text: str | None) -> tuple[int, ...]:
+    """The bits of the table, or those named in `--bits`."""
+    from bitlens.experiments import SR_BITS
+
+    wanted = [str(bits) for bits in SR_BITS] if text is None else text.split(",")
+    if unknown := [each for each in wanted if each not in map(str, SR_BITS)]:
+        raise ValueError(f"--bits {unknown[0]}; wanted some of {', '.join(map(str, SR_BITS))}; for example --bits 4,3")
+    return tuple(map(int, wanted))
+
+
+def chosen_rows(text: str | None) -> list[tuple[str, str, str]]:
+    """The rows of the table, or those named in `--methods`, in the table's order."""
+    from bitlens.experiments import SR_METHODS
+
+    names = [(method, f"{method}-{grid}") for _, method, grid in SR_METHODS]
+    wanted = None if text is None else text.split(",")
+    if unknown := [each for each in wanted or () if not any(each in pair for pair in names)]:
+        known = ", ".join(pair[1] for pair in names)
+        raise ValueError(f"--methods {unknown[0]}; wanted some of {known}; for example --methods dobi,2dquant-official")
+    return [
+        row for row, pair in zip(SR_METHODS, names, strict=True) if wanted is None or any(n in wanted for n in pair)
+    ]
 
 
 class Pictures:
@@ -79,7 +109,7 @@ class Pictures:
         size = budget.crop
         self.calibration = crops(kept, scale, size=size, seed=command.seed, **CALIBRATION)
         self.pool = crops(kept, scale, budget.pool, budget.batch, size, command.seed + 1)
-        self.held_out = crops(held, scale, 8, 1, size, command.seed + 2)
+        self.held_out = crops(held, scale, 16, 1, size, command.seed + 2)
         self.identity = {"photographs": [file.name for file in files], "held_out": len(held), "seed": command.seed}
 
 
@@ -107,9 +137,9 @@ def quantized(
         if found["identity"] != json.loads(json.dumps(identity)):
             raise ValueError(f"{path} was measured with other settings; wanted these; change --run-folder")
         return found["result"]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     made, _ = quantize(network, method, pictures.calibration, bits=bits, grid=grid)
-    calibrated = time.perf_counter() - start
+    calibrated, cpu_calibrated = time.perf_counter() - start, time.process_time() - cpu
     steps, refine = 0, getattr(METHODS[method], "refine", None)
     if refine is not None:
         state = command.run_folder / f"{stem}.state.pt"
@@ -122,6 +152,8 @@ def quantized(
         "checkpoint": f"{stem}.safetensors",
         "calibration_seconds": calibrated,
         "refinement_seconds": time.perf_counter() - start - calibrated,
+        "calibration_cpu_seconds": cpu_calibrated,
+        "refinement_cpu_seconds": time.process_time() - cpu - cpu_calibrated,
         "steps": steps,
         "held_out": fidelity(made, network, pictures.held_out),
         "run": describe_run(),
@@ -169,43 +201,46 @@ def fidelity(student: "nn.Module", teacher: "nn.Module", batches: "list[tuple[Te
     return sum(values) / len(values)
 
 
-def scores(path: Path, model: str, sets: tuple[str, ...]) -> dict[str, float]:
-    """PSNR in dB on each test set: read where it was measured, else measured."""
+def score_of(path: Path, model: str, name: str) -> float:
+    """PSNR in dB on a test set: read where it was measured, else measured."""
     from bitlens.cli.evaluate import Evaluate
     from bitlens.cli.shared import output_file
 
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    for name in sets:
-        if name not in found:
-            found[name] = Evaluate(models=(model,), data=name, ssim=False).results()[0]
-            with output_file(path) as temporary:
-                assert temporary is not None
-                temporary.write_text(json.dumps(found, indent=1) + "\n")
-    return {name: found[name]["average"]["psnr"] for name in sets}
+    if name not in found:
+        found[name] = Evaluate(models=(model,), data=name, ssim=False).results()[0]
+        with output_file(path) as temporary:
+            assert temporary is not None
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+    return found[name]["average"]["psnr"]
 
 
 def show(content: dict[str, Any]) -> None:
     """The table, beside what the papers say of SwinIR-light."""
-    from bitlens.experiments import SR_PAPER
     from bitlens.report import console, table
 
     sets = list(content["float"])
-    columns = ["bits and method", "held out (dB)", *sets, *(f"{name} in paper" for name in sets[:2])]
-    rows = [("float", "", *(f"{content['float'][name]:.2f}" for name in sets), *("" for _ in sets[:2]))]
+    told = [name for name in sets if any(name in row["paper"] | row["condiquant"] for row in content["rows"])]
+    columns = ["bits and method", "held out (dB)", *sets, *(f"{name} in paper" for name in told)]
+    rows = [("float", "", *(f"{content['float'][name]:.2f}" for name in sets), *("" for _ in told))]
+    shown = 0
     for row in content["rows"]:
-        paper = SR_PAPER.get((content["scale"], row["variant"], row["bits"]), {})
-        told = (f"{paper[name]:+.2f}" if name in paper else "" for name in sets[:2])
-        against = (f"{row['against_float'][name]:+.2f}" for name in sets)
-        rows.append((f"{row['bits']}  {row['variant']}", f"{row['held_out']:.2f}", *against, *told))
-    for (scale, method, bits), paper in SR_PAPER.items():
-        if scale == content["scale"] and method == "CondiQuant":
-            told = (f"{paper[name]:+.2f}" if name in paper else "" for name in sets[:2])
-            rows.append((f"{bits}  {method}", "", *("" for _ in sets), *told))
+        if row["bits"] != shown and row["condiquant"]:
+            shown = row["bits"]
+            rows.append((f"{shown}  CondiQuant", "", *("" for _ in sets), *decibels(row["condiquant"], told)))
+        scores = *decibels(row["against_float"], sets), *decibels(row["paper"], told)
+        rows.append((f"{row['bits']}  {row['variant']}", f"{row['held_out']:.2f}", *scores))
     out = console()
     out.print(table(f"2DQuant's table on {content['start']}: dB against float [2DQuant tab. 3]", columns, rows))
     budget = content["budget"]
+    limit = "" if budget["minutes"] is None else f"{budget['minutes']:g} minutes or "
     out.print(
-        f"Refined for at most {budget['minutes']:g} minutes or {budget['steps']:,} steps of {budget['batch']} crops of "
+        f"Refined for at most {limit}{budget['steps']:,} steps of {budget['batch']} crops of "
         f"{budget['crop']} x {budget['crop']}. Held out: PSNR against the float network's pictures of photographs that "
         "were not calibrated on. The papers' network is SwinIR-light."
     )
+
+
+def decibels(values: dict[str, float], names: list[str]) -> list[str]:
+    """Differences in dB by the names of test sets, empty where there is none."""
+    return [f"{values[name]:+.2f}" if name in values else "" for name in names]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -17,7 +17,7 @@ CONTEXT = 32
 LIBRARIES_MB = 100
 """What torch takes when it first computes."""
 
-HEADROOM = {"float": 2.5, "low-bit": 4.0}
+HEADROOM = {"float": 2.5, "low-bit": 4.0, "openvino": 2.5}
 """What tiles take, over what the tensors of one take: operators copy their inputs, simulated grids more so, and what is
 freed leaves gaps.
 
@@ -42,13 +42,17 @@ class Upscale:
     """A super-resolution network: a shipped name (see `bitlens models`) or the path of a .safetensors."""
     out: Path
     """A .png to write; for a folder a new or empty folder, which gets one .png for each picture."""
+    engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
+    """What computes: torch (low bits are simulated), openvino (int8 on the CPU; each size of tile is compiled once), or
+    reference (integers in plain torch, slow); native and onnxruntime know video networks alone. auto: openvino for
+    low-bit networks, else torch."""
     memory_mb: int = 2000
     """The most memory to take, in MB of 2^20 bytes, the program itself included."""
 
     def run(self) -> None:
         from bitlens import checkpoint
         from bitlens.cli.pictures import scale_of
-        from bitlens.cli.shared import check_positive, keep_freed_memory, output_file
+        from bitlens.cli.shared import check_positive, output_file
         from bitlens.data.images import write_png
         from bitlens.data.pairs import picture_files
         from bitlens.files import atomic_folder
@@ -58,11 +62,11 @@ class Upscale:
         network = checkpoint.load(self.model)
         if scale_of(network) is None:
             raise ValueError(f"{self.model} reconstructs video; wanted a super-resolution network; see bitlens models")
-        keep_freed_memory()
         if self.source.is_file():
             with output_file(self.out, ".png") as path:
                 assert path is not None
-                write_png(path, self.enlarged(network, files[0]))
+                running = self.start(network)
+                write_png(path, self.enlarged(network, running, files[0]))
             print(f"wrote {self.out}")
             return
         stems = [file.stem for file in files]
@@ -70,11 +74,23 @@ class Upscale:
         if twice is not None:
             raise ValueError(f"{self.source} has two pictures named {twice}; wanted one of each name; rename one")
         with atomic_folder(self.out) as folder:
+            running = self.start(network)
             for file in files:
-                write_png(folder / f"{file.stem}.png", self.enlarged(network, file))
+                write_png(folder / f"{file.stem}.png", self.enlarged(network, running, file))
         print(f"wrote {len(files)} pictures to {self.out}")
 
-    def enlarged(self, network: Any, file: Path) -> "np.ndarray":
+    def start(self, network: Any) -> Any:
+        """What runs the network."""
+        from bitlens.cli.shared import choose_engine, keep_freed_memory
+        from bitlens.report import console
+
+        keep_freed_memory()
+        with console().status("checking every layer"):
+            running, how = choose_engine(network, self.engine)
+        print(f"engine: {how}")
+        return running
+
+    def enlarged(self, network: Any, running: Any, file: Path) -> "np.ndarray":
         """The enlarged picture, uint8 (h, w, 3)."""
         from bitlens.cli.shared import progress
         from bitlens.data.images import to_float
@@ -84,13 +100,23 @@ class Upscale:
         with progress("tiles") as bar:
             task = bar.add_task(file.name, total=None)
             large = enlarge_tiled(
-                network, picture, self.memory_mb, lambda done, count: bar.update(task, completed=done, total=count)
-            )
+                network, picture, self.memory_mb, lambda done, count: bar.update(task, completed=done, total=count),
+                running,
+            )  # fmt: skip
         return levels_last(large)
 
 
-def enlarge_tiled(network: Any, picture: "np.ndarray", memory_mb: int, on_tile: Any = None) -> "np.ndarray":
+def enlarge_tiled(
+    network: Any, picture: "np.ndarray", memory_mb: int, on_tile: Any = None, running: Any = None
+) -> "np.ndarray":
     """Run a super-resolution network on a picture (3, h, w) in [0, 1], in tiles: (3, scale h, scale w), not clipped.
+
+    Args:
+        network: with `radius`, `alignment` and `scale`.
+        picture: (3, h, w).
+        memory_mb: the most memory of the whole process.
+        on_tile: as for `tiled`.
+        running: what computes; None: the network itself.
 
     Raises:
         ValueError: the budget does not hold the smallest tile (the message says what would), or NaN came out.
@@ -107,10 +133,15 @@ def enlarge_tiled(network: Any, picture: "np.ndarray", memory_mb: int, on_tile: 
     overlap = CONTEXT if radius is None or radius > MOST_CONTEXT else radius
     cut: dict[str, int] = dict(overlap=overlap, multiple=int(network.alignment))
     result_mb = 3 * height * width * network.scale**2 * (4 + 2) / 2**20  # floats, then levels, twice
-    each = bytes_per_pixel(network) * HEADROOM["low-bit" if quantized_layers(network) else "float"]
+    running = network if running is None else running
+    if type(running).__module__ == "bitlens.engine.openvino":
+        room = HEADROOM["openvino"]
+    else:
+        room = HEADROOM["low-bit" if quantized_layers(network) else "float"]
+    each = bytes_per_pixel(network) * room
     window = window_for(memory_mb, each, used_mb() + LIBRARIES_MB + result_mb, size=(height, width), **cut)
     return tiled(
-        lambda tile: enlarge(network, tile, "upscale"),
+        lambda tile: enlarge(running, tile, "upscale"),
         [picture],
         window=window,
         scale=network.scale,

@@ -16,6 +16,9 @@ from bitlens.networks.efficientsci import initial_estimate
 CHECK_SIZE = (4, 16, 16)
 """Frames, height and width of the video on which layers are checked."""
 
+PICTURE_SIZE = (24, 20)
+"""Height and width of the picture on which layers are checked: not whole windows."""
+
 
 class ComputesWrongly(ValueError):
     """An engine was compared with the reference on this machine, and a layer differs: it must not run the network."""
@@ -53,9 +56,15 @@ def check_input() -> Tensor:
     return initial_estimate(*check_capture())
 
 
+def check_picture(size: tuple[int, int] = PICTURE_SIZE) -> Tensor:
+    """The picture (1, 3, h, w) on which layers are checked: smooth, always the same."""
+    coarse = torch.rand(1, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, size, mode="bilinear")
+
+
 @torch.no_grad()
 def compare_layers(
-    network: nn.Module, lowered: Lowered, heard: Mapping[str, tuple[list[Tensor], Tensor]]
+    network: nn.Module, lowered: Lowered, heard: Mapping[str, tuple[list[Tensor], Tensor]], channels: int = 1
 ) -> dict[str, float]:
     """dB of each layer's output against the integer reference's, for the inputs that the engine gave that layer.
 
@@ -63,7 +72,8 @@ def compare_layers(
     one layer's rounding ties do not count against the next one.
 
     Args:
-        heard: inputs and output of each layer, by dotted name; of linear layers with the channels in axis 1.
+        heard: inputs and output of each layer, by dotted name.
+        channels: the axis in which linear layers were heard to have their channels; -1: the last, as in torch.
     """
     twin, snrs = reference_network(network), {}
     for name, (inputs, output) in heard.items():
@@ -71,7 +81,7 @@ def compare_layers(
         in_float = isinstance(layer, IntegerLayer) and not runs_in_integers(layer)
         reference = (network if in_float else twin).get_submodule(name)
         if is_linear(network.get_submodule(name)):
-            wanted = reference(inputs[0].movedim(1, -1)).movedim(-1, 1)
+            wanted = reference(inputs[0].movedim(channels, -1)).movedim(-1, channels)
         else:
             wanted = reference(*inputs)
         snrs[name] = snr(output, wanted)

@@ -6,24 +6,35 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bitlens.engine.checks import Check
+from bitlens.engine.checks import Check, check_picture
 from bitlens.engine.graph import build_camera
 from bitlens.engine.lower import lower
 from bitlens.engine.onnx import Form, build
-from bitlens.engine.openvino import Engine, runs
+from bitlens.engine.openvino import Engine, enlarges, reconstructs
+from bitlens.engine.picture import build_picture
 from bitlens.engine.runtime import openvino
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI
 
+ONNX_CHECK = (24, 16)
+"""Height and width of the picture on which ONNX is checked: multiples of 8, which SMFANet's pooling needs there."""
 
-def export_onnx(network: nn.Module, path: str | os.PathLike[str], form: Form = "qdq") -> dict[str, float]:
-    """Write an EfficientSCI, fake-quantized or float, as ONNX, for any batch, number of frames, height and width.
 
-    The file has the inputs `measurement` (b, h, w) and `mask` (1 or b, t, h, w) and the output `video` (b, c, t, h, w),
-    all float32. Odd sizes are padded inside, as the network does it.
+def export_onnx(
+    network: nn.Module, path: str | os.PathLike[str], form: Form = "qdq", size: tuple[int, int] | None = None
+) -> dict[str, float]:
+    """Write an EfficientSCI or a network that enlarges pictures, fake-quantized or float, as ONNX.
+
+    EfficientSCI's file has the inputs `measurement` (b, h, w) and `mask` (1 or b, t, h, w) and the output `video`
+    (b, c, t, h, w), for any batch, number of frames, height and width; odd sizes are padded inside, as the network does
+    it. That of the others has the input `image` (1, 3, h, w) and the output `large` (1, 3, scale h, scale w), for one
+    size. All are float32.
 
     Args:
-        form: of quantized layers, see `engine.onnx`.
+        network: it is not changed.
+        path: the file.
+        form: of quantized layers, see `engine.onnx`; pictures have "qdq" only.
+        size: height and width of the picture.
 
     Returns:
         dB of each layer in ONNX Runtime against the integer reference.
@@ -34,8 +45,20 @@ def export_onnx(network: nn.Module, path: str | os.PathLike[str], form: Form = "
             computes a layer wrongly.
         OSError: the file cannot be written.
     """
-    from bitlens.engine.onnxruntime import check_layers
+    from bitlens.engine.onnxruntime import check_file, check_layers
+    from bitlens.engine.picture_onnx import build_picture as build_picture_onnx
 
+    if enlarges(network):
+        if form != "qdq" or size is None:
+            raise ValueError(f"form {form}, size {size} of a picture; wanted qdq and a height and width; give them")
+        check_size("pictures", *size)
+        with atomic_path(path) as temporary:
+            lowered = lower(network)
+            listening = build_picture_onnx(network, lowered, *ONNX_CHECK, taps=True)
+            inputs = {"image": check_picture(ONNX_CHECK).numpy()}
+            snrs = check_file(network, lowered, *listening, inputs, channels=-1)
+            temporary.write_bytes(build_picture_onnx(network, lowered, *size)[0].SerializeToString())
+        return snrs
     network = exportable(network)
     with atomic_path(path) as temporary, torch.no_grad():
         lowered = lower(network)
@@ -44,13 +67,16 @@ def export_onnx(network: nn.Module, path: str | os.PathLike[str], form: Form = "
     return snrs
 
 
-def export_openvino(
-    network: nn.Module, path: str | os.PathLike[str], frames: int, height: int, width: int
-) -> list[Check]:
-    """Write an EfficientSCI as OpenVINO's IR, NAME.xml and NAME.bin, for one size of video and batches of one.
+def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int) -> list[Check]:
+    """Write a network as OpenVINO's IR, NAME.xml and NAME.bin, for one size and batches of one.
 
     Inputs and output are those of `export_onnx`. The size is fixed: it is with known sizes that OpenVINO plans its int8
     kernels.
+
+    Args:
+        network: it is not changed.
+        path: of the .xml.
+        size: frames, and even height and width, of a video; height and width of a picture.
 
     Returns:
         How each layer fared in OpenVINO on this CPU.
@@ -61,29 +87,44 @@ def export_openvino(
             computes a layer wrongly.
         OSError: the files cannot be written.
     """
-    network, path = exportable(network), Path(path)
+    path = Path(path)
+    if not enlarges(network):
+        network = exportable(network)
     if path.suffix != ".xml":
         raise ValueError(
             f"cannot write {path}; wanted a name that ends in .xml (a .bin is written beside it); change it"
         )
-    if frames < 1 or height < 2 or width < 2 or height % 2 or width % 2:
-        raise ValueError(
-            f"{frames} frames of {height}x{width}; wanted 1 frame or more, and an even height and width; pad the "
-            "measurement and the mask by one row or column, or export ONNX, which does it inside"
-        )
+    check_size("pictures" if enlarges(network) else "measurements", *size)
     with atomic_path(path) as xml, atomic_path(path.with_suffix(".bin")) as weights, torch.no_grad():
         checks = Engine(network).checks
-        model = build_camera(network, lower(network), frames, height, width)
+        lowered = lower(network)
+        if isinstance(network, EfficientSCI):
+            model = build_camera(network, lowered, *size)
+        else:
+            model, _ = build_picture(network, lowered, *size)
         openvino().save_model(model, str(xml), compress_to_fp16=False)
         os.replace(xml.with_suffix(".bin"), weights)
     return checks
 
 
+def check_size(what: str, *size: int) -> None:
+    """Refuse sizes that a file cannot be made for."""
+    *frames, height, width = size
+    if what == "pictures":
+        if frames or height < 1 or width < 1:
+            raise ValueError(f"pictures of {'x'.join(map(str, size))}; wanted a height and a width of 1 or more")
+    elif len(frames) != 1 or frames[0] < 1 or height < 2 or width < 2 or height % 2 or width % 2:
+        raise ValueError(
+            f"{frames[0] if frames else 'no'} frames of {height}x{width}; wanted 1 frame or more, and an even height "
+            "and width; pad the measurement and the mask by one row or column, or export ONNX, which does it inside"
+        )
+
+
 def exportable(network: nn.Module) -> EfficientSCI:
     """The network, if there is a graph for it."""
-    if not runs(network):
+    if not reconstructs(network):
         raise TypeError(
-            f"a {type(network).__name__} came, for which there is no graph; wanted an EfficientSCI (no Q-ViT); "
-            "choose another checkpoint, or run this one in torch"
+            f"a {type(network).__name__} came, for which there is no graph; wanted an EfficientSCI (no Q-ViT), or a "
+            "network that enlarges pictures; choose another checkpoint, or run this one in torch"
         )
     return network

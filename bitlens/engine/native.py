@@ -41,7 +41,58 @@ def missing(network: nn.Module) -> str | None:
     return None
 
 
-class Engine:
+class Packed:
+    """The convolutions of a network on the kernels, each packed once for the method that is exact and was fastest.
+
+    Args:
+        integers: of the layers, by name.
+        threads: CPU threads; None: as many as this process may use.
+        level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
+
+    Raises:
+        ValueError: threads below 1.
+    """
+
+    def __init__(self, integers: dict[str, IntegerLayer | IntegerProduct], threads: int | None, level: str | None):
+        if threads is not None and threads < 1:
+            raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
+        self.integers = integers
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.level = level or kernels().best_level()
+        self.methods: dict[str, str] = {}
+        self.costs: dict[tuple, dict[str, float]] = {}
+        """Measured seconds of each method, by weight shape, codes and size."""
+        self.ready: dict[str, tuple[Any, np.ndarray, np.ndarray]] = {}
+
+    def convolution(self, name: str, shape: tuple[int, ...]) -> tuple[Any, np.ndarray, np.ndarray]:
+        """The kernel of a layer for inputs of a shape, and its scale and bias; packed once."""
+        if name not in self.ready:
+            layer = self.integers[name]
+            assert isinstance(layer, IntegerLayer)
+            codes, geometry = codes_and_geometry(layer)
+            self.methods[name] = method = self.fastest(codes, geometry, shape)
+            bias = torch.zeros(len(codes)) if layer.bias is None else layer.bias
+            convolution = kernels().Convolution(codes, method=method, level=self.level, **geometry)
+            self.ready[name] = convolution, layer.scale.float().numpy(), bias.numpy()
+        return self.ready[name]
+
+    def fastest(self, codes: np.ndarray, geometry: dict[str, Any], shape: tuple[int, ...]) -> str:
+        """The method that is exact for a layer and took the least time on a small input."""
+        bk, ends = kernels(), (int(codes.min()), int(codes.max()))
+        exact = [method for method in bk.METHODS if bk.fits(codes.shape, *ends, method=method, **geometry)]
+        if len(exact) == 1:
+            return exact[0]
+        size = tuple(min(n, most) for n, most in zip(shape[:3], MEASURED_SIZE, strict=True))
+        key = (codes.shape, *geometry.values(), size, *exact)
+        if key not in self.costs:
+            random, limit = np.random.default_rng(0), geometry["largest"] + 1
+            x = random.integers(0, limit, (*size, codes.shape[-1])).astype(np.uint8)
+            packed = {method: bk.Convolution(codes, method=method, level=self.level, **geometry) for method in exact}
+            self.costs[key] = {method: seconds(convolution, x) for method, convolution in packed.items()}
+        return min(self.costs[key], key=self.costs[key].__getitem__)
+
+
+class Engine(Packed):
     """A low-bit network on the native kernels; called like the network.
 
     Args:
@@ -75,18 +126,10 @@ class Engine:
             raise TypeError(f"{reason}; choose another engine")
         if precision not in ("bf16", "f32"):
             raise ValueError(f"precision {precision!r}; wanted bf16 or f32; choose one")
-        if threads is not None and threads < 1:
-            raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
-        self.network, self.integers = network, shifted(network, reformed(lower(network).layers))
-        self.threads = threads or len(os.sched_getaffinity(0))
-        self.level = level or kernels().best_level()
-        self.precision = precision
+        super().__init__(shifted(network, reformed(lower(network).layers)), threads, level)
+        self.network, self.precision = network, precision
         self.kind = np.uint16 if precision == "bf16" else np.float32
         self.plans: dict[tuple[int, ...], tuple[Plan, Part, Part]] = {}
-        self.methods: dict[str, str] = {}
-        self.costs: dict[tuple, dict[str, float]] = {}
-        """Measured seconds of each method, by weight shape, codes and size."""
-        self.ready: dict[str, tuple[Any, np.ndarray, np.ndarray]] = {}
         if check and self.level != "scalar":
             self.check()
 
@@ -131,33 +174,6 @@ class Engine:
             plan.place()
             self.plans[size] = plan, source, result
         return self.plans[size]
-
-    def convolution(self, name: str, shape: tuple[int, ...]) -> tuple[Any, np.ndarray, np.ndarray]:
-        """The kernel of a layer for inputs of a shape, and its scale and bias; packed once."""
-        if name not in self.ready:
-            layer = self.integers[name]
-            assert isinstance(layer, IntegerLayer)
-            codes, geometry = codes_and_geometry(layer)
-            self.methods[name] = method = self.fastest(codes, geometry, shape)
-            bias = torch.zeros(len(codes)) if layer.bias is None else layer.bias
-            convolution = kernels().Convolution(codes, method=method, level=self.level, **geometry)
-            self.ready[name] = convolution, layer.scale.float().numpy(), bias.numpy()
-        return self.ready[name]
-
-    def fastest(self, codes: np.ndarray, geometry: dict[str, Any], shape: tuple[int, ...]) -> str:
-        """The method that is exact for a layer and took the least time on a small input."""
-        bk, ends = kernels(), (int(codes.min()), int(codes.max()))
-        exact = [method for method in bk.METHODS if bk.fits(codes.shape, *ends, method=method, **geometry)]
-        if len(exact) == 1:
-            return exact[0]
-        size = tuple(min(n, most) for n, most in zip(shape[:3], MEASURED_SIZE, strict=True))
-        key = (codes.shape, *geometry.values(), size, *exact)
-        if key not in self.costs:
-            random, limit = np.random.default_rng(0), geometry["largest"] + 1
-            x = random.integers(0, limit, (*size, codes.shape[-1])).astype(np.uint8)
-            packed = {method: bk.Convolution(codes, method=method, level=self.level, **geometry) for method in exact}
-            self.costs[key] = {method: seconds(convolution, x) for method, convolution in packed.items()}
-        return min(self.costs[key], key=self.costs[key].__getitem__)
 
 
 def seconds(convolution: Any, codes: np.ndarray) -> float:

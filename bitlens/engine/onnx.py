@@ -62,11 +62,14 @@ def onnx() -> ModuleType:
     return onnx
 
 
-class Graph(Steps):
-    """The ops of a network of any size; values are names, layers' nodes have the names of the layers."""
+class Nodes:
+    """The nodes and constants of a file under construction; values are names.
 
-    def __init__(self, network: EfficientSCI, lowered: Lowered, form: Form = "qdq"):
-        super().__init__(network, lowered)
+    Args:
+        form: of quantized layers.
+    """
+
+    def __init__(self, form: Form = "qdq"):
         self.form = form
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
@@ -87,6 +90,76 @@ class Graph(Steps):
     def integers_of(self, *values: int) -> str:
         """Axes, positions or a shape."""
         return self.constant(values, np.int64)
+
+    def zero(self, grid: Operand, repeat: int = 1) -> str:
+        """The u8 code of the value 0, of each head `repeat` times."""
+        zero = grid.zero_point - grid.qmin
+        return self.constant(zero.flatten().repeat_interleave(repeat) if zero.ndim else zero, np.uint8)
+
+    def codes(self, grid: Operand, x: str, repeat: int = 1) -> str:
+        """The u8 codes of values; where the grid has several scales, axis 1 runs over them, `repeat` times each."""
+        scale = grid.scale.flatten().repeat_interleave(repeat) if grid.scale.ndim else grid.scale
+        last = grid.qmax - grid.qmin
+        if self.form == "qdq" and last < LARGEST_CODE:  # tools want to see the clip in front of the codes
+            limit = (last - (grid.zero_point - grid.qmin)) * grid.scale
+            if grid.scale.ndim:
+                limit = column_of(limit, repeat)
+            x = self.op("Min", x, self.constant(limit))
+        codes = self.op("QuantizeLinear", x, self.constant(scale), self.zero(grid, repeat))
+        if self.form == "integer" and last < LARGEST_CODE:
+            codes = self.op("Clip", codes, "", self.constant(last, np.uint8))
+        return codes
+
+    def quantized(self, grid: Operand, x: str, repeat: int = 1) -> str:
+        """The values of x on a grid whose zero-points are codes."""
+        scale = grid.scale.flatten().repeat_interleave(repeat) if grid.scale.ndim else grid.scale
+        codes = self.codes(grid, x, repeat)
+        return self.op("DequantizeLinear", codes, self.constant(scale), self.zero(grid, repeat))
+
+    def dequantized(self, codes: Tensor, scale: Tensor, axis: int) -> str:
+        """The values of a weight's codes, of 4 bits where they fit; the scales run along an axis."""
+        if codes.min() >= -8 and codes.max() <= 7:
+            weight = f"constant/{len(self.constants)}"
+            kind = onnx().TensorProto.INT4
+            numbers = codes.flatten().tolist()
+            self.constants[weight] = onnx().helper.make_tensor(weight, kind, codes.shape, numbers)
+        else:
+            weight = self.constant(codes, np.int8)
+        return self.op("DequantizeLinear", weight, self.constant(scale), axis=axis)
+
+    def offsets(self, grid: Operand, x: str) -> str:
+        """code - zero_point, for zero-points that are any numbers."""
+        zero_point = self.constant(grid.zero_point)
+        place = self.op("Add", self.op("Div", x, self.constant(grid.scale)), zero_point)
+        codes = self.op("Round", self.op("Clip", place, self.constant(grid.qmin), self.constant(grid.qmax)))
+        return self.op("Sub", codes, zero_point)
+
+    def needed(self, outputs: Sequence[str]) -> tuple[list[Any], list[Any]]:
+        """The nodes and the constants that outputs depend on."""
+        wanted, nodes = set(outputs), []
+        for node in reversed(self.nodes):
+            if wanted & set(node.output):
+                nodes.append(node)
+                wanted |= set(node.input)
+        return nodes[::-1], [constant for name, constant in self.constants.items() if name in wanted]
+
+    def file(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], taps: Sequence[Tap] = ()) -> Any:
+        """The model; the inputs and outputs of layers, where they are listened to, are outputs of the model too."""
+        ends = {end for tap in taps for end in (*tap.inputs, tap.output)}
+        kind = onnx().TensorProto.FLOAT
+        outputs = [*outputs, *(onnx().helper.make_tensor_value_info(end, kind, None) for end in sorted(ends))]
+        nodes, constants = self.needed([output.name for output in outputs])
+        graph = onnx().helper.make_graph(nodes, name, inputs, outputs, constants)
+        opsets = [onnx().helper.make_opsetid("", OPSET)]
+        return onnx().helper.make_model(graph, producer_name="bitlens", opset_imports=opsets, ir_version=IR_VERSION)
+
+
+class Graph(Steps, Nodes):
+    """The ops of a network of any size; values are names, layers' nodes have the names of the layers."""
+
+    def __init__(self, network: EfficientSCI, lowered: Lowered, form: Form = "qdq"):
+        Steps.__init__(self, network, lowered)
+        Nodes.__init__(self, form)
 
     def slice(self, x: str, axes: Sequence[int], start: Sequence[int], end: Sequence[int], step: Sequence[int]) -> str:
         """x[start:end:step] along some axes."""
@@ -144,14 +217,7 @@ class Graph(Steps):
 
     def quantized_convolution(self, name: str, layer: IntegerLayer, x: str) -> str:
         """A convolution of dequantized codes: what int8 tools look for."""
-        scale, codes = self.constant(layer.weight_scale), as_volume(layer.weight).numpy()
-        if codes.min() >= -8 and codes.max() <= 7:
-            weight = f"constant/{len(self.constants)}"
-            kind = onnx().TensorProto.INT4
-            self.constants[weight] = onnx().helper.make_tensor(weight, kind, codes.shape, codes.flatten().tolist())
-        else:
-            weight = self.constant(codes, np.int8)
-        values = self.op("DequantizeLinear", weight, scale, axis=0)
+        values = self.dequantized(as_volume(layer.weight), layer.weight_scale, axis=0)
         return self.convolution(name, layer.geometry, self.quantized(layer.input, x), values)
 
     def product(self, name: str, layer: IntegerLayer, x: str) -> str:
@@ -188,38 +254,6 @@ class Graph(Steps):
             if len(parts) > 1:
                 codes = self.op("Concat", *parts, axis=4)
         return codes, tuple(axis for axes in reversed(stages) for axis in axes)
-
-    def zero(self, grid: Operand, repeat: int = 1) -> str:
-        """The u8 code of the value 0, of each head `repeat` times."""
-        zero = grid.zero_point - grid.qmin
-        return self.constant(zero.flatten().repeat_interleave(repeat) if zero.ndim else zero, np.uint8)
-
-    def codes(self, grid: Operand, x: str, repeat: int = 1) -> str:
-        """The u8 codes of values; where the grid has several scales, axis 1 runs over them, `repeat` times each."""
-        scale = grid.scale.flatten().repeat_interleave(repeat) if grid.scale.ndim else grid.scale
-        last = grid.qmax - grid.qmin
-        if self.form == "qdq" and last < LARGEST_CODE:  # tools want to see the clip in front of the codes
-            limit = (last - (grid.zero_point - grid.qmin)) * grid.scale
-            if grid.scale.ndim:
-                limit = column_of(limit, repeat)
-            x = self.op("Min", x, self.constant(limit))
-        codes = self.op("QuantizeLinear", x, self.constant(scale), self.zero(grid, repeat))
-        if self.form == "integer" and last < LARGEST_CODE:
-            codes = self.op("Clip", codes, "", self.constant(last, np.uint8))
-        return codes
-
-    def quantized(self, grid: Operand, x: str, repeat: int = 1) -> str:
-        """The values of x on a grid whose zero-points are codes."""
-        scale = grid.scale.flatten().repeat_interleave(repeat) if grid.scale.ndim else grid.scale
-        codes = self.codes(grid, x, repeat)
-        return self.op("DequantizeLinear", codes, self.constant(scale), self.zero(grid, repeat))
-
-    def offsets(self, grid: Operand, x: str) -> str:
-        """code - zero_point, for zero-points that are any numbers."""
-        zero_point = self.constant(grid.zero_point)
-        place = self.op("Add", self.op("Div", x, self.constant(grid.scale)), zero_point)
-        codes = self.op("Round", self.op("Clip", place, self.constant(grid.qmin), self.constant(grid.qmax)))
-        return self.op("Sub", codes, zero_point)
 
     def factor(self, grid: Operand | None, x: str, repeat: int = 1) -> str:
         """A factor of a product on its grid; axis 1 of x runs over the heads, `repeat` times each."""
@@ -306,15 +340,6 @@ class Graph(Steps):
         odd = self.op("Mod", self.sizes(x, 3), self.integers_of(2))
         return self.op("Pad", x, self.op("Concat", self.integers_of(*[0] * 8), odd, axis=0), mode="edge")
 
-    def needed(self, outputs: Sequence[str]) -> tuple[list[Any], list[Any]]:
-        """The nodes and the constants that outputs depend on."""
-        wanted, nodes = set(outputs), []
-        for node in reversed(self.nodes):
-            if wanted & set(node.output):
-                nodes.append(node)
-                wanted |= set(node.input)
-        return nodes[::-1], [constant for name, constant in self.constants.items() if name in wanted]
-
 
 def shape_of(geometry: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Stride and padding of a convolution; those of a linear layer as one."""
@@ -356,11 +381,4 @@ def build(
     ]
     shape = ["batch", network.config["color_ch"], "frames", "height", "width"]
     outputs = [info("video", kind, shape)]
-    if taps:
-        ends = {end for tap in g.taps.values() for end in (*tap.inputs, tap.output)}
-        outputs += [info(end, kind, None) for end in sorted(ends)]
-    nodes, constants = g.needed([output.name for output in outputs])
-    graph = onnx().helper.make_graph(nodes, "efficientsci", inputs, outputs, constants)
-    opsets = [onnx().helper.make_opsetid("", OPSET)]
-    model = onnx().helper.make_model(graph, producer_name="bitlens", opset_imports=opsets, ir_version=IR_VERSION)
-    return model, g.taps
+    return g.file("efficientsci", inputs, outputs, list(g.taps.values()) if taps else []), g.taps

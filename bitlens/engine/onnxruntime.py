@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from bitlens.engine.checks import Check, check_capture, compare_layers, fingerprint
 from bitlens.engine.lower import Lowered, lower
 from bitlens.engine.onnx import Form, build
-from bitlens.engine.openvino import runs
+from bitlens.engine.openvino import reconstructs
 from bitlens.engine.runtime import code, user_cache
+from bitlens.engine.steps import Tap
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI
 
@@ -74,7 +75,7 @@ class Engine:
         cache: str | os.PathLike[str] | None = None,
         check: bool = True,
     ):
-        if not runs(network):
+        if not reconstructs(network):
             raise TypeError(f"a {type(network).__name__} came; wanted an EfficientSCI (no Q-ViT); run it in torch")
         if threads is not None and threads < 1:
             raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
@@ -135,19 +136,40 @@ class Engine:
         return found
 
 
-@torch.no_grad()
 def check_layers(network: EfficientSCI, lowered: Lowered, form: Form, threads: int | None = None) -> dict[str, float]:
     """dB of every layer in ONNX Runtime against the integer reference, for the input that the engine gives it.
 
     Raises:
         ValueError: a layer is beyond `WRONG`.
     """
-    model, taps = build(network, lowered, form, taps=True)
+    return check_file(network, lowered, *build(network, lowered, form, taps=True), check_arrays(), threads=threads)
+
+
+@torch.no_grad()
+def check_file(
+    network: nn.Module,
+    lowered: Lowered,
+    model: Any,
+    taps: dict[str, Tap],
+    inputs: dict[str, np.ndarray],
+    *,
+    channels: int = 1,
+    threads: int | None = None,
+) -> dict[str, float]:
+    """As `check_layers`, of a model whose taps are outputs too.
+
+    Args:
+        network, lowered: what the model was built from.
+        model, taps: what was built.
+        inputs: of the model, by name.
+        channels: the axis of linear layers' channels in the model.
+        threads: CPU threads; None leaves it to ONNX Runtime.
+    """
     session = open_session(model.SerializeToString(), threads)
     names = [output.name for output in session.get_outputs()]
-    results = dict(zip(names, map(torch.from_numpy, session.run(names, check_arrays())), strict=True))
+    results = dict(zip(names, map(torch.from_numpy, session.run(names, inputs)), strict=True))
     heard = {name: ([results[end] for end in tap.inputs], results[tap.output]) for name, tap in taps.items()}
-    snrs = compare_layers(network, lowered, heard)
+    snrs = compare_layers(network, lowered, heard, channels)
     for name, value in snrs.items():
         if value < WRONG:
             raise ValueError(

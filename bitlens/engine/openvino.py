@@ -1,4 +1,6 @@
-"""EfficientSCI on a CPU through OpenVINO: int8 convolutions where the network is quantized, bf16 or float32 between.
+"""Networks on a CPU through OpenVINO: int8 where the network is quantized, bf16 or float32 between.
+
+EfficientSCI has a graph of its own (graph.py); that of a network that enlarges pictures is read off it (picture.py).
 
 Every layer is compared with the integer reference before the first use, because OpenVINO falls back to float, or
 computes wrongly, without a word (docs/engine.md lists when).
@@ -6,28 +8,32 @@ computes wrongly, without a word (docs/engine.md lists when).
 
 import json
 import os
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitlens.engine.checks import CHECK_SIZE, Check, ComputesWrongly, check_input, compare_layers, fingerprint
+from bitlens.engine.checks import Check, ComputesWrongly, check_input, check_picture, compare_layers, fingerprint
 from bitlens.engine.graph import PART, build
 from bitlens.engine.lower import lower
-from bitlens.engine.runtime import Runtime, code_and_machine, openvino, user_cache
+from bitlens.engine.picture import build_picture
+from bitlens.engine.runtime import Compiled, PictureRuntime, Runtime, code_and_machine, openvino, user_cache
 from bitlens.engine.steps import Tap
 from bitlens.files import atomic_path
-from bitlens.networks.efficientsci import EfficientSCI, initial_estimate
+from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.quant.layers import quantized_layers
-
-Array = TypeVar("Array", Tensor, np.ndarray)
 
 WRONG = {"f32": 40.0, "bf16": 10.0}
 """dB. A layer further from the reference is wrong. In f32 one code may fall to the other side of a tie; in bf16, where
 grids see inputs that only their fused kernel knows in full, a few percent of the codes of a 2-bit grid do."""
+
+
+PRODUCTS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")
+"""OpenVINO's kinds of ops that layers become."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,41 @@ class Cost:
     milliseconds: float
 
 
-def runs(network: nn.Module) -> TypeGuard[EfficientSCI]:
+@dataclass(frozen=True)
+class Kind:
+    """What networks of one kind have in common here."""
+
+    build: Callable[..., tuple[Any, dict[str, Tap]]]
+    """(network, lowered, *size) -> OpenVINO's model, and its layers' taps."""
+    runtime: type[Compiled]
+    check_input: Callable[..., Tensor]
+    """What the model is checked on."""
+    channels: int
+    """The axis of linear layers' channels in the model."""
+
+
+VIDEO = Kind(build, Runtime, check_input, 1)
+PICTURE = Kind(build_picture, PictureRuntime, check_picture, -1)
+
+
+def kind_of(network: nn.Module) -> Kind | None:
+    """The kind of a network; None where there is no graph for it."""
+    return VIDEO if reconstructs(network) else PICTURE if enlarges(network) else None
+
+
+def runs(network: nn.Module) -> bool:
     """Whether there is a graph for this network."""
+    return kind_of(network) is not None
+
+
+def reconstructs(network: nn.Module) -> TypeGuard[EfficientSCI]:
+    """Whether a network reconstructs video, and has a graph."""
     return isinstance(network, EfficientSCI) and not network.config["normalize"]
+
+
+def enlarges(network: nn.Module) -> bool:
+    """Whether a network enlarges pictures."""
+    return isinstance(getattr(network, "scale", None), int)
 
 
 def computes_bf16(core: Any) -> bool:
@@ -57,7 +95,7 @@ class Engine:
     """A network compiled for this CPU; called like the network.
 
     Args:
-        network: an EfficientSCI, fake-quantized or float; it is not changed.
+        network: an EfficientSCI or a network that enlarges pictures, fake-quantized or float; it is not changed.
         precision: of everything that is not integer; "auto" is bf16 where the CPU computes in it and no grid has fewer
             than 8 bits, else f32. Coarse grids turn what bf16 rounds away into whole codes (docs/engine.md).
         threads: CPU threads; None leaves it to OpenVINO.
@@ -71,6 +109,7 @@ class Engine:
 
     >>> engine = Engine(bitlens.load("efficientsci-t-qsci-w8a8"), threads=2)  # doctest: +SKIP
     >>> video = engine(measurement, mask)  # doctest: +SKIP
+    >>> large = Engine(bitlens.load("imdn-x2-w8a8.safetensors"))(image)  # doctest: +SKIP
     """
 
     def __init__(
@@ -82,13 +121,17 @@ class Engine:
         cache: str | os.PathLike[str] | None = None,
         check: bool = True,
     ):
-        if not runs(network):
-            raise TypeError(f"a {type(network).__name__} came; wanted an EfficientSCI (no Q-ViT); run it in torch")
+        kind = kind_of(network)
+        if kind is None:
+            raise TypeError(
+                f"a {type(network).__name__} came; wanted an EfficientSCI (no Q-ViT), or a network that enlarges "
+                "pictures; run it in torch"
+            )
         if precision not in ("auto", "bf16", "f32"):
             raise ValueError(f"precision {precision!r}; wanted auto, bf16 or f32; choose one")
         if threads is not None and threads < 1:
             raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
-        self.network, self.lowered = network, lower(network)
+        self.kind, self.network, self.lowered = kind, network, lower(network)
         self.core = openvino().Core()
         capable = computes_bf16(self.core)
         if precision == "bf16" and not capable:
@@ -101,30 +144,32 @@ class Engine:
         self.cache = Path(cache) if cache is not None else user_cache("openvino")
         self.cache.mkdir(parents=True, exist_ok=True)
         identity = fingerprint(network, self.lowered, (code_and_machine(), self.settings))
-        self.runtime = Runtime(identity, self.settings, self.cache, self.build)
+        self.runtime: Any = kind.runtime(identity, self.settings, self.cache, self.build)
+        self.names = {outcome.name for outcome in self.lowered.report}
         self.checks = self.checked() if check else []
 
-    def __call__(self, measurement: Array, mask: Array) -> Array:
-        """The video (b, c, t, h, w), float32, of measurement (b, h, w) and mask (1 or b, t, h, w).
+    def __call__(self, *inputs: Any) -> Any:
+        """What the network returns, float32: of measurement (b, h, w) and mask (1 or b, t, h, w) the video
+        (b, c, t, h, w), of an image (b, 3, h, w) the large one.
 
-        Arrays of numpy give an array, tensors a tensor. The first call for a size of video compiles it, or finds it
-        in the cache.
+        Arrays of numpy give an array, tensors a tensor. The first call for a size compiles it, or finds it in the
+        cache.
         """
-        video = self.runtime(np.asarray(measurement, np.float32), np.asarray(mask, np.float32))
-        return video if isinstance(measurement, np.ndarray) else torch.from_numpy(video)  # type: ignore[return-value]
+        result = self.runtime(*(np.asarray(one, np.float32) for one in inputs))
+        return result if isinstance(inputs[0], np.ndarray) else torch.from_numpy(result)
 
-    def build(self, frames: int, height: int, width: int) -> Any:
-        """The OpenVINO model for one size of video."""
-        return build(self.network, self.lowered, frames, height, width)[0]
+    def build(self, *size: int) -> Any:
+        """The OpenVINO model for one size."""
+        return self.kind.build(self.network, self.lowered, *size)[0]
 
-    def profile(self, measurement: Array, mask: Array, runs: int = 3) -> list[Cost]:
+    def profile(self, *inputs: Any, runs: int = 3) -> list[Cost]:
         """What OpenVINO's own counters say of each op, in order: the fastest of some runs, in a model of its own."""
-        estimate = initial_estimate(torch.as_tensor(measurement).float(), torch.as_tensor(mask).float())[:1]
-        model, _ = build(self.network, self.lowered, *estimate.shape[2:])
+        entered = self.runtime.enter(*(np.asarray(one, np.float32) for one in inputs))[:1]
+        model = self.build(*entered.shape[2:])
         compiled = self.core.compile_model(model, "CPU", {**self.settings, "PERF_COUNT": True})
-        request, layers, counters = compiled.create_infer_request(), layers_of(compiled), []
+        request, layers, counters = compiled.create_infer_request(), layers_of(compiled, self.names), []
         for _ in range(runs + 1):
-            request.infer(estimate.numpy())
+            request.infer(entered)
             counters.append(request.profiling_info)
         costs: dict[str, Cost] = {}
         for infos in zip(*counters[1:], strict=True):
@@ -165,10 +210,11 @@ def check_layers(engine: Engine) -> list[Check]:
     The inputs come from the engine so that one layer's rounding ties do not count against the next one. Listening to
     the layers keeps OpenVINO from fusing some of them: kernels are read off the model as it will be used.
     """
-    model, taps = build(engine.network, engine.lowered, *CHECK_SIZE)
+    size = engine.kind.check_input().shape[2:]
+    model, taps = engine.kind.build(engine.network, engine.lowered, *size)
     exact = layer_snrs(engine, model, taps, "f32")
     found = exact if engine.precision == "f32" else layer_snrs(engine, model, taps, engine.precision)
-    kernels = kernels_of(engine.core.compile_model(model, "CPU", engine.settings))
+    kernels = kernels_of(engine.core.compile_model(model, "CPU", engine.settings), engine.names)
     return [Check(name, kernels.get(name, "element-wise"), found[name], exact[name]) for name in taps]
 
 
@@ -177,26 +223,29 @@ def layer_snrs(engine: Engine, model: Any, taps: dict[str, Tap], precision: str)
     ends = [end for tap in taps.values() for end in (*tap.inputs, tap.output)]
     listening = openvino().Model(ends, model.get_parameters(), "check")
     settings = {**engine.settings, "INFERENCE_PRECISION_HINT": precision}
-    found = engine.core.compile_model(listening, "CPU", settings)(check_input().numpy())
+    found = engine.core.compile_model(listening, "CPU", settings)(engine.kind.check_input().numpy())
     results = (torch.from_numpy(found[index]) for index in range(len(ends)))
     heard = {name: ([next(results) for _ in tap.inputs], next(results)) for name, tap in taps.items()}
-    return compare_layers(engine.network, engine.lowered, heard)
+    return compare_layers(engine.network, engine.lowered, heard, engine.kind.channels)
 
 
-def kernels_of(compiled: Any) -> dict[str, str]:
-    """The name of the kernel that runs each convolution, by the name of the layer; of parts that differ, the first."""
-    layers, kernels = layers_of(compiled), {}
+def kernels_of(compiled: Any, names: Collection[str]) -> dict[str, str]:
+    """The name of the kernel that runs each layer of these names; of parts that differ, the first."""
+    layers, kernels = layers_of(compiled, names), {}
     for op in compiled.get_runtime_model().get_ordered_ops():
         if op.get_friendly_name() in layers:
             kernels.setdefault(layers[op.get_friendly_name()], op.get_rt_info()["primitiveType"].value)
     return kernels
 
 
-def layers_of(compiled: Any) -> dict[str, str]:
-    """The layer that each convolution of a compiled model is, or is a part of, by the name of the compiled op."""
+def layers_of(compiled: Any, names: Collection[str]) -> dict[str, str]:
+    """The layer, of these names, that each product of a compiled model is, or is a part of, by the op's own name."""
     layers = {}
     for op in compiled.get_runtime_model().get_ordered_ops():
         about = {key: value.value for key, value in op.get_rt_info().items()}
-        if about["layerType"] == "Convolution":  # the ops that were fused into it are unnamed: Add_17
-            layers[op.get_friendly_name()] = about["originalLayersNames"].split(",")[0].partition(PART)[0]
+        if about["layerType"] in PRODUCTS:  # with the ops that were fused into it, which are unnamed: Add_17
+            fused = (original.partition(PART)[0] for original in about["originalLayersNames"].split(","))
+            layer = next((name for name in fused if name in names), None)
+            if layer is not None:
+                layers[op.get_friendly_name()] = layer
     return layers

@@ -6,7 +6,7 @@ place that is free while it is in use; then the calls are bound to that memory.
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -132,11 +132,14 @@ class Plan:
         self.step("layer", bind, [codes, *wanted.parts])
 
     def finish(self, values: Part, wanted: Wanted) -> None:
-        """The output stage on values."""
+        """The output stage on values, on grids; values of one channel as rows of pixels, which fill vectors."""
 
         def bind(block: np.ndarray) -> Callable[[], None]:
-            output = self.output(block, wanted, None, None)
-            return kernels().bind_finish(values.view(block), output, self.engine.level, self.engine.threads)
+            output, source = self.output(block, wanted, None, None), values.view(block)
+            if source.shape[-1] == 1:
+                targets = [replace(target, codes=target.codes[..., 0][None]) for target in output.targets]
+                output, source = replace(output, targets=targets), source[..., 0][None]
+            return kernels().bind_finish(source, output, self.engine.level, self.engine.threads)
 
         self.step("grids", bind, [values, *wanted.parts])
 

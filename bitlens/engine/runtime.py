@@ -1,7 +1,8 @@
 """Runs what OpenVINO has compiled: numpy in, numpy out, without torch and without the network.
 
-`Engine` (openvino.py) builds, checks and compiles; a `Runtime` finds that in the cache, so a second start is quick and
-small. It knows the network as an identity, the size of a video as (frames, height, width).
+`Engine` (openvino.py) builds, checks and compiles; a `Runtime` or a `PictureRuntime` finds that in the cache, so a
+second start is quick and small. It knows the network as an identity, and a size: that of a video as (frames, height,
+width), that of a picture as (height, width).
 """
 
 import hashlib
@@ -18,7 +19,10 @@ from jaxtyping import Float
 
 from bitlens.files import atomic_path
 
-Size = tuple[int, int, int]
+Size = tuple[int, ...]
+
+KEPT = 2
+"""Compiled models that are held at once: each has the memory that it computes in."""
 
 
 def openvino() -> ModuleType:
@@ -53,8 +57,8 @@ def code_and_machine() -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-class Runtime:
-    """The compiled models of one network, one for each size of video.
+class Compiled:
+    """The compiled models of one network, one for each size.
 
     Args:
         identity: hash of the network and of all that compiling it depends on.
@@ -68,39 +72,38 @@ class Runtime:
         identity: str,
         settings: dict[str, Any],
         cache: Path,
-        build: Callable[[int, int, int], Any] | None = None,
+        build: Callable[..., Any] | None = None,
     ):
         self.identity, self.settings, self.cache, self.build = identity, settings, cache, build
         self.core = openvino().Core()
         self.compiled: dict[Size, Any] = {}
 
-    def __call__(
-        self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
-    ) -> Float[np.ndarray, "b c t h w"]:
-        """The video of a measurement, which is the plain sum over time, and its mask."""
-        estimate = initial_estimate(measurement, mask)  # b 1 t h w
-        h, w = estimate.shape[-2:]
-        if h % 2 or w % 2:
-            estimate = np.pad(estimate, [(0, 0)] * 3 + [(0, h % 2), (0, w % 2)], mode="edge")
-        compiled = self.compile(estimate.shape[2], estimate.shape[3], estimate.shape[4])
-        return np.concatenate([compiled(one[None])[0] for one in estimate])[..., :h, :w]
+    def run(self, entered: Float[np.ndarray, "b *size"]) -> Float[np.ndarray, "b *result"]:
+        """What the model computes of its inputs, one after the other."""
+        compiled = self.compile(*entered.shape[2:])
+        return np.concatenate([compiled(one[None])[0] for one in entered])
 
-    def compile(self, frames: int, height: int, width: int) -> Any:
-        """The compiled model for one size of video, with even height and width, from the cache if it is there.
+    def fit(self, size: Size) -> Size:
+        """The size of the model that runs inputs of a size."""
+        return size
+
+    def compile(self, *size: int) -> Any:
+        """The compiled model for a size that `fit` gives, from the cache if it is there.
 
         Raises:
             LookupError: it is not, and nothing can build it.
         """
-        size = (frames, height, width)
         if size not in self.compiled:
             compiled = self.cached(size)
             if compiled is None:
                 if self.build is None:
-                    raise LookupError(f"no compiled model of {frames}x{height}x{width} here; build one with Engine")
+                    raise LookupError(f"no compiled model of {'x'.join(map(str, size))} here; build one with Engine")
                 compiled = self.core.compile_model(self.build(*size), "CPU", self.settings)
                 blob = compiled.export_model().getvalue()
                 with atomic_path(self.file(size)) as temporary:
                     temporary.write_bytes(hashlib.sha256(blob).digest() + blob)
+            while len(self.compiled) >= KEPT:
+                del self.compiled[next(iter(self.compiled))]
             self.compiled[size] = compiled
         return self.compiled[size]
 
@@ -124,7 +127,7 @@ class Runtime:
             temporary.write_text(json.dumps(about), encoding="utf-8")
 
     @classmethod
-    def recall(cls, key: str, cache: Path, size: Size) -> "tuple[Runtime, str] | None":
+    def recall(cls, key: str, cache: Path, size: Size) -> tuple[Any, str] | None:
         """What `remember` wrote down, with its note, if a model for this size is there too and whole."""
         file = cache / f"{key}-runtime.json"
         if not file.is_file():
@@ -134,12 +137,48 @@ class Runtime:
             runtime, note = cls(about["identity"], about["settings"], cache), str(about["note"])
         except (ValueError, KeyError, TypeError):
             return None  # damaged: made anew
-        even = size[0], size[1] + size[1] % 2, size[2] + size[2] % 2
-        compiled = runtime.cached(even)
+        fitting = runtime.fit(size)
+        compiled = runtime.cached(fitting)
         if compiled is None:
             return None
-        runtime.compiled[even] = compiled
+        runtime.compiled[fitting] = compiled
         return runtime, note
+
+
+class Runtime(Compiled):
+    """The compiled models of a network that reconstructs video."""
+
+    def __call__(
+        self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
+    ) -> Float[np.ndarray, "b c t h w"]:
+        """The video of a measurement, which is the plain sum over time, and its mask."""
+        h, w = measurement.shape[-2:]
+        return self.run(self.enter(measurement, mask))[..., :h, :w]
+
+    def enter(
+        self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
+    ) -> Float[np.ndarray, "b 1 t h2 w2"]:
+        """The initial estimate, padded to an even height and width: the model's input."""
+        estimate = initial_estimate(measurement, mask)
+        h, w = estimate.shape[-2:]
+        return np.pad(estimate, [(0, 0)] * 3 + [(0, h % 2), (0, w % 2)], mode="edge") if h % 2 or w % 2 else estimate
+
+    def fit(self, size: Size) -> Size:
+        """Frames, and even height and width."""
+        frames, height, width = size
+        return frames, height + height % 2, width + width % 2
+
+
+class PictureRuntime(Compiled):
+    """The compiled models of a network that enlarges pictures."""
+
+    def __call__(self, image: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b 3 h2 w2"]:
+        """The enlarged picture, not clipped, of RGB in [0, 1]."""
+        return self.run(self.enter(image))
+
+    def enter(self, image: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b 3 h w"]:
+        """The model's input: the picture as it is."""
+        return np.ascontiguousarray(image, np.float32)
 
 
 def initial_estimate(

@@ -18,7 +18,8 @@ class Tap:
     """Where a layer can be listened to."""
 
     inputs: tuple[Any, ...]
-    """The graph's values that enter it, in the shapes of the torch layer (linear layers: of a convolution)."""
+    """The graph's values that enter it, in the shapes of the torch layer (EfficientSCI's linear layers: of a
+    convolution)."""
     output: Any
 
 

@@ -95,7 +95,8 @@ class ContrastAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         mean = x.mean((2, 3), keepdim=True)
-        return x * self.conv_du(mean + (x - mean).square().mean((2, 3), keepdim=True).sqrt())
+        variance = (x - mean).square().mean((2, 3), keepdim=True)  # of 0, the root has no gradient
+        return x * self.conv_du(mean + variance.clamp_min(1e-20).sqrt())
 
 
 def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int]:

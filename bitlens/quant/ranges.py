@@ -29,6 +29,9 @@ EXACT = 1 << 14
 BINS = 1 << 16
 """Bins of a long row."""
 
+PIECE = 1 << 18
+"""Values of a long row that are counted at once."""
+
 AT_ONCE = 1 << 21
 """Levels times candidates times rows that are compared at once, which bounds the memory."""
 
@@ -210,7 +213,7 @@ def mse(
 def summarize(values: Rows) -> Summary:
     """Exact for rows of up to `EXACT` values, in `BINS` bins of equal width between the extremes for longer ones."""
     groups, n = values.shape
-    squares = torch.stack([row.double().square_().sum() for row in values])
+    squares = torch.stack([sum_of_squares(row) for row in values])
     if n <= EXACT:
         centres = values.double().sort(dim=1).values
         counts = torch.arange(n + 1, dtype=torch.float64, device=values.device).expand(groups, -1)
@@ -220,15 +223,31 @@ def summarize(values: Rows) -> Summary:
     return Summary(centres, before(counts), before(sums), squares)
 
 
+def sum_of_squares(row: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+    """In float64, of pieces of 512 values that are summed in float32: a quarter of the time, to 1e-7."""
+    whole = len(row) // 512 * 512
+    pieces = row[:whole].view(-1, 1, 512)
+    return torch.bmm(pieces, pieces.mT).sum(dtype=torch.float64) + row[whole:].double().square().sum()
+
+
 def histogram(row: Float[Tensor, "n"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres, counts and sums (bins,) of one row, float64."""
+    """Centres, counts and sums (bins,) of one row, float64.
+
+    How far values lie above the lower edge of their bin is rounded to 1/256 of its width, and summed in float32 piece
+    by piece, which rounds by no more.
+    """
     low, high = row.aminmax()
     width = ((high.double() - low.double()) / BINS).clamp_min(1e-38)
-    index = ((row - low) * (1 / width).float()).to(torch.int32).clamp_(0, BINS - 1)
-    counts = torch.bincount(index, minlength=BINS).double()
-    sums = torch.bincount(index, weights=row.double(), minlength=BINS)
-    middles = low.double() + width * (torch.arange(BINS, dtype=torch.float64, device=row.device) + 0.5)
-    return torch.where(counts > 0, sums / counts.clamp_min(1), middles), counts, sums
+    counts = torch.zeros(BINS, dtype=torch.float64, device=row.device)
+    above = torch.zeros_like(counts)
+    for part in row.split(PIECE):
+        place = part.sub(low).mul_(1 / float(width)).clamp_(0, BINS - 0.01)
+        index = place.to(torch.int32)
+        counts += torch.bincount(index, minlength=BINS)
+        above += torch.bincount(index, weights=place.frac_(), minlength=BINS)
+    edges = low.double() + width * torch.arange(BINS, dtype=torch.float64, device=row.device)
+    sums = torch.addcmul(counts * edges, width, above)
+    return torch.where(counts > 0, sums / counts.clamp_min(1), edges + width / 2), counts, sums
 
 
 def before(values: Float[Tensor, "groups m"]) -> Float[Tensor, "groups m1"]:

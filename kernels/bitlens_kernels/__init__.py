@@ -325,9 +325,10 @@ def output_struct(output: Output, shape: tuple[int, ...], values: np.ndarray | N
         step, zero = (
             np.ascontiguousarray(np.broadcast_to(v, (channels,)), np.float32) for v in (target.step, target.zero)
         )
-        kept += [step, zero]
+        inverse = np.float32(1) / step
+        kept += [step, zero, inverse]
         struct.target[i] = library.TargetStruct(
             *(target.codes.ctypes.data, pixel_stride(target.codes), target.begin, end),
-            *(step.ctypes.data, zero.ctypes.data, target.low, target.high),
+            *(step.ctypes.data, zero.ctypes.data, inverse.ctypes.data, target.low, target.high),
         )
     return struct, kept

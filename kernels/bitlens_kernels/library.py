@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-ABI = 1
+ABI = 3
 ALIGN = 64
 MOST_TARGETS = 8
 LEVELS = ("scalar", "avx2", "avx512-vnni", "avx512-vbmi")
 """Instruction sets; each includes those before it."""
-METHODS = ("direct", "winograd2", "winograd3", "lookup")
+METHODS = ("direct", "winograd2", "winograd3", "lookup", "winograd2wide")
 
 Triple = c_int32 * 3
 
@@ -33,7 +33,7 @@ class Input(ctypes.Structure):
 class TargetStruct(ctypes.Structure):
     _fields_ = [
         *[("codes", c_void_p), ("stride", c_int64), ("begin", c_int32), ("end", c_int32)],
-        *[("step", c_void_p), ("zero", c_void_p), ("low", c_float), ("high", c_float)],
+        *[("step", c_void_p), ("zero", c_void_p), ("inverse", c_void_p), ("low", c_float), ("high", c_float)],
     ]
 
 
@@ -57,6 +57,31 @@ class AttentionStruct(ctypes.Structure):
     ]
 
 
+class GridStruct(ctypes.Structure):
+    _fields_ = [("step", c_float), ("zero", c_int32), ("largest", c_int32)]
+
+
+class LinearStruct(ctypes.Structure):
+    _fields_ = [("input", GridStruct), ("weights", c_void_p), ("scale", c_void_p), ("bias", c_void_p)]
+
+
+class SwinStruct(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_int32) for name in ("channels", "heads", "hidden", "window")],
+        *[("epsilon", c_float), ("norm1", c_void_p * 2), ("norm2", c_void_p * 2)],
+        *[(name, LinearStruct) for name in ("qkv", "proj", "fc1", "fc2")],
+        *[(name, POINTER(GridStruct)) for name in ("q", "k", "attention", "v")],
+        *[("factor", c_float), ("position", c_void_p)],
+    ]
+
+
+class SwinCall(ctypes.Structure):
+    _fields_ = [
+        *[("input", c_void_p), ("output", c_void_p), ("input_stride", c_int64), ("output_stride", c_int64)],
+        *[("size", Triple), ("shift", c_int32), ("trace", c_void_p)],
+    ]
+
+
 SIGNATURES = {
     "bk_abi": (c_int, []),
     "bk_best_level": (c_int, []),
@@ -68,6 +93,11 @@ SIGNATURES = {
     "bk_run": (None, [c_void_p, POINTER(Input), POINTER(OutputStruct), c_void_p, c_int]),
     "bk_finish": (None, [c_int64, c_int32, c_void_p, c_int64, POINTER(OutputStruct), c_int, c_int]),
     "bk_attend": (None, [POINTER(AttentionStruct), c_int, c_int]),
+    "bk_swin_create": (c_void_p, [POINTER(SwinStruct), c_int, c_char_p]),
+    "bk_swin_destroy": (None, [c_void_p]),
+    "bk_swin_workspace": (c_int64, [c_void_p, c_int]),
+    "bk_swin_trace": (c_int64, [c_void_p]),
+    "bk_swin_run": (None, [c_void_p, POINTER(SwinCall), c_void_p, c_int]),
     "bk_peak": (c_double, [c_int]),
 }
 

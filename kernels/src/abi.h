@@ -15,9 +15,9 @@
 extern "C" {
 #endif
 
-enum { BK_ABI = 1 };
+enum { BK_ABI = 3 };
 enum { BK_SCALAR, BK_AVX2, BK_VNNI, BK_VBMI, BK_LEVELS };        // instruction sets, each includes those before
-enum { BK_DIRECT, BK_WINOGRAD2, BK_WINOGRAD3, BK_LOOKUP, BK_METHODS };
+enum { BK_DIRECT, BK_WINOGRAD2, BK_WINOGRAD3, BK_LOOKUP, BK_WINOGRAD2_WIDE, BK_METHODS };
 enum { BK_MOST_TARGETS = 8 };
 
 // A grid that channels begin .. end - 1 are written to as codes; channel `begin` goes to codes[0] of each pixel.
@@ -25,7 +25,7 @@ typedef struct {
   uint8_t *codes;
   int64_t stride;
   int32_t begin, end;
-  const float *step, *zero;  // of each of these channels
+  const float *step, *zero, *inverse;  // of each of these channels; 1 / step
   float low, high;
 } bk_target;
 
@@ -75,7 +75,49 @@ typedef struct {
   int32_t *scores, *mixed;                            // null, or the sums: (pixels, heads, tokens, tokens | depth)
 } bk_attention;
 
+// A grid of one tensor or one head: code = clamp(round(value / step + zero), 0, largest), rounded half to even.
+typedef struct {
+  float step;
+  int32_t zero, largest;
+} bk_grid;
+
+// A linear layer on codes of its input's grid: value = float(sum (x - zero) w) * scale + bias, fused.
+typedef struct {
+  bk_grid input;
+  const int8_t *weights;      // (outputs, inputs)
+  const float *scale, *bias;  // of each output
+} bk_linear;
+
+// A Swin block on values (t, h, w, channels), h and w in whole windows of window x window tokens.
+//
+//   q, k, v = qkv(normalized x)
+//   score   = sum_d (q_i - z_q)(k_j - z_k)                     exact
+//   weight  = softmax_j(float(score) * score_unit + position - 100 [i and j were apart]), on its grid
+//   mixed   = sum_j (weight_ij - z_w)(v_j - z_v)               exact
+//   x       = x + proj(mixed);   x = x + fc2(gelu(fc1(normalized x)))
+//
+// With a shift s, the windows begin at pixel (s, s) and go around the borders of the picture, where [apart] tokens meet.
+typedef struct {
+  int32_t channels, heads, hidden, window;
+  float epsilon;                         // of both normalizations
+  const float *norm1[2], *norm2[2];      // weight and bias of each channel
+  bk_linear qkv, proj, fc1, fc2;         // outputs of qkv: (3, heads, channels / heads)
+  const bk_grid *q, *k, *attention, *v;  // of each head
+  float factor;                          // of scores
+  const float *position;                 // (heads, tokens i, tokens j)
+} bk_swin;
+
+typedef struct {
+  const float *input;
+  float *output;  // may be the input
+  int64_t input_stride, output_stride;
+  int32_t size[3];  // t, h, w
+  int32_t shift;
+  uint8_t *trace;  // null, or, at the scalar level, the codes of all grids of all windows (bk_swin_trace bytes each)
+} bk_swin_call;
+
 typedef struct bk_convolution bk_convolution;
+typedef struct bk_swin_block bk_swin_block;
 
 #pragma GCC visibility push(default)
 int bk_abi(void);
@@ -93,6 +135,12 @@ void bk_run(const bk_convolution *convolution, const bk_input *input, const bk_o
 void bk_finish(int64_t pixels, int32_t channels, const void *values, int64_t stride, const bk_output *output,
                int level, int threads);
 void bk_attend(const bk_attention *attention, int level, int threads);
+// Null where something does not fit; `message` (160 bytes) says what. Nothing of `swin` is kept.
+bk_swin_block *bk_swin_create(const bk_swin *swin, int level, char *message);
+void bk_swin_destroy(bk_swin_block *block);
+int64_t bk_swin_workspace(const bk_swin_block *block, int threads);
+int64_t bk_swin_trace(const bk_swin_block *block);
+void bk_swin_run(const bk_swin_block *block, const bk_swin_call *call, void *workspace, int threads);
 // Multiply-accumulates a second of this core in registers, in units of 1e9; 0 for the scalar level.
 double bk_peak(int level);
 #pragma GCC visibility pop

@@ -40,9 +40,9 @@ INLINE void transpose(Int *x) {
   }
 }
 
-// Codes of LANES pixels from `pixel` on (the last one again where there are fewer), minus nothing, as floats:
+// Codes of LANES pixels from `pixel` on (the last one again where there are fewer), minus their zero, as floats:
 // values[token][channel].
-static void load_tokens(const bk_attention &a, int64_t pixel, int n, Float *values) {
+static void load_tokens(const bk_attention &a, const float *zeros, int64_t pixel, int n, Float *values) {
   int channels = 3 * a.heads * a.depth;
   for (int t = 0; t < a.tokens; t++) {
     const uint8_t *from = a.codes + (t * a.pixels + pixel) * a.stride;
@@ -53,8 +53,10 @@ static void load_tokens(const bk_attention &a, int64_t pixel, int n, Float *valu
       for (int p = 0; p < LANES; p++) x[p] = load_part<Int>(from + (p < n ? p : n - 1) * a.stride + c, bytes);
       transpose(x);
       for (int i = 0; i < LANES && 4 * i < bytes; i++)
-        for (int j = 0; j < 4 && 4 * i + j < bytes; j++)
-          values[t * channels + c + 4 * i + j] = to_float(x[i] >> 8 * j & 255);
+        for (int j = 0; j < 4 && 4 * i + j < bytes; j++) {
+          int channel = c + 4 * i + j;
+          values[t * channels + channel] = to_float(x[i] >> 8 * j & 255) - broadcast(zeros[channel]);
+        }
     }
   }
 }
@@ -64,48 +66,76 @@ static void store_sums(int32_t *to, Float v, int64_t pixel, int n, int64_t row, 
   for (int p = 0; p < n; p++) to[(pixel + p) * row + at] = (int32_t)sums[p];
 }
 
-// The weights of token i over all tokens, as codes minus their zero.
-INLINE void weigh(const bk_attention &a, int head, const Float *q, const Float *keys, int64_t pitch, int64_t pixel, int n,
-                  int i, Float *weights) {
-  Float zero_k = broadcast(a.zeros[a.heads + head]), top = broadcast(-3.0e38f), sum = broadcast(0.0f);
-  for (int j = 0; j < a.tokens; j++) {
-    Float score = broadcast(0.0f);
-    for (int d = 0; d < a.depth; d++) score = fma(q[d], keys[j * pitch + d] - zero_k, score);
-    if (a.scores)
-      store_sums(a.scores, score, pixel, n, (int64_t)a.heads * a.tokens * a.tokens, (head * a.tokens + i) * a.tokens + j);
+// The weights of a token over all T tokens (0: as many as there are), as codes minus their zero; `keys` lie `pitch` apart.
+//
+// Places within 512 of zero that come from a product with 1 / (sum step) differ from the quotients' by less than
+// 6 * 512 * 2^-24 < TIE.
+template <int T, int D>
+INLINE void weigh(const bk_attention &a, int head, const Float *q, const Float *keys, int64_t pitch, Float *weights) {
+  const int tokens = T ? T : a.tokens, depth = D ? D : a.depth;
+  Float top = broadcast(-3.0e38f), sum = broadcast(0.0f), rest = broadcast(0.0f);
+#pragma GCC unroll 8
+  for (int j = 0; j < tokens; j++) {
+    Float score = q[0] * keys[j * pitch];
+#pragma GCC unroll 8
+    for (int d = 1; d < depth; d++) score = fma(q[d], keys[j * pitch + d], score);
     weights[j] = score * broadcast(a.score_unit[head]);
     top = larger(top, weights[j]);
   }
-  for (int j = 0; j < a.tokens; j++) {
+#pragma GCC unroll 8
+  for (int j = 0; j < tokens; j++) {
     weights[j] = exponential(weights[j] - top);
     sum = sum + weights[j];
   }
-  float zero = a.zeros[2 * a.heads + head];
-  Grid grid = make_grid(broadcast(a.weight_step[head]), broadcast(zero + a.weight_low), a.weight_low, a.weight_high);
-  for (int j = 0; j < a.tokens; j++) weights[j] = to_float(to_codes(weights[j] / sum, grid)) - broadcast(zero);
+  Float zero = broadcast(a.zeros[2 * a.heads + head]), step = broadcast(a.weight_step[head]);
+  Float first = zero + broadcast(a.weight_low), low = broadcast(a.weight_low), high = broadcast(a.weight_high);
+  Float inverse = 1.0f / (sum * step), offset = zero + low;  // codes minus low, minus zero
+  Float exact[T ? T : MOST_TOKENS];
+#pragma GCC unroll 8
+  for (int j = 0; j < tokens; j++) {
+    Float place = smaller(larger(fma(weights[j], inverse, first), low), high);
+    Float code = to_float(to_int(place));
+    rest = larger(rest, size_of(place - code));
+    exact[j] = code - offset;
+  }
+  if (__builtin_expect(near_tie(rest), 0))
+#pragma GCC unroll 8
+    for (int j = 0; j < tokens; j++) {
+      Float place = smaller(larger(weights[j] / sum / step + first, low), high);
+      exact[j] = to_float(to_int(place)) - offset;
+    }
+#pragma GCC unroll 8
+  for (int j = 0; j < tokens; j++) weights[j] = exact[j];
 }
 
-static void attend_pixels(const bk_attention &a, int64_t pixel, int n, Float *values, Float *outputs) {
-  load_tokens(a, pixel, n, values);
-  int inner = a.heads * a.depth, pitch = 3 * inner;
-  Float q[256], weights[MOST_TOKENS];
+template <int T, int D>
+static void attend_pixels(const bk_attention &a, const float *zeros, int64_t pixel, int n, Float *values, Float *outputs) {
+  load_tokens(a, zeros, pixel, n, values);
+  const int tokens = T ? T : a.tokens, depth = D ? D : a.depth, inner = a.heads * depth, pitch = 3 * inner;
+  Float weights[T ? T : MOST_TOKENS];
   for (int head = 0; head < a.heads; head++) {
-    const Float *first = values + head * a.depth;
-    Float zero_q = broadcast(a.zeros[head]), zero_v = broadcast(a.zeros[3 * a.heads + head]);
-    for (int i = 0; i < a.tokens; i++) {
-      for (int d = 0; d < a.depth; d++) q[d] = first[i * pitch + d] - zero_q;
-      weigh(a, head, q, first + inner, pitch, pixel, n, i, weights);
-      for (int d = 0; d < a.depth; d++) {
-        Float mixed = broadcast(0.0f);
-        for (int j = 0; j < a.tokens; j++) mixed = fma(weights[j], first[2 * inner + j * pitch + d] - zero_v, mixed);
-        if (a.mixed)
-          store_sums(a.mixed, mixed, pixel, n, (int64_t)inner * a.tokens, (head * a.tokens + i) * a.depth + d);
-        outputs[i * inner + head * a.depth + d] = mixed * broadcast(a.mixed_unit[head]);
+    const Float *first = values + head * depth;
+    for (int i = 0; i < tokens; i++) {
+      const Float *q = first + i * pitch, *keys = first + inner, *v = first + 2 * inner;
+      if (a.scores)
+        for (int j = 0; j < tokens; j++) {
+          Float score = broadcast(0.0f);
+          for (int d = 0; d < depth; d++) score = fma(q[d], keys[j * pitch + d], score);
+          store_sums(a.scores, score, pixel, n, (int64_t)a.heads * tokens * tokens, (head * tokens + i) * tokens + j);
+        }
+      weigh<T, D>(a, head, q, keys, pitch, weights);
+#pragma GCC unroll 8
+      for (int d = 0; d < depth; d++) {
+        Float mixed = weights[0] * v[d];
+#pragma GCC unroll 8
+        for (int j = 1; j < tokens; j++) mixed = fma(weights[j], v[j * pitch + d], mixed);
+        if (a.mixed) store_sums(a.mixed, mixed, pixel, n, (int64_t)inner * tokens, (head * tokens + i) * depth + d);
+        outputs[i * inner + head * depth + d] = mixed * broadcast(a.mixed_unit[head]);
       }
     }
   }
   Grid grid = make_grid(broadcast(a.output_step), broadcast(a.output_zero), a.output_low, a.output_high);
-  for (int t = 0; t < a.tokens; t++) {
+  for (int t = 0; t < tokens; t++) {
     uint8_t *to = a.output + (t * a.pixels + pixel) * a.output_stride;
     for (int c = 0; c < inner; c += 4 * LANES) {
       Int x[LANES] = {};
@@ -120,14 +150,19 @@ static void attend_pixels(const bk_attention &a, int64_t pixel, int n, Float *va
 
 static void attend(const bk_attention &a, int threads) {
   int64_t blocks = (a.pixels + LANES - 1) / LANES, inner = (int64_t)a.heads * a.depth;
+  auto compute = a.tokens == 8 && a.depth == 8   ? attend_pixels<8, 8>
+                 : a.tokens == 8 && a.depth == 4 ? attend_pixels<8, 4>
+                                                 : attend_pixels<0, 0>;
 #pragma omp parallel num_threads(threads)
   {
-    Float *memory = (Float *)_mm_malloc(sizeof(Float) * 4 * inner * a.tokens, 64);
+    Float *memory = (Float *)_mm_malloc(sizeof(Float) * 4 * inner * a.tokens + 3 * inner * sizeof(float), 64);
+    float *zeros = (float *)(memory + 4 * inner * a.tokens);  // of each channel of q, k and v
+    for (int64_t c = 0; c < 3 * inner; c++) zeros[c] = a.zeros[(c < 2 * inner ? c / inner : 3) * a.heads + c % inner / a.depth];
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < blocks; block++) {
       int64_t pixel = block * LANES;
       int n = a.pixels - pixel < LANES ? (int)(a.pixels - pixel) : LANES;
-      attend_pixels(a, pixel, n, memory, memory + 3 * inner * a.tokens);
+      compute(a, zeros, pixel, n, memory, memory + 3 * inner * a.tokens);
     }
     _mm_free(memory);
   }

@@ -9,10 +9,10 @@ enum { ALIGN = 64, MOST_ROWS = 512 };  // kt * kh
 struct bk_convolution {
   bk_layer layer;
   int method, level;
-  int positions;       // 1, or the 16 or 64 products of a Winograd tile
+  int positions;       // 1, or the 16, 25 or 64 products of a Winograd tile
   int taps;            // of one position
   int depth;           // input channels of one tap as packed: a multiple of 4 (64: of Winograd's transformed codes)
-  bool flat;           // direct, and channels are no multiple of 4: all taps of a pixel are copied into one run
+  bool flat;           // direct, and channels are no multiple of 4: the taps of a row are one run of codes, one tap
   int width;           // outputs as packed: a multiple of the block of the instruction set
   int8_t *weights;     // as they came
   int8_t *packed;      // [position][block of outputs][tap][depth / 4][output of the block][4]; look-up: see pack_lookup
@@ -45,13 +45,16 @@ struct Level {
   void (*finish)(int64_t, int32_t, const void *, int64_t, const bk_output &, int threads);
   void (*attend)(const bk_attention &, int threads);
   double (*peak)(long rounds);
+  int64_t (*swin_workspace)(const bk_swin_block &);  // of one thread
+  void (*swin)(const bk_swin_block &, const bk_swin_call &, uint8_t *workspace, int threads);
 };
 
 extern const Level scalar_level, avx2_level, vnni_level, vbmi_level;
 
-// The widest block of outputs that is computed together and starts at `first`.
+// The widest block of outputs that is computed together and starts at `first`. Winograd's are narrower: the sums of all
+// positions of a block stay in L1.
 static inline int block_width(const bk_convolution &c, int first) {
   int left = c.width - first;
   if (c.level == BK_AVX2) return 16;
-  return left >= 64 ? 64 : left >= 32 ? 32 : 16;
+  return left >= 64 && c.positions == 1 ? 64 : left >= 32 ? 32 : 16;
 }

@@ -8,26 +8,41 @@
 
 namespace {
 
-// F(2,3): Y = A^T [(2 G g) . (B^T d)] / 2. Row i of 2 G and of B^T as sums of positive and of negative coefficients.
-constexpr int G2[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
-constexpr int G2_SUMS[4][2] = {{2, 0}, {3, 0}, {2, 1}, {2, 0}};
-constexpr int BT_SUMS[4][2] = {{1, 1}, {2, 0}, {1, 1}, {1, 1}};
+// One dimension of a Winograd tile: G, whose rows were multiplied by what makes them integers (A makes up for it), and
+// its rows and those of B^T as sums of positive and of negative coefficients.
+struct Axis {
+  int edge;
+  int g[5][3], g_sums[5][2], b_sums[5][2];
+  int factor;  // what the sums come out multiplied by
+};
+
+// F(2,3) from the points 0, 1, -1 and infinity, F(3,3) from 2 too.
+constexpr Axis NARROW = {
+    4, {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}}, {{2, 0}, {3, 0}, {2, 1}, {2, 0}}, {{1, 1}, {2, 0}, {1, 1}, {1, 1}}, 2};
+constexpr Axis WIDE = {5,
+                       {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {0, 0, 1}},
+                       {{1, 0}, {3, 0}, {2, 1}, {7, 0}, {1, 0}},
+                       {{3, 3}, {1, 3}, {3, 3}, {1, 1}, {3, 3}},
+                       6};
 
 struct Sums {
   int plus, minus;
 };
 
+const Axis &axis_of(int method) { return method == BK_WINOGRAD2_WIDE ? WIDE : NARROW; }
 int dimensions(int method) { return method == BK_WINOGRAD3 ? 3 : 2; }
+bool winograd(int method) { return method == BK_WINOGRAD2 || method == BK_WINOGRAD3 || method == BK_WINOGRAD2_WIDE; }
 
 int positions_of(int method) {
-  return method == BK_WINOGRAD2 ? 16 : method == BK_WINOGRAD3 ? 64 : 1;
+  return method == BK_WINOGRAD2 ? 16 : method == BK_WINOGRAD2_WIDE ? 25 : method == BK_WINOGRAD3 ? 64 : 1;
 }
 
 // The coefficients of a position of the tile: products of those of its rows.
 Sums sums_at(const int (*rows)[2], int method, int position) {
   Sums all{1, 0};
-  for (int d = 0; d < dimensions(method); d++, position /= 4) {
-    int plus = rows[position % 4][0], minus = rows[position % 4][1];
+  int edge = axis_of(method).edge;
+  for (int d = 0; d < dimensions(method); d++, position /= edge) {
+    int plus = rows[position % edge][0], minus = rows[position % edge][1];
     all = {all.plus * plus + all.minus * minus, all.plus * minus + all.minus * plus};
   }
   return all;
@@ -42,7 +57,7 @@ bool winograd_fits(const bk_layer &layer, int method, int lowest, int highest) {
     if (d >= first && layer.kernel[d] != 3) return false;
   }
   for (int p = 0; p < positions_of(method); p++) {
-    Sums g = sums_at(G2_SUMS, method, p), b = sums_at(BT_SUMS, method, p);
+    Sums g = sums_at(axis_of(method).g_sums, method, p), b = sums_at(axis_of(method).b_sums, method, p);
     if (g.plus * lowest - g.minus * highest < -128 || g.plus * highest - g.minus * lowest > 127) return false;
     if ((b.plus + b.minus) * code_bound(layer) > 255) return false;
   }
@@ -86,29 +101,30 @@ void pack_direct(bk_convolution &c) {
     for (int tap = 0; tap < taps_of(l); tap++)
       for (int k = 0; k < l.channels; k++) {
         int8_t w = weight_at(c, o, tap, k);
-        packed_at(c, 0, o, c.flat ? tap * l.channels + k : tap * c.depth + k) = w;
+        packed_at(c, 0, o, c.flat ? tap / l.kernel[2] * c.depth + tap % l.kernel[2] * l.channels + k : tap * c.depth + k) = w;
         sum += w;
       }
     c.start[o] = -l.zero * sum;
   }
 }
 
-// U = 2G w (2G)^T, or its like in three dimensions, at one position; t is summed over taps where it has two.
+// U = G w G^T, or its like in three dimensions, at one position; t is summed over taps where it has two.
 int transformed_weight(const bk_convolution &c, int position, int output, int dt, int channel) {
-  int column = position % 4, row = position / 4 % 4, frame = position / 16, sum = 0;
+  const Axis &a = axis_of(c.method);
+  int column = position % a.edge, row = position / a.edge % a.edge, frame = position / (a.edge * a.edge), sum = 0;
   bool three = c.method == BK_WINOGRAD3;
   for (int t = 0; t < (three ? 3 : 1); t++)
     for (int h = 0; h < 3; h++)
       for (int w = 0; w < 3; w++) {
         int tap = ((three ? t : dt) * 3 + h) * 3 + w;
-        sum += (three ? G2[frame][t] : 1) * G2[row][h] * G2[column][w] * weight_at(c, output, tap, channel);
+        sum += (three ? a.g[frame][t] : 1) * a.g[row][h] * a.g[column][w] * weight_at(c, output, tap, channel);
       }
   return sum;
 }
 
 void pack_winograd(bk_convolution &c) {
   for (int p = 0; p < c.positions; p++) {
-    Sums b = sums_at(BT_SUMS, c.method, p);
+    Sums b = sums_at(axis_of(c.method).b_sums, c.method, p);
     c.offset[p] = (uint8_t)(b.minus * code_bound(c.layer));
     for (int o = 0; o < c.layer.outputs; o++) {
       int32_t sum = 0;
@@ -122,6 +138,13 @@ void pack_winograd(bk_convolution &c) {
       c.start[(int64_t)p * c.width + o] = -(c.offset[p] + (b.plus - b.minus) * c.layer.zero) * sum;
     }
   }
+}
+
+// The byte of an output in its block of 64: u16 sums of even and odd bytes are cut into halves to become 32-bit ones,
+// each cut 16 outputs.
+int lookup_byte(int output) {
+  constexpr int FIRST[4] = {0, 2, 1, 3};
+  return output % 16 * 4 + FIRST[output / 16];
 }
 
 // [block of 64 outputs][tap][group][64]: the indices of three weights; and the table of their products.
@@ -138,7 +161,7 @@ void pack_lookup(bk_convolution &c) {
           index |= (w + 2) << 2 * i;
           sum += w;
         }
-        c.packed[(((int64_t)(o / 64) * taps + tap) * n + g) * 64 + o % 64] = (int8_t)index;
+        c.packed[(((int64_t)(o / 64) * taps + tap) * n + g) * 64 + lookup_byte(o % 64)] = (int8_t)index;
       }
     c.start[o] = -l.zero * sum - LOOKUP_OFFSET * taps * n;
   }
@@ -150,10 +173,12 @@ void pack_lookup(bk_convolution &c) {
     }
 }
 
-// Whether every sum of the method stays below 2^31; Winograd's are 4 or 8 times those of the convolution. What comes
+// Whether every sum of the method stays below 2^31; Winograd's are multiples of those of the convolution. What comes
 // between may wrap around.
 bool sums_fit(const bk_layer &layer, const int8_t *weights, int method) {
-  int64_t factor = method == BK_WINOGRAD3 ? 8 : method == BK_WINOGRAD2 ? 4 : 2;
+  int64_t factor = winograd(method) ? 1 : 2;
+  if (winograd(method))
+    for (int d = 0; d < dimensions(method); d++) factor *= axis_of(method).factor;
   int64_t row = (int64_t)taps_of(layer) * layer.channels;
   for (int o = 0; o < layer.outputs; o++) {
     int64_t sum = 0;
@@ -187,7 +212,8 @@ extern "C" int bk_fits(const bk_layer *layer, int method, int lowest, int highes
   switch (method) {
     case BK_DIRECT: return 1;
     case BK_WINOGRAD2:
-    case BK_WINOGRAD3: return winograd_fits(*layer, method, lowest, highest);
+    case BK_WINOGRAD3:
+    case BK_WINOGRAD2_WIDE: return winograd_fits(*layer, method, lowest, highest);
     case BK_LOOKUP: return lookup_fits(*layer, lowest, highest);
     default: return 0;
   }
@@ -207,9 +233,9 @@ extern "C" bk_convolution *bk_create(const bk_layer *layer, const int8_t *weight
   c->level = level;
   c->positions = positions_of(method);
   c->flat = method == BK_DIRECT && layer->channels % 4;
-  c->taps = c->flat ? 1 : method == BK_WINOGRAD2 ? layer->kernel[0] : method == BK_WINOGRAD3 ? 1 : taps_of(*layer);
+  c->taps = c->flat ? layer->kernel[0] * layer->kernel[1] : winograd(method) ? (dimensions(method) == 3 ? 1 : layer->kernel[0]) : taps_of(*layer);
   c->depth = c->positions > 1 ? round_up(layer->channels, 32)
-                              : round_up(c->flat ? taps_of(*layer) * layer->channels : layer->channels, 4);
+                              : round_up(c->flat ? layer->kernel[2] * layer->channels : layer->channels, 4);
   c->width = round_up(layer->outputs, method == BK_LOOKUP ? 64 : 16);
   c->panel = (int64_t)c->width * c->taps * c->depth;
   c->bytes = method == BK_LOOKUP ? (int64_t)c->width * taps_of(*layer) * groups(*layer) : c->panel * c->positions;

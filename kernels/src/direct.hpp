@@ -54,30 +54,26 @@ ALONE void tile(const Row *rows, int count, int taps, int64_t stride, int depth,
     for (int v = 0; v < V; v++) store(totals + p * width + v * LANES, sums[p][v]);
 }
 
-// PIXELS pixels times all outputs of a position; totals are (pixel, width).
-static void multiply(const bk_convolution &c, int position, const Row *rows, int count, int taps, int64_t stride,
-                     int32_t *totals) {
-  const int32_t *start = c.start + (int64_t)position * c.width;
-  const int8_t *panel = c.packed + position * c.panel;
-  for (int first = 0, width; first < c.width; first += width) {
-    width = block_width(c, first);
-    const int8_t *w = panel + (int64_t)first * c.taps * c.depth;
-    int32_t *out = totals + first;
+// PIXELS pixels times the block of outputs from `first` on at a position; totals are (pixel, pitch).
+static void multiply(const bk_convolution &c, int position, int first, const Row *rows, int count, int taps,
+                     int64_t stride, int32_t *totals, int64_t pitch) {
+  const int32_t *start = c.start + (int64_t)position * c.width + first;
+  const int8_t *w = c.packed + position * c.panel + (int64_t)first * c.taps * c.depth;
 #ifdef __AVX512F__
-    if (width == 64) {
-      tile<6, 4>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
-      Row rest[MOST_ROWS];
-      for (int r = 0; r < count; r++) rest[r] = {rows[r].first + 6 * stride * rows[r].step, rows[r].step};
-      tile<6, 4>(rest, count, taps, stride, c.depth, w, start + first, out + 6 * (int64_t)c.width, c.width);
-    } else if (width == 32) {
-      tile<12, 2>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
-    } else {
-      tile<12, 1>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
-    }
-#else
-    tile<4, 2>(rows, count, taps, stride, c.depth, w, start + first, out, c.width);
-#endif
+  int width = block_width(c, first);
+  if (width == 64) {
+    tile<6, 4>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
+    Row rest[MOST_ROWS];
+    for (int r = 0; r < count; r++) rest[r] = {rows[r].first + 6 * stride * rows[r].step, rows[r].step};
+    tile<6, 4>(rest, count, taps, stride, c.depth, w, start, totals + 6 * pitch, pitch);
+  } else if (width == 32) {
+    tile<12, 2>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
+  } else {
+    tile<12, 1>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
   }
+#else
+  tile<4, 2>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
+#endif
 }
 
 // What a thread copies into: `patch` holds the inputs of a block that touches a border, `outside` codes of zero.
@@ -86,11 +82,15 @@ struct DirectSpace {
   int32_t *totals;
 };
 
+// Input pixels that the taps of a row of a block see, and their bytes in a patch; a flat tap ends up to 3 bytes later.
+static int row_pixels(const bk_layer &l) { return (PIXELS - 1) * l.stride[2] + l.kernel[2]; }
+
+static int64_t row_bytes(const bk_convolution &c) {
+  return c.flat ? row_pixels(c.layer) * c.layer.channels + 3 : row_pixels(c.layer) * c.depth;
+}
+
 static int64_t patch_bytes(const bk_convolution &c) {
-  const bk_layer &l = c.layer;
-  if (c.flat) return (int64_t)PIXELS * c.depth;
-  int pixels = (PIXELS - 1) * l.stride[2] + l.kernel[2];
-  return (int64_t)l.kernel[0] * l.kernel[1] * pixels * c.depth;
+  return c.layer.kernel[0] * c.layer.kernel[1] * row_bytes(c);
 }
 
 static int64_t aligned(int64_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }
@@ -109,38 +109,11 @@ INLINE const uint8_t *pixel_at(const bk_input &x, int t, int h, int w, const uin
   return inside ? x.codes + (((int64_t)t * x.size[1] + h) * x.size[2] + w) * x.stride : outside;
 }
 
-// Copies every tap of every pixel of a block into one run of c.depth bytes a pixel; where taps of a row are neighbours in
-// memory, all of them at once.
-static void copy_flat(const bk_convolution &c, const bk_input &x, const DirectSpace &space, int t, int h, int w, int n) {
+// The rows of taps of a block of pixels from (t, h, w) of the output on; t and h come in input coordinates.
+static int find_rows(const bk_convolution &c, const bk_input &x, const DirectSpace &space, int t, int h, int w, Row *rows) {
   const bk_layer &l = c.layer;
-  int run = l.kernel[2] * l.channels;
-  for (int p = 0; p < n; p++) {
-    uint8_t *to = space.patch + (int64_t)p * c.depth;
-    int left = (w + p) * l.stride[2] - l.padding[2];
-    bool inside = x.stride == l.channels && left >= 0 && left + l.kernel[2] <= x.size[2];
-    for (int dt = 0; dt < l.kernel[0]; dt++)
-      for (int dh = 0; dh < l.kernel[1]; dh++, to += run) {
-        const uint8_t *from = inside ? pixel_at(x, t + dt, h + dh, left, nullptr) : nullptr;
-        if (from)
-          memcpy(to, from, run);
-        else
-          for (int dw = 0; dw < l.kernel[2]; dw++)
-            memcpy(to + dw * l.channels, pixel_at(x, t + dt, h + dh, left + dw, space.outside), l.channels);
-      }
-  }
-}
-
-// The rows of taps of a block of n pixels from (t, h, w) of the output on; t and h come in input coordinates.
-static int find_rows(const bk_convolution &c, const bk_input &x, const DirectSpace &space, int t, int h, int w, int n,
-                     Row *rows) {
-  const bk_layer &l = c.layer;
-  if (c.flat) {
-    copy_flat(c, x, space, t, h, w, n);
-    rows[0] = {space.patch, c.depth};
-    return 1;
-  }
-  int left = w * l.stride[2] - l.padding[2], pixels = (PIXELS - 1) * l.stride[2] + l.kernel[2];
-  bool interior = left >= 0 && left + pixels <= x.size[2];
+  int left = w * l.stride[2] - l.padding[2], pixels = row_pixels(l), step = c.flat ? l.channels : c.depth;
+  bool interior = left >= 0 && left + pixels + (c.flat ? 3 : 0) <= x.size[2] && (!c.flat || x.stride == l.channels);
   uint8_t *patch = space.patch;
   int count = 0;
   for (int dt = 0; dt < l.kernel[0]; dt++)
@@ -151,29 +124,20 @@ static int find_rows(const bk_convolution &c, const bk_input &x, const DirectSpa
       } else if (interior) {
         rows[count] = {pixel_at(x, t + dt, h + dh, left, space.outside), x.stride};
       } else {
-        rows[count] = {patch, c.depth};
-        for (int i = 0; i < pixels; i++, patch += c.depth)
-          memcpy(patch, pixel_at(x, t + dt, h + dh, left + i, space.outside), c.depth);
+        rows[count] = {patch, step};
+        for (int i = 0; i < pixels; i++)
+          memcpy(patch + i * step, pixel_at(x, t + dt, h + dh, left + i, space.outside), step);
+        patch += row_bytes(c);
       }
     }
   return count;
-}
-
-// Totals (pixel, width) of n neighbouring pixels.
-static void finish_row(const bk_convolution &c, const bk_output &output, const int32_t *totals, int64_t pixel, int n) {
-  const int32_t *rows[PIXELS];
-  int64_t pixels[PIXELS];
-  for (int p = 0; p < n; p++) {
-    rows[p] = totals + (int64_t)p * c.width;
-    pixels[p] = pixel + p;
-  }
-  finish_totals(output, rows, pixels, n, c.layer.outputs);
 }
 
 static void direct(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
                    int threads) {
   const bk_layer &l = c.layer;
   Size size = output_size(l, input.size);
+  const Stage stage = make_stage(output, l.outputs);
   bk_input x = input;
   bool one = l.kernel[0] * l.kernel[1] * l.kernel[2] == 1 && l.stride[0] * l.stride[1] * l.stride[2] == 1 &&
              !(l.padding[0] | l.padding[1] | l.padding[2]);
@@ -194,9 +158,10 @@ static void direct(const bk_convolution &c, const bk_input &input, const bk_outp
     for (int64_t block = all * thread / threads; block < all * (thread + 1) / threads; block++) {
       int w = (int)(block % blocks) * PIXELS, h = (int)(block / blocks % size.h), t = (int)(block / blocks / size.h);
       int n = size.w - w < PIXELS ? size.w - w : PIXELS;
-      int count = find_rows(c, x, space, t * l.stride[0] - l.padding[0], h * l.stride[1] - l.padding[1], w, n, rows);
-      multiply(c, 0, rows, count, c.flat ? 1 : l.kernel[2], c.flat ? 1 : l.stride[2], space.totals);
-      finish_row(c, output, space.totals, ((int64_t)t * size.h + h) * size.w + w, n);
+      int count = find_rows(c, x, space, t * l.stride[0] - l.padding[0], h * l.stride[1] - l.padding[1], w, rows);
+      for (int first = 0; first < c.width; first += block_width(c, first))
+        multiply(c, 0, first, rows, count, c.flat ? 1 : l.kernel[2], l.stride[2], space.totals + first, c.width);
+      finish_totals(stage, space.totals, c.width, ((int64_t)t * size.h + h) * size.w + w, n);
     }
   }
 }

@@ -1,6 +1,7 @@
 // Which instruction set this CPU has, and the C interface's way to its kernels.
 
 #include "convolution.hpp"
+#include "swin.hpp"
 
 namespace {
 
@@ -52,6 +53,14 @@ extern "C" void bk_finish(int64_t pixels, int32_t channels, const void *values, 
 
 extern "C" void bk_attend(const bk_attention *attention, int level, int threads) {
   level_of(level).attend(*attention, threads);
+}
+
+extern "C" int64_t bk_swin_workspace(const bk_swin_block *block, int threads) {
+  return threads * level_of(block->level).swin_workspace(*block);
+}
+
+extern "C" void bk_swin_run(const bk_swin_block *block, const bk_swin_call *call, void *workspace, int threads) {
+  level_of(block->level).swin(*block, *call, static_cast<uint8_t *>(workspace), threads);
 }
 
 extern "C" double bk_peak(int level) { return level_of(level).peak(4000000); }

@@ -3,6 +3,7 @@
 #include "attention.hpp"
 #include "direct.hpp"
 #include "lookup.hpp"
+#include "windows.hpp"
 #include "winograd.hpp"
 
 #include <time.h>
@@ -44,8 +45,10 @@ static double peak(long rounds) {
 
 extern const Level LEVEL;
 const Level LEVEL = {LANES,
-                     {direct, winograd, winograd, LOOKUP},
-                     {direct_workspace, winograd_workspace, winograd_workspace, LOOKUP_WORKSPACE},
+                     {direct, winograd<16>, winograd<64>, LOOKUP, winograd<25>},
+                     {direct_workspace, winograd_workspace, winograd_workspace, LOOKUP_WORKSPACE, winograd_workspace},
                      finish,
                      attend,
-                     peak};
+                     peak,
+                     swin_workspace,
+                     swin};

@@ -34,13 +34,16 @@ static int64_t lookup_workspace(const bk_convolution &c, const bk_input &x, int 
   return (lookup_indices(c, x).count * 2 + ALIGN - 1) / ALIGN * ALIGN + threads * lookup_totals(c);
 }
 
-// The offsets of one pixel's groups.
+// The offsets of one pixel's groups: the bytes of 16 groups come to the lanes and are summed there.
 INLINE void index_pixel(const uint8_t *codes, int channels, int groups, uint16_t *to) {
-  for (int g = 0; g < groups; g++) {
-    int k = g * GROUP, index = codes[k] & 3;
-    if (k + 1 < channels) index |= (codes[k + 1] & 3) << 2;
-    if (k + 2 < channels) index |= (codes[k + 2] & 3) << 4;
-    to[g] = (uint16_t)(index << 6);
+  alignas(64) uint8_t order[64];
+  for (int i = 0; i < 64; i++) order[i] = (uint8_t)(i / 4 * GROUP + i % 4);
+  for (int g = 0; g < groups; g += LANES) {
+    Raw x = _mm512_and_si512(load_part<Raw>(codes + g * GROUP, channels - g * GROUP), _mm512_set1_epi8(3));
+    x = _mm512_permutexvar_epi8(load<Raw>(order), x);
+    x = _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, _mm512_set1_epi32(1 | 4 << 8 | 16 << 16));
+    __mmask16 there = groups - g < LANES ? first_lanes(groups - g) : (__mmask16)-1;
+    _mm256_mask_storeu_epi16(to + g, there, _mm512_cvtepi32_epi16(_mm512_slli_epi32(x, 6)));
   }
 }
 
@@ -78,19 +81,12 @@ INLINE void look_up(const uint16_t *offsets, int64_t next, int count, const uint
   }
 }
 
-// u16 sums of even and odd outputs -> totals of 64 outputs in order.
+// u16 sums of even and odd bytes -> totals of 64 outputs. The weights are packed so that these come out in order.
 INLINE void widen(Raw even, Raw odd, const int32_t *start, int32_t *totals) {
-  Raw low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
-  alignas(64) uint16_t parts[2][32];
-  store(parts[0], low);
-  store(parts[1], high);
-  for (int lane = 0; lane < 4; lane++)
-    for (int half = 0; half < 2; half++) {
-      __m256i eight = _mm256_cvtepu16_epi32(_mm_load_si128((const __m128i *)(parts[half] + 8 * lane)));
-      int at = 16 * lane + 8 * half;
-      _mm256_storeu_si256((__m256i *)(totals + at),
-                          _mm256_add_epi32(eight, _mm256_loadu_si256((const __m256i *)(start + at))));
-    }
+  Raw parts[4] = {_mm512_and_si512(even, _mm512_set1_epi32(65535)), _mm512_srli_epi32(even, 16),
+                  _mm512_and_si512(odd, _mm512_set1_epi32(65535)), _mm512_srli_epi32(odd, 16)};
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; v++) store(totals + v * LANES, _mm512_add_epi32(parts[v], load<Raw>(start + v * LANES)));
 }
 
 // The totals of LOOKUP_PIXELS pixels from the first one's offsets on, for the outputs of one block of 64.
@@ -113,6 +109,7 @@ static void lookup_block(const bk_convolution &c, const Indices &i, const uint16
 static void lookup(const bk_convolution &c, const bk_input &x, const bk_output &output, uint8_t *workspace, int threads) {
   const bk_layer &l = c.layer;
   Size size = output_size(l, x.size);
+  const Stage stage = make_stage(output, l.outputs);
   Indices i = lookup_indices(c, x);
   uint16_t *indices = (uint16_t *)workspace, outside[MOST_GROUPS];
   uint8_t zeros[GROUP] = {(uint8_t)l.zero, (uint8_t)l.zero, (uint8_t)l.zero};
@@ -138,7 +135,7 @@ static void lookup(const bk_convolution &c, const bk_input &x, const bk_output &
       const uint16_t *from = indices + t * l.stride[0] * i.plane + h * l.stride[1] * i.row +
                              (int64_t)w * l.stride[2] * i.groups;
       for (int first = 0; first < c.width; first += 64) lookup_block(c, i, from, first, totals);
-      finish_row(c, output, totals, ((int64_t)t * size.h + h) * size.w + w, n);
+      finish_totals(stage, totals, c.width, ((int64_t)t * size.h + h) * size.w + w, n);
     }
   }
 }

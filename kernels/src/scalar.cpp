@@ -2,6 +2,7 @@
 
 #include "convolution.hpp"
 #include "exponential.hpp"
+#include "swin.hpp"
 
 #include <cmath>
 #include <cstring>
@@ -148,8 +149,10 @@ static void attend(const bk_attention &a, int threads) {
 static double peak(long) { return 0; }
 
 const Level scalar_level = {1,
-                            {convolve, convolve, convolve, convolve},
-                            {no_workspace, no_workspace, no_workspace, no_workspace},
+                            {convolve, convolve, convolve, convolve, convolve},
+                            {no_workspace, no_workspace, no_workspace, no_workspace, no_workspace},
                             finish,
                             attend,
-                            peak};
+                            peak,
+                            scalar_swin_workspace,
+                            scalar_swin};

@@ -46,6 +46,10 @@ INLINE void store(void *to, V v) {
 template <class V>
 INLINE V load_part(const uint8_t *from, int n) {
   if (n >= (int)sizeof(V)) return load<V>(from);
+#ifdef __AVX512BW__
+  if constexpr (sizeof(V) == 64) return (V)_mm512_maskz_loadu_epi8((1ull << n) - 1, from);
+  if constexpr (sizeof(V) == 32) return (V)_mm256_maskz_loadu_epi8((1u << n) - 1, from);
+#endif
   V v = {};
   memcpy(&v, from, n);
   return v;
@@ -59,44 +63,68 @@ INLINE Float larger(Float a, Float b) { return EACH(max_ps)(a, b); }
 INLINE Float to_float(Int x) { return EACH(cvtepi32_ps)((Raw)x); }
 INLINE Int to_int(Float x) { return (Int)EACH(cvtps_epi32)(x); }  // half to even, as the CPU is set when a process starts
 
-// Whether a lane of x - round(x) is so near to a tie that 1 / step may have moved it across.
-INLINE bool near_tie(Float rest) {
-  const float TIE = 0.5f - 0x1p-12f;
+INLINE Float size_of(Float x) {
 #ifdef __AVX512F__
-  return _mm512_cmp_ps_mask(_mm512_abs_ps(rest), broadcast(TIE), _CMP_GT_OQ) != 0;
+  return _mm512_abs_ps(x);
 #else
-  Float size = _mm256_andnot_ps(broadcast(-0.0f), rest);
-  return _mm256_movemask_ps(_mm256_cmp_ps(size, broadcast(TIE), _CMP_GT_OQ)) != 0;
+  return _mm256_andnot_ps(broadcast(-0.0f), x);
 #endif
 }
 
+// Whether a lane of |x - round(x)| is so near to a tie that 1 / step may have moved it across.
+INLINE bool near_tie(Float rest) {
+  const float TIE = 0.5f - 0x1p-12f;
+#ifdef __AVX512F__
+  return _mm512_cmp_ps_mask(rest, broadcast(TIE), _CMP_GT_OQ) != 0;
+#else
+  return _mm256_movemask_ps(_mm256_cmp_ps(rest, broadcast(TIE), _CMP_GT_OQ)) != 0;
+#endif
+}
+
+// The first n lanes; those that are loaded beyond are 0.
+#ifdef __AVX512F__
+INLINE __mmask16 first_lanes(int n) { return (__mmask16)((1u << n) - 1); }
+#else
+INLINE Raw first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 INLINE Float load_floats(const float *from, int n) {
-  return load_part<Float>((const uint8_t *)from, 4 * n);
+  if (n == LANES) return load<Float>(from);
+#ifdef __AVX512F__
+  return _mm512_maskz_loadu_ps(first_lanes(n), from);
+#else
+  return _mm256_maskload_ps(from, first_lanes(n));
+#endif
 }
 
 INLINE void store_floats(float *to, Float v, int n) {
   if (n == LANES) return store(to, v);
-  memcpy(to, &v, 4 * n);
-}
-
-INLINE void store_ints(int32_t *to, Int v, int n) {
-  if (n == LANES) return store(to, v);
-  memcpy(to, &v, 4 * n);
-}
-
-// The lowest byte of each lane.
-INLINE void store_bytes(uint8_t *to, Int v, int n) {
 #ifdef __AVX512F__
-  if (n == LANES) return store(to, _mm512_cvtepi32_epi8((Raw)v));
+  _mm512_mask_storeu_ps(to, first_lanes(n), v);
 #else
-  Raw order = _mm256_set1_epi32(0x0c080400), lanes = _mm256_set_epi32(0, 0, 0, 0, 0, 0, 4, 0);
-  Raw packed = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8((Raw)v, order), lanes);
-  uint64_t bytes = (uint64_t)_mm_cvtsi128_si64(_mm256_castsi256_si128(packed));
-  if (n == LANES) return store(to, bytes);
+  _mm256_maskstore_ps(to, first_lanes(n), v);
 #endif
-  uint8_t all[LANES];
-  for (int i = 0; i < LANES; i++) all[i] = (uint8_t)v[i];
-  memcpy(to, all, n);
+}
+
+INLINE Int load_ints(const int32_t *from, int n) {
+  return (Int)load_floats((const float *)from, n);
+}
+
+// The lanes of V vectors as bytes, those beyond 0 .. 255 clamped; n lanes of the last vector.
+template <int V>
+INLINE void store_bytes(uint8_t *to, const Int *v, int n) {
+#ifdef __AVX512F__
+  Raw order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  Raw low = _mm512_packs_epi32((Raw)v[0], (Raw)v[1]), high = _mm512_packs_epi32((Raw)v[2], (Raw)v[3]);
+  Raw bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+#else
+  Raw order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  Raw low = _mm256_packs_epi32((Raw)v[0], (Raw)v[1]), high = _mm256_packs_epi32((Raw)v[2], (Raw)v[3]);
+  Raw bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+#endif
+  memcpy(to, &bytes, n == LANES ? V * LANES : (V - 1) * LANES + n);
 }
 
 // bfloat16 is the upper half of a float, rounded half to even.

@@ -1,30 +1,59 @@
-// Winograd convolution F(2x2,3x3) and F(2x2x2,3x3x3) in integers, exact where `bk_fits` says so.
+// Winograd convolution F(2x2,3x3), F(3x3,3x3) and F(2x2x2,3x3x3) in integers, exact where `bk_fits` says so.
 //
 //   V = B^T x B + offset       u8, wraps around on the way
-//   M = sum over channels, and over kt taps of F(2x2,3x3), of U V + start       U = 2G w (2G)^T, s8
-//   Y = A^T M A / 4 (or / 8)   the division is exact
+//   M = sum over channels, and in two dimensions over kt taps, of U V + start       U = G w G^T, s8
+//   Y = A^T M A / 4 (/ 36, / 8)   G and A are scaled to integers; the division is exact
 #pragma once
 
 #include "direct.hpp"
 
 enum { TILES = 12 };  // of a block: a multiple of PIXELS
 
-// B^T down one axis of four: element i of the axis is x[i * step].
-template <class B>
+// A tile has N = 16, 25 or 64 positions: edge(N) along each axis, for side(N) output pixels along it.
+constexpr int edge(int N) { return N == 25 ? 5 : 4; }
+constexpr int side(int N) { return N == 25 ? 3 : 2; }
+constexpr int pixels_of(int N) { return N == 25 ? 9 : N == 64 ? 8 : 4; }
+
+// B^T down one axis: element i of the axis is x[i * step].
+template <int EDGE, class B>
 INLINE void transform_codes(B *x, int step) {
   B a = x[0], b = x[step], c = x[2 * step], d = x[3 * step];
-  x[0] = a - c;
-  x[step] = b + c;
-  x[2 * step] = c - b;
-  x[3 * step] = b - d;
+  if (EDGE == 4) {
+    x[0] = a - c;
+    x[step] = b + c;
+    x[2 * step] = c - b;
+    x[3 * step] = b - d;
+  } else {
+    B left = a - c, middle = b - c, right = d - b;
+    x[0] = left + left + right;
+    x[step] = right - b - c;
+    x[2 * step] = right + middle + middle + middle;
+    x[3 * step] = right;
+    x[4 * step] = x[4 * step] - c - right - right;
+  }
 }
 
-// A^T down one axis of four: the two sums come to elements 0 and 1.
+// A^T down one axis: the sums come to the first elements.
+template <int EDGE>
 INLINE void transform_sums(Int *m, int step) {
-  Int both = m[step] + m[2 * step];
-  Int difference = m[step] - m[2 * step];
-  m[0] = m[0] + both;
-  m[step] = difference - m[3 * step];
+  if (EDGE == 4) {
+    Int both = m[step] + m[2 * step];
+    Int difference = m[step] - m[2 * step];
+    m[0] = m[0] + both;
+    m[step] = difference - m[3 * step];
+  } else {
+    Int a = m[0], b = m[step], c = m[2 * step], d = m[3 * step], e = m[4 * step], thrice = b + b + b, twice = d + d;
+    m[0] = a + a + a - thrice - c + d;
+    m[step] = c + twice - thrice;
+    m[2 * step] = twice + twice - thrice - c + ((e + e + e) << 1);
+  }
+}
+
+// The sum that was multiplied by 4, 36 or 8. What is a multiple of 9 is divided by multiplying with 1 / 9 mod 2^32.
+template <int N>
+INLINE Int divided(Int y) {
+  y = (Int)EACH(srai_epi32)((Raw)y, N == 64 ? 3 : 2);
+  return N == 25 ? y * 0x38e38e39u : y;
 }
 
 template <class B>
@@ -36,15 +65,19 @@ INLINE B all_bytes(uint8_t value) {
 template <class B, int N>
 INLINE void transform_tile(const uint8_t *const *pixels, const uint8_t *offset, int k, int channels, uint8_t *to,
                            int64_t position_bytes) {
+  enum { E = edge(N) };
   B x[N];
   int n = channels - k;
-#pragma GCC unroll 16
+#pragma GCC unroll 64
   for (int i = 0; i < N; i++) x[i] = load_part<B>(pixels[i] + k, n);
-#pragma GCC unroll 4
-  for (int axis = 1; axis < N; axis *= 4)
 #pragma GCC unroll 16
-    for (int i = 0; i < N / 4; i++) transform_codes(x + (i / axis * axis * 4 + i % axis), axis);
+  for (int i = 0; i < N / E; i++) transform_codes<E>(x + E * i, 1);
 #pragma GCC unroll 16
+  for (int i = 0; i < N / E; i++) transform_codes<E>(x + i / E * E * E + i % E, E);
+  if (N == 64)
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) transform_codes<E>(x + i, 16);
+#pragma GCC unroll 64
   for (int i = 0; i < N; i++) store(to + i * position_bytes + k, (B)(x[i] + all_bytes<B>(offset[i])));
 }
 
@@ -58,44 +91,50 @@ static void transform_channels(const bk_convolution &c, const uint8_t *const *pi
   for (; k < c.depth; k += 32) transform_tile<Byte32, N>(pixels, c.offset, k, channels, to, position_bytes);
 }
 
-// The sums of the 2 x 2 (x 2) pixels of one tile, (pixel, width), from those of its N positions.
+// Where the sums of pixel j of tile i are: (frame, row, tile, column), so that those of image rows are neighbours.
 template <int N>
-static void transform_back(const int32_t *products, int width, int32_t *pixels) {
-  for (int v = 0; v < width; v += LANES) {
-    Int m[N];
-#pragma GCC unroll 16
-    for (int i = 0; i < N; i++) m[i] = load<Int>(products + (int64_t)i * TILES * width + v);
-    for (int t = 0; t < N; t += 16) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) transform_sums(m + t + i, 4);
+INLINE int pixel_of(int j, int i) {
+  return (j / side(N) * TILES + i) * side(N) + j % side(N);
+}
+
+// V vectors of the sums of the pixels of tile i, from those of its N positions, (position, tile, V).
+template <int N, int V>
+INLINE void transform_back(const int32_t *products, int i, int32_t *sums, int64_t pitch) {
+  enum { E = edge(N), S = side(N) };
 #pragma GCC unroll 2
-      for (int i = 0; i < 8; i += 4) transform_sums(m + t + i, 1);
+  for (int v = 0; v < V; v++) {
+    Int m[N];
+#pragma GCC unroll 64
+    for (int p = 0; p < N; p++) m[p] = load<Int>(products + ((p * TILES + i) * V + v) * LANES);
+#pragma GCC unroll 4
+    for (int t = 0; t < N; t += E * E) {
+#pragma GCC unroll 5
+      for (int k = 0; k < E; k++) transform_sums<E>(m + t + k, E);
+#pragma GCC unroll 3
+      for (int k = 0; k < S; k++) transform_sums<E>(m + t + E * k, 1);
     }
     if (N == 64)
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) transform_sums(m + i / 2 * 4 + i % 2, 16);
-#pragma GCC unroll 8
-    for (int i = 0; i < N / 16 * 4 && i < 8; i++) {
-      Int y = m[(i / 4) * 16 + (i / 2 % 2) * 4 + i % 2];
-      store(pixels + (int64_t)i * width + v, EACH(srai_epi32)((Raw)y, N == 64 ? 3 : 2));
-    }
+      for (int k = 0; k < 4; k++) transform_sums<E>(m + k / 2 * 4 + k % 2, 16);
+#pragma GCC unroll 9
+    for (int j = 0; j < pixels_of(N); j++)
+      store(sums + pixel_of<N>(j, i) * pitch + v * LANES, divided<N>(m[(j / S / S * E + j / S % S) * E + j % S]));
   }
 }
 
-// All products of the tiles of a block at every position.
-static void multiply_tiles(const bk_convolution &c, const uint8_t *const *frames, int count, int32_t *products) {
-  for (int p = 0; p < c.positions; p++)
-    for (int first = 0; first < TILES; first += PIXELS) {
-      Row rows[MOST_ROWS];
-      for (int r = 0; r < count; r++) rows[r] = {frames[r] + ((int64_t)p * TILES + first) * c.depth, c.depth};
-      multiply(c, p, rows, count, 1, 1, products + ((int64_t)p * TILES + first) * c.width);
-    }
+template <int N>
+static void transform_tiles_back(const int32_t *products, int width, int n, int32_t *sums, int64_t pitch) {
+  for (int i = 0; i < n; i++)
+    if (width == 2 * LANES)
+      transform_back<N, 2>(products, i, sums, pitch);
+    else
+      transform_back<N, 1>(products, i, sums, pitch);
 }
 
 struct WinogradSpace {
   uint8_t *codes;    // (frames, position, tile, depth)
-  int32_t *products; // (position, tile, width)
-  int32_t *pixels;   // (tile, 4 or 8 pixels, width)
+  int32_t *products; // (position, tile, outputs of a block)
+  int32_t *sums;     // (pixel_of, width)
   uint8_t *outside;
   int64_t frame;     // bytes of one frame of `codes`
   int64_t bytes;
@@ -103,12 +142,12 @@ struct WinogradSpace {
 
 static WinogradSpace winograd_space(const bk_convolution &c, uint8_t *memory) {
   int64_t frame = aligned((int64_t)c.positions * TILES * c.depth), codes = frame * c.taps;
-  int64_t products = aligned((int64_t)c.positions * TILES * c.width * 4), pixels = aligned((int64_t)TILES * 8 * c.width * 4);
-  WinogradSpace s = {memory, nullptr, nullptr, nullptr, frame, codes + products + pixels + aligned(c.depth)};
+  int64_t products = (int64_t)c.positions * TILES * 2 * LANES * 4, sums = (int64_t)TILES * 9 * c.width * 4;
+  WinogradSpace s = {memory, nullptr, nullptr, nullptr, frame, codes + products + sums + aligned(c.depth)};
   if (memory) {
     s.products = (int32_t *)(memory + codes);
-    s.pixels = (int32_t *)(memory + codes + products);
-    s.outside = memory + codes + products + pixels;
+    s.sums = (int32_t *)(memory + codes + products);
+    s.outside = memory + codes + products + sums;
     memset(s.outside, c.layer.zero, c.depth);
   }
   return s;
@@ -121,102 +160,116 @@ static int64_t winograd_workspace(const bk_convolution &c, const bk_input &, int
 // The input pixels of a tile from (t, h, w) on.
 template <int N>
 INLINE void find_pixels(const bk_input &x, int t, int h, int w, const uint8_t *outside, const uint8_t **pixels) {
-  bool interior = t >= 0 && h >= 0 && w >= 0 && t + N / 16 <= x.size[0] && h + 4 <= x.size[1] && w + 4 <= x.size[2];
+  enum { E = edge(N) };
+  bool interior = t >= 0 && h >= 0 && w >= 0 && t + N / E / E <= x.size[0] && h + E <= x.size[1] && w + E <= x.size[2];
   if (interior) {
     const uint8_t *first = pixel_at(x, t, h, w, outside);
     int64_t row = x.size[2] * x.stride, frame = x.size[1] * row;
-    for (int i = 0; i < N; i++) pixels[i] = first + i / 16 * frame + i / 4 % 4 * row + i % 4 * x.stride;
+    for (int i = 0; i < N; i++) pixels[i] = first + i / E / E * frame + i / E % E * row + i % E * x.stride;
   } else {
-    for (int i = 0; i < N; i++) pixels[i] = pixel_at(x, t + i / 16, h + i / 4 % 4, w + i % 4, outside);
+    for (int i = 0; i < N; i++) pixels[i] = pixel_at(x, t + i / E / E, h + i / E % E, w + i % E, outside);
   }
 }
 
-// The output pixels of a block of tiles: where their sums are, and their places in the output.
-struct Written {
-  const int32_t *rows[TILES * 8];
-  int64_t pixels[TILES * 8];
-  int count;
-};
-
-// Sums of tile i at (t, h, w) of the output; pixels beyond the output are left out.
+// The sums of a block of tiles at all pixels, from the transformed codes of `count` frames.
 template <int N>
-static void finish_tile(const bk_convolution &c, const Size &size, const WinogradSpace &space, int i, int t, int h, int w,
-                        Written &written) {
-  enum { COUNT = N == 64 ? 8 : 4 };
-  int32_t *sums = space.pixels + (int64_t)i * COUNT * c.width;
-  transform_back<N>(space.products + (int64_t)i * c.width, c.width, sums);
-  for (int j = 0; j < COUNT; j++) {
-    int frame = t + j / 4, row = h + j / 2 % 2, column = w + j % 2;
-    if (frame >= size.t || row >= size.h || column >= size.w) continue;
-    written.rows[written.count] = sums + (int64_t)j * c.width;
-    written.pixels[written.count++] = ((int64_t)frame * size.h + row) * size.w + column;
+static void multiply_tiles(const bk_convolution &c, const uint8_t *const *frames, int count, int n,
+                           const WinogradSpace &space) {
+  for (int first = 0, width; first < c.width; first += width) {
+    width = block_width(c, first);
+    for (int p = 0; p < N; p++)
+      for (int i = 0; i < TILES; i += PIXELS) {
+        Row rows[MOST_ROWS];
+        int at = p * TILES + i;
+        for (int r = 0; r < count; r++) rows[r] = {frames[r] + (int64_t)at * c.depth, c.depth};
+        multiply(c, p, first, rows, count, 1, 1, space.products + at * width, width);
+      }
+    transform_tiles_back<N>(space.products, width, n, space.sums + first, c.width);
   }
 }
 
-// Tiles of 2 x 2 pixels; the frames that a tap of time needs are transformed once and kept in a ring.
-static void winograd2_block(const bk_convolution &c, const bk_input &x, const bk_output &output, const WinogradSpace &space,
-                            const Size &size, int first, int across, int tiles) {
+// Calls each(first sum, first pixel, count) for the rows of output pixels of n tiles: neighbours from tile (t, h, w) of the
+// output on, w counting on over the rows' ends.
+template <int N, class Each>
+INLINE void each_row(const Size &size, int t, int h, int w, int across, int n, Each each) {
+  enum { S = side(N) };
+  for (int i = 0, tiles; i < n; i += tiles, h++, w = 0) {
+    tiles = across - w < n - i ? across - w : n - i;
+    if (h == (size.h + S - 1) / S) h = 0, t++;
+    int count = S * (w + tiles) <= size.w ? S * tiles : size.w - S * w;
+    for (int j = 0; j < pixels_of(N); j += S) {
+      int frame = N == 64 ? 2 * t + j / 4 : t, row = S * h + j / S % S;
+      if (frame < size.t && row < size.h) each(pixel_of<N>(j, i), ((int64_t)frame * size.h + row) * size.w + S * w, count);
+    }
+  }
+}
+
+// All sums of n tiles from tile (t, h, w) of the output on, through the output stage.
+template <int N>
+static void compute_tiles(const bk_convolution &c, const Stage &stage, const Size &size, const uint8_t *const *frames,
+                          int count, const WinogradSpace &space, int t, int h, int w, int across, int n) {
+  multiply_tiles<N>(c, frames, count, n, space);
+  each_row<N>(size, t, h, w, across, n, [&](int sum, int64_t pixel, int many) {
+    finish_totals(stage, space.sums + sum * (int64_t)c.width, c.width, pixel, many);
+  });
+}
+
+// Tiles of 2 x 2 or 3 x 3 pixels; the frames that a tap of time needs are transformed once and kept in a ring.
+template <int N>
+static void plane_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const WinogradSpace &space,
+                        const Size &size, int first, int across, int tiles) {
   const bk_layer &l = c.layer;
   int n = tiles - first < TILES ? tiles - first : TILES;
   for (int frame = 0; frame < size.t + c.taps - 1; frame++) {
     uint8_t *codes = space.codes + frame % c.taps * space.frame;
     for (int i = 0; i < n; i++) {
-      int h = (first + i) / across * 2 - l.padding[1], w = (first + i) % across * 2 - l.padding[2];
-      const uint8_t *pixels[16];
-      find_pixels<16>(x, frame - l.padding[0], h, w, space.outside, pixels);
-      transform_channels<16>(c, pixels, codes + (int64_t)i * c.depth);
+      int h = (first + i) / across * side(N) - l.padding[1], w = (first + i) % across * side(N) - l.padding[2];
+      const uint8_t *pixels[N];
+      find_pixels<N>(x, frame - l.padding[0], h, w, space.outside, pixels);
+      transform_channels<N>(c, pixels, codes + (int64_t)i * c.depth);
     }
     int t = frame - c.taps + 1;
     if (t < 0) continue;
     const uint8_t *frames[MOST_ROWS];
     for (int dt = 0; dt < c.taps; dt++) frames[dt] = space.codes + (t + dt) % c.taps * space.frame;
-    multiply_tiles(c, frames, c.taps, space.products);
-    Written written;
-    written.count = 0;
-    for (int i = 0; i < n; i++)
-      finish_tile<16>(c, size, space, i, t, (first + i) / across * 2, (first + i) % across * 2, written);
-    finish_totals(output, written.rows, written.pixels, written.count, l.outputs);
+    compute_tiles<N>(c, stage, size, frames, c.taps, space, t, first / across, first % across, across, n);
   }
 }
 
-static void winograd3_block(const bk_convolution &c, const bk_input &x, const bk_output &output, const WinogradSpace &space,
-                            const Size &size, int64_t first, int across, int64_t plane, int64_t tiles) {
+static void volume_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const WinogradSpace &space,
+                         const Size &size, int64_t first, int across, int64_t plane, int64_t tiles) {
   const bk_layer &l = c.layer;
-  int n = tiles - first < TILES ? (int)(tiles - first) : TILES, place[TILES][3];
+  int n = tiles - first < TILES ? (int)(tiles - first) : TILES;
   for (int i = 0; i < n; i++) {
     int64_t tile = first + i;
-    place[i][0] = (int)(tile / plane) * 2;
-    place[i][1] = (int)(tile % plane / across) * 2;
-    place[i][2] = (int)(tile % across) * 2;
+    int t = (int)(tile / plane) * 2, h = (int)(tile % plane / across) * 2, w = (int)(tile % across) * 2;
     const uint8_t *pixels[64];
-    find_pixels<64>(x, place[i][0] - l.padding[0], place[i][1] - l.padding[1], place[i][2] - l.padding[2], space.outside,
-                    pixels);
+    find_pixels<64>(x, t - l.padding[0], h - l.padding[1], w - l.padding[2], space.outside, pixels);
     transform_channels<64>(c, pixels, space.codes + (int64_t)i * c.depth);
   }
   const uint8_t *frames[1] = {space.codes};
-  multiply_tiles(c, frames, 1, space.products);
-  Written written;
-  written.count = 0;
-  for (int i = 0; i < n; i++) finish_tile<64>(c, size, space, i, place[i][0], place[i][1], place[i][2], written);
-  finish_totals(output, written.rows, written.pixels, written.count, l.outputs);
+  compute_tiles<64>(c, stage, size, frames, 1, space, (int)(first / plane), (int)(first % plane / across),
+                    (int)(first % across), across, n);
 }
 
+template <int N>
 static void winograd(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
                      int threads) {
   Size size = output_size(c.layer, input.size);
-  int across = (size.w + 1) / 2;
-  int64_t plane = (int64_t)(size.h + 1) / 2 * across;
-  int64_t tiles = c.method == BK_WINOGRAD3 ? (size.t + 1) / 2 * plane : plane, blocks = (tiles + TILES - 1) / TILES;
+  const Stage stage = make_stage(output, c.layer.outputs);
+  int across = (size.w + side(N) - 1) / side(N);
+  int64_t plane = (int64_t)(size.h + side(N) - 1) / side(N) * across;
+  int64_t tiles = N == 64 ? (size.t + 1) / 2 * plane : plane, blocks = (tiles + TILES - 1) / TILES;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int thread = 0; thread < threads; thread++) {
     WinogradSpace space = winograd_space(c, workspace + thread * winograd_space(c, nullptr).bytes);
     memset(space.codes, 0, space.frame * c.taps);  // tiles beyond the last one are multiplied too
     for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++) {
       int64_t first = block * TILES;
-      if (c.method == BK_WINOGRAD3)
-        winograd3_block(c, input, output, space, size, first, across, plane, tiles);
+      if constexpr (N == 64)
+        volume_block(c, input, stage, space, size, first, across, plane, tiles);
       else
-        winograd2_block(c, input, output, space, size, (int)first, across, (int)tiles);
+        plane_block<N>(c, input, stage, space, size, (int)first, across, (int)tiles);
     }
   }
 }

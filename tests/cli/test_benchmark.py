@@ -11,6 +11,7 @@ from bitlens import checkpoint
 from bitlens.cli import benchmark, main
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.pan import PAN
 
 
 def small(folder: Path, bits: int, **provenance: str) -> Path:
@@ -40,6 +41,33 @@ def test_small_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert picture.read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
     assert "times as fast as the fastest float32" in shown and "in integers, by OpenVINO's counters" in shown
+
+
+def test_networks_that_enlarge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "PEAKS", ())
+    network = PAN(2, 8, 4, 2).eval()
+    models = [checkpoint.save(network, tmp_path / "pan.safetensors")]
+    for bits in (8, 4):
+        low, _ = quantize(network, "minmax", [(torch.rand(2, 3, 24, 24),)], bits=bits)
+        models.append(checkpoint.save(low, tmp_path / f"pan-w{bits}.safetensors"))
+    wide = checkpoint.save(PAN(3, 8, 4, 2), tmp_path / "wide.safetensors")
+    low = [str(model) for model in models[1:]]
+    assert (
+        main(["benchmark", *low, str(wide)]) == 2 and "wide.safetensors is a float network" in capsys.readouterr().err
+    )
+    out, command = tmp_path / "speed.json", ["--size", "24", "--rounds", "1", "--threads", "1"]
+    flags = ["--engines", "openvino", "native", "--float-model", str(models[0]), "--json", str(out)]
+    assert main(["benchmark", *low, *command, *flags]) == 0
+    result = json.loads(out.read_text())
+    assert result["unit"] == "picture" and result["size"] == [24, 24]
+    assert [row["model"] for row in result["rows"] if row["kind"] == "low-bit"] == ["pan-w8", "pan-w4"]
+    rows = {row["model"]: row for row in result["rows"] if row["failure"] is None}
+    assert rows["pan-w8"]["psnr_to_float"] > rows["pan-w4"]["psnr_to_float"] > 10 and rows["pan-w8"]["psnr"] > 0
+    layers = [cost for cost in result["layers"]["pan-w8"] if cost["gmacs"] is not None]
+    assert len(layers) == 22 and sum(cost["kernel"].endswith("I8") for cost in layers) == 20
+    assert "one picture of 24x24" in capsys.readouterr().out
 
 
 def test_float_network_is_the_one_it_was_made_from(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from bitlens import checkpoint
 from bitlens.cli import main
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.pan import PAN
 from bitlens.networks.stformer import STFormer
 
 
@@ -45,3 +46,20 @@ def test_what_cannot_be_exported(model: str, tmp_path: Path, capsys: pytest.Capt
         shown = capsys.readouterr().err
         assert shown.startswith("bitlens export: ") and shown.count("\n") == 1 and said in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stformer.safetensors", "tiny.safetensors"]
+
+
+def test_networks_that_enlarge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    low, _ = quantize(PAN(2, 8, 4, 1).eval(), "minmax", [(torch.rand(2, 3, 24, 24),)], bits=8)
+    model = str(checkpoint.save(low, tmp_path / "pan.safetensors"))
+    size = ["--height", "20", "--width", "21"]
+    assert main(["export", model, "--out", f"{tmp_path}/new/a.onnx", *size]) == 0
+    assert main(["export", model, "--format", "openvino", "--out", f"{tmp_path}/new/a.xml", *size]) == 0
+    shown = capsys.readouterr().out.replace("\n", " ")
+    assert shown.count("picture (20, 21), one at a time -> large picture") == 2
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.bin", "a.onnx", "a.xml"]
+    assert main(["export", model, "--out", f"{tmp_path}/b.onnx", "--form", "integer"]) == 2
+    assert main(["export", model, "--out", f"{tmp_path}/b.onnx", "--height", "0"]) == 2
+    assert "pictures of 0x256; wanted" in capsys.readouterr().err and not (tmp_path / "b.onnx").exists()

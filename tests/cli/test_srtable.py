@@ -8,6 +8,7 @@ import pytest
 
 from bitlens import checkpoint
 from bitlens.cli import main
+from bitlens.cli.srtable import chosen_bits, chosen_rows
 from bitlens.data.images import write_png
 from bitlens.experiments import SR_BUDGETS, SR_METHODS, SR_PAPER, Refining
 from bitlens.networks.imdn import IMDN
@@ -55,6 +56,16 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "use --calibration FOLDER" in capsys.readouterr().err
     assert main(["experiment", "qsci-table", "--run-folder", str(tmp_path / "run")]) == 2
     assert "use --clips FOLDER" in capsys.readouterr().err
+
+
+def test_some_rows() -> None:
+    assert chosen_rows("dobi,2dquant-official") == [("DOBI", "dobi", "official"), ("2DQuant", "2dquant", "official")]
+    assert [grid for _, _, grid in chosen_rows("2dquant")] == ["official", "deployable"]
+    assert chosen_bits("3,2") == (3, 2) and chosen_bits(None) == (4, 3, 2)
+    with pytest.raises(ValueError, match="--methods doby; wanted some of minmax-official"):
+        chosen_rows("minmax,doby")
+    with pytest.raises(ValueError, match="--bits 5; wanted some of 4, 3, 2"):
+        chosen_bits("4,5")
 
 
 def test_losses_in_the_papers() -> None:

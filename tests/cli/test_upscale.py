@@ -14,6 +14,8 @@ from bitlens.cli.memory import bytes_per_pixel
 from bitlens.cli.upscale import enlarge_tiled, levels_last
 from bitlens.data.images import read_image, to_float
 from bitlens.data.pairs import read_picture
+from bitlens.engine.openvino import Engine
+from bitlens.methods import quantize
 from bitlens.metrics import psnr_y
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.imdn import IMDN
@@ -102,6 +104,55 @@ def test_bad_input(
     assert main(["upscale", *given]) == 2
     shown = capsys.readouterr().err
     assert message in shown and shown.count("\n") == 1 and not Path("x.png").exists()
+
+
+@pytest.fixture
+def low_bit(tmp_path: Path) -> Path:
+    low, _ = quantize(PAN(2, 8, 4, 2).eval(), "minmax", [(torch.rand(2, 3, 24, 24),)], bits=8)
+    return checkpoint.save(low, tmp_path / "pan-w8a8.safetensors")
+
+
+def test_low_bits_run_in_integers(
+    photo: Path, low_bit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pictures = {}
+    for engine in ("auto", "openvino", "torch"):
+        out = tmp_path / f"{engine}.png"
+        assert main(["upscale", str(photo), "--model", str(low_bit), "--out", str(out), "--engine", engine]) == 0
+        pictures[engine] = to_float(read_image(out))
+        said = "torch, float32, integers simulated" if engine == "torch" else "OpenVINO, int8 in 20 of 20 layers"
+        assert f"engine: {said}" in capsys.readouterr().out
+    np.testing.assert_array_equal(pictures["auto"], pictures["openvino"])
+    assert psnr_y(pictures["openvino"], pictures["torch"], shave=2) > 40
+
+
+def test_tiles_in_integers_are_the_whole(low_bit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitlens.cli.tiling.used_mb", lambda: -float(upscale.LIBRARIES_MB))
+    network, tiles = checkpoint.load(low_bit), []
+    engine = Engine(network, precision="f32", threads=1, cache=tmp_path, check=False)
+    picture = np.random.default_rng(0).random((3, 200, 100), np.float32)
+    need = bytes_per_pixel(network) * upscale.HEADROOM["openvino"] * 200 * 100 / 2**20
+    cut = enlarge_tiled(network, picture, 2 + round(need / 2), lambda *counts: tiles.append(counts), engine)
+    assert tiles[-1][0] == tiles[-1][1] > 1
+    np.testing.assert_allclose(cut, engine(picture[None])[0], rtol=0, atol=0.02)  # of single codes, at ties
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("native", "a PAN came; the kernels run EfficientSCI"),
+        ("onnxruntime", "a PAN came; wanted an EfficientSCI"),
+        ("reference", "--engine reference, and the network is float; wanted a low-bit one"),
+    ],
+)
+def test_engines_that_do_not_know_the_network(
+    engine: str, message: str, photo: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "large.png"
+    assert main(["upscale", str(photo), "--model", str(model), "--out", str(out), "--engine", engine]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and shown.count("\n") == 1 and not out.exists()
 
 
 def test_evaluate_and_verify(photo: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

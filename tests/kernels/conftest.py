@@ -56,6 +56,7 @@ class Case:
 BITS = {  # the most bits of weights and of activations that each method takes
     "direct": [(8, 8), (4, 4), (2, 8)],
     "winograd2": [(4, 4), (4, 6), (3, 3), (2, 2)],
+    "winograd2wide": [(2, 2), (2, 3), (1, 1)],
     "winograd3": [(3, 3), (3, 5), (2, 2)],
     "lookup": [(2, 2), (2, 1)],
 }

@@ -60,12 +60,15 @@ def test_saturation_of_16_bit_sums_does_not_happen():
 WIDTHS = [(w, a) for w, a in itertools.product(range(1, 9), repeat=2)]
 
 
-@pytest.mark.parametrize("method", ["winograd2", "winograd3"])
+@pytest.mark.parametrize("method", ["winograd2", "winograd2wide", "winograd3"])
 def test_winograd_fits_exactly_where_its_transforms_stay_in_a_byte(method: str):
     """Against the transforms of every choice of sign, in integers: the largest that weights and codes can become."""
     g = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]])
     b = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
-    axes = 2 if method == "winograd2" else 3
+    if method == "winograd2wide":
+        g = np.array([[1, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [0, 0, 1]])
+        b = np.array([[2, -1, -2, 1, 0], [0, -2, -1, 1, 0], [0, 2, -3, 1, 0], [0, -1, 0, 1, 0], [0, 2, -1, -2, 1]])
+    axes = 3 if method == "winograd3" else 2
     weight, code = g, b
     for _ in range(axes - 1):
         weight, code = np.kron(weight, g), np.kron(code, b)
@@ -85,6 +88,7 @@ def test_the_pairs_of_bits_that_the_manual_names():
         return bk.fits((1, 3, 3, 3, 1), -half, half - 1, zero=0, largest=2**bits - 1, method=method)
 
     assert [pair for pair in WIDTHS if fits("winograd2", *pair)] == [(w, a) for w in range(1, 5) for a in range(1, 7)]
+    assert [pair for pair in WIDTHS if fits("winograd2wide", *pair)] == [(w, a) for w in (1, 2) for a in (1, 2, 3)]
     assert [pair for pair in WIDTHS if fits("winograd3", *pair)] == [(w, a) for w in range(1, 4) for a in range(1, 6)]
     assert [pair for pair in WIDTHS if fits("lookup", *pair)] == [(w, a) for w in (1, 2) for a in (1, 2)]
 
@@ -94,6 +98,8 @@ def test_the_pairs_of_bits_that_the_manual_names():
     [
         ("winograd2", 100, 15, 1),
         ("winograd2", 1, 255, 1),
+        ("winograd2wide", 3, 3, 1),
+        ("winograd2wide", 1, 15, 1),
         ("winograd3", 7, 7, 1),
         ("lookup", 2, 3, 1),
         ("winograd2", 1, 3, 2),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bitlens
 from bitlens.count import count
 from bitlens.networks.edsr import EDSR, edsr
-from bitlens.networks.imdn import IMDN
+from bitlens.networks.imdn import IMDN, ContrastAttention
 from bitlens.networks.ngswin import NGramContext, NGswin, ngswin
 from bitlens.networks.pan import PAN
 from bitlens.networks.smfanet import SMFANet, smfanet
@@ -217,3 +217,11 @@ def test_unknown_sizes(build: Callable[[], nn.Module]) -> None:
 def test_unknown_scales(build: Callable[[], nn.Module]) -> None:
     with pytest.raises(ValueError, match=r"scale [568]; wanted 2, 3"):
         build()
+
+
+def test_a_channel_that_does_not_vary_has_a_gradient() -> None:
+    """At 2 and 3 bits whole channels become constant; the root of their variance made training end in NaN."""
+    x = torch.rand(1, 16, 8, 8)
+    x[:, 3] = 0.0
+    ContrastAttention(16)(x.requires_grad_(True)).sum().backward()
+    assert x.grad is not None and bool(x.grad.isfinite().all())

@@ -227,7 +227,10 @@ def test_dobi_in_bins_is_the_plain_loop(name: str, one_sided: bool) -> None:
 
 @pytest.mark.parametrize("name", distributions(100))
 def test_the_error_of_bins_is_bounded(name: str) -> None:
-    """Never too small, and at most 2 s w too large for each value of a bin that a boundary cuts."""
+    """Never too small, and at most 2 s w too large for each value of a bin that a boundary cuts, but for rounding.
+
+    A value's place in its bin is rounded to w / 256, and their sums by no more.
+    """
     values = distributions(40_000)[name].double()
     low, high = values.min(), values.max()
     width = float(high - low) / BINS
@@ -242,7 +245,8 @@ def test_the_error_of_bins_is_bounded(name: str) -> None:
         true = squared_errors(exact, low + ends, step, 2**bits)
         edges = (low + ends + step * (torch.arange(2**bits - 1) + 0.5)[:, None]).T.contiguous()  # steps edges
         cut = torch.stack([near(values, each, 1.001 * width) for each in edges])
-        rounding = 1e-6 * values.square().sum()
+        places = 0.05 * len(values) * 2 * values.abs().max() * width / 128  # a twentieth of the worst case
+        rounding = 1e-6 * values.square().sum() + places
         assert bool((binned >= true - rounding).all())
         assert bool((binned <= true + 2 * step * 1.001 * width * cut + rounding).all())
 
@@ -283,11 +287,11 @@ def test_mse_knows_the_grid_that_rounds_its_zero_point(bits: int) -> None:
 
 
 def test_dobi_is_much_faster_than_the_loop() -> None:
-    """At least 10 times in processor time on any machine, measured in turn against a tenth of the loop."""
+    """At least 20 times in processor time, measured in turn against a tenth of the loop; 33 to 41 were seen."""
     values = torch.randn(1_000_000)
     dobi(values, 4)
     fast, slow = [], []
-    for _ in range(5):
+    for _ in range(10):
         start = time.process_time()
         dobi(values, 4)
         fast.append(time.process_time() - start)
@@ -296,7 +300,7 @@ def test_dobi_is_much_faster_than_the_loop() -> None:
             a, b = -4.0 + 0.04 * i, 4.0 - 0.04 * i
             (((values.clamp(a, b) - a) / ((b - a) / 15)).round() * ((b - a) / 15) + a - values).square().sum()
         slow.append(time.process_time() - start)
-    assert min(slow) >= min(fast)  # a tenth of the candidates
+    assert 10 * min(slow) >= 20 * min(fast)
 
 
 def test_dobi_refuses_nothing() -> None:

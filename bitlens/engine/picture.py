@@ -1,0 +1,213 @@
+"""Networks that enlarge pictures as OpenVINO graphs that its int8 kernels can execute, for one size of picture.
+
+What is computed is read off the network by `trace.py`; this file says how OpenVINO writes it down. As in `graph.py`,
+activations pass a FakeQuantize of 256 levels in front of each quantized layer, grids below 8 bits are clamped first,
+and weights are s8 codes times one scale per output channel. Both factors of an attention product pass their grids and
+are multiplied in float.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from bitlens.engine.graph import PART
+from bitlens.engine.lower import LARGEST_CODE, Lowered, Operand, folded_weight, operand
+from bitlens.engine.runtime import openvino
+from bitlens.engine.steps import Tap
+from bitlens.engine.trace import Value, Writer, trace
+from bitlens.quant.layers import Quantized
+
+
+class PictureGraph(Writer):
+    """The ops of a network for one size of picture; values are OpenVINO outputs."""
+
+    def __init__(self, lowered: Lowered):
+        super().__init__(lowered)
+        self.ops = openvino().opset15
+        self.constants: dict[Any, tuple[Any, Any]] = {}
+
+    def constant(self, numbers: Any) -> Any:
+        """Float32 numbers; those of one tensor once, however many views of it come."""
+        if not isinstance(numbers, Tensor):
+            return self.ops.constant(np.float32(numbers)).output(0)
+        key = numbers.data_ptr(), numbers.shape, numbers.stride()
+        if key not in self.constants:  # the tensor is kept: no other may come to lie where it lies
+            op = self.ops.constant(np.ascontiguousarray(numbers.detach(), np.float32)).output(0)
+            self.constants[key] = numbers, op
+        return self.constants[key][1]
+
+    def reshape(self, x: Any, shape: Sequence[int]) -> Any:
+        """The elements of x, in their order, in another shape."""
+        if list(x.get_shape()) == list(shape):
+            return x
+        return self.ops.reshape(x, np.array(shape, np.int64), False).output(0)
+
+    def transpose(self, x: Any, axes: Sequence[int]) -> Any:
+        """x with its axes in another order."""
+        return self.ops.transpose(x, np.array(axes, np.int64)).output(0)
+
+    def broadcast(self, x: Any, shape: Sequence[int]) -> Any:
+        """x repeated along its axes of size 1."""
+        return self.ops.broadcast(x, np.array(shape, np.int64)).output(0)
+
+    def slice(self, x: Any, axis: int, start: int, stop: int) -> Any:
+        """x[start:stop] along an axis."""
+        return self.ops.slice(x, *(np.array([number], np.int64) for number in (start, stop, 1, axis))).output(0)
+
+    def concat(self, values: Sequence[Any], axis: int) -> Any:
+        """Several values as one."""
+        return self.ops.concat(list(values), axis).output(0)
+
+    def gather(self, x: Any, axis: int, positions: Sequence[int]) -> Any:
+        """x at some positions of an axis."""
+        return self.ops.gather(x, np.array(positions, np.int64), np.int64(axis)).output(0)
+
+    def elementwise(self, kind: str, *values: Any) -> Any:
+        """An operation on every element, with broadcasting."""
+        if kind == "gelu":
+            return self.ops.gelu(values[0], "erf").output(0)
+        return getattr(self.ops, kind)(*values).output(0)
+
+    def leaky(self, x: Any, slope: float) -> Any:
+        """LeakyReLU."""
+        return self.ops.prelu(x, np.array([slope], np.float32)).output(0)
+
+    def mean(self, x: Any, axes: Sequence[int]) -> Any:
+        """The mean over some axes, which stay with size 1."""
+        return self.ops.reduce_mean(x, np.array(axes, np.int64), True).output(0)
+
+    def length(self, x: Any, axes: Sequence[int]) -> Any:
+        """The square root of the sum of squares over some axes, which stay with size 1."""
+        return self.ops.reduce_l2(x, np.array(axes, np.int64), True).output(0)
+
+    def softmax(self, x: Any, axis: int) -> Any:
+        """Softmax along an axis."""
+        return self.ops.softmax(x, axis).output(0)
+
+    def standardize(self, x: Any, epsilon: float) -> Any:
+        """(x - mean) / sqrt(variance + epsilon) along the last axis."""
+        return self.ops.mvn(x, np.array([-1], np.int64), True, epsilon, "inside_sqrt").output(0)
+
+    def largest(self, x: Value, height: int, width: int) -> Any:
+        """Adaptive max pooling of x (b, c, h, w) to a height and width."""
+        h, w = x.shape[2:]
+        if h % height or w % width:
+            return self.ops.adaptive_max_pool(x.op, np.array([height, width], np.int64), "i32").output(0)
+        window = [h // height, w // width]
+        return self.ops.max_pool(x.op, window, [1, 1], [0, 0], [0, 0], window).output(0)
+
+    def resize(self, x: Any, height: int, width: int, mode: str) -> Any:
+        """x (b, c, h, w) in another size."""
+        places = "asymmetric" if mode == "nearest" else "half_pixel"
+        return self.ops.interpolate(
+            x,
+            np.array([height, width], np.int64),
+            "nearest" if mode == "nearest" else "linear_onnx",
+            "sizes",
+            coordinate_transformation_mode=places,
+            nearest_mode="floor",
+            axes=np.array([2, 3], np.int64),
+        ).output(0)
+
+    def layer(self, name: str, module: nn.Module, x: Value) -> Any:
+        """A convolution or linear layer; its op has the layer's name, by which kernels and times are found."""
+        geometry: Any = module.layer if isinstance(module, Quantized) else module
+        inputs, weight, bias = self.enter(name, module, x), self.weight(name, module), geometry.bias
+        if isinstance(geometry, nn.Linear):
+            node = self.ops.matmul(inputs, weight, False, True)
+        else:
+            convolution = self.ops.convolution if geometry.groups == 1 else self.ops.group_convolution
+            padding = geometry.padding
+            node = convolution(inputs, weight, geometry.stride, padding, padding, geometry.dilation)
+            bias = None if bias is None else bias.reshape(-1, 1, 1)
+        node.set_friendly_name(name)
+        if bias is None:
+            return node.output(0)
+        out = self.ops.add(node, self.constant(bias))
+        out.set_friendly_name(f"{name}{PART}bias")
+        return out.output(0)
+
+    def enter(self, name: str, module: nn.Module, x: Value) -> Any:
+        """The input of a layer on its grid."""
+        integers = self.exact(name)
+        if integers is not None:
+            return self.fake_quantize(integers.input, x)
+        if not isinstance(module, Quantized):
+            return x.op
+        grid = operand(module.input_grid)
+        shape = [1] * x.ndim if grid.scale.ndim == 0 else [1, -1, 1, 1] if x.ndim == 4 else [-1]
+        return self.offsets(
+            replace(grid, scale=grid.scale.reshape(shape), zero_point=grid.zero_point.reshape(shape)), x.op
+        )
+
+    def fake_quantize(self, grid: Operand, x: Value) -> Any:
+        """The values of an input with one scale on its grid, as the u8 kernels want to see it."""
+        zero, scale, last = float(grid.zero_point) - grid.qmin, float(grid.scale), grid.qmax - grid.qmin
+        low, high = -zero * scale, (LARGEST_CODE - zero) * scale
+        inputs = self.ops.clamp(x.op, low, (last - zero) * scale) if last < LARGEST_CODE else x.op
+        ends = [np.full([1] * x.ndim, end, np.float32) for end in (low, high, low, high)]
+        return self.ops.fake_quantize(inputs, *ends, LARGEST_CODE + 1).output(0)
+
+    def weight(self, name: str, module: nn.Module) -> Any:
+        """A layer's weight: s8 codes times a scale per output channel where it runs in integers, else floats."""
+        integers = self.exact(name)
+        geometry: Any = module.layer if isinstance(module, Quantized) else module
+        groups = getattr(geometry, "groups", 1)
+        if integers is None:
+            values = folded_weight(module) if isinstance(module, Quantized) else geometry.weight
+            return self.constant(by_group(values, groups).float())
+        codes = self.ops.convert(np.ascontiguousarray(by_group(integers.weight, groups)), "f32")
+        scale = integers.weight_scale.reshape(-1, *[1] * (integers.weight.ndim - 1))
+        return self.ops.multiply(codes, np.ascontiguousarray(by_group(scale, groups))).output(0)
+
+    def offsets(self, grid: Operand, x: Any) -> Any:
+        """code - zero_point, computed in float."""
+        zero_point = self.constant(grid.zero_point)
+        place = self.elementwise("add", self.elementwise("divide", x, self.constant(grid.scale)), zero_point)
+        codes = self.ops.round(self.ops.clamp(place, grid.qmin, grid.qmax), "half_to_even")
+        return self.elementwise("subtract", codes.output(0), zero_point)
+
+    def product(self, name: str, module: nn.Module, left: Value, right: Value) -> Any:
+        """An attention product; the pixels, where there are several, become part of the batch."""
+        grids = self.grids(name)
+        first, second = (left.op, right.op) if grids is None else (
+            self.factor(grids.left, left), self.factor(grids.right, right)
+        )  # fmt: skip
+        first, second = self.batched(first, left), self.batched(second, right)
+        node = self.ops.matmul(first, second, False, False)
+        node.set_friendly_name(name)
+        b, n, i, _, p = left.shape
+        if p == 1:
+            return self.reshape(node.output(0), (b, n, i, right.shape[3], 1))
+        return self.transpose(node.output(0), (0, 1, 3, 4, 2))
+
+    def batched(self, x: Any, value: Value) -> Any:
+        """(b, n, i, k, p) as (b, n, i, k) of one pixel, or as (b, n, p, i, k)."""
+        return self.reshape(x, value.shape[:4]) if value.shape[4] == 1 else self.transpose(x, (0, 1, 4, 2, 3))
+
+    def factor(self, grid: Operand, x: Value) -> Any:
+        """A factor of a product on its grid, in float."""
+        if not grid.fits:
+            return self.elementwise("multiply", self.offsets(grid, x.op), self.constant(grid.scale))
+        zero = grid.zero_point - grid.qmin
+        low, high = -zero * grid.scale, (grid.qmax - grid.qmin - zero) * grid.scale
+        ends = [self.constant(end.expand([1] * x.ndim) if end.ndim == 0 else end) for end in (low, high, low, high)]
+        return self.ops.fake_quantize(x.op, *ends, grid.qmax - grid.qmin + 1).output(0)
+
+
+def by_group(weight: Tensor, groups: int) -> Tensor:
+    """(out, in / groups, ...) as (groups, out / groups, in / groups, ...); as it is where there is one group."""
+    return weight if groups == 1 else weight.reshape(groups, -1, *weight.shape[1:])
+
+
+def build_picture(network: nn.Module, lowered: Lowered, height: int, width: int) -> tuple[Any, dict[str, Tap]]:
+    """The model from image (1, 3, height, width) to image (1, 3, scale height, scale width), and its layers' taps."""
+    g = PictureGraph(lowered)
+    image = g.ops.parameter([1, 3, height, width], np.float32, "image")
+    large = trace(network, g, image.output(0), height, width)
+    image.output(0).get_tensor().set_names({"image"})
+    large.get_tensor().set_names({"large"})
+    return openvino().Model([large], [image], type(network).__name__.lower()), g.taps

@@ -1,0 +1,299 @@
+"""SwinIR on a CPU through the project's own kernels: each Swin block in one pass over its windows, in integers.
+
+Convolutions that the network quantizes run in integers as well; those that it leaves float, as 2DQuant does with all of
+them, run through torch, in float32 or bfloat16 (docs/kernels.md).
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, lower
+from bitlens.engine.native import LEAKY, Packed
+from bitlens.engine.plan import Grid, Part, Plan, Wanted, kernels
+from bitlens.networks.swinir import Block, SwinIR
+from bitlens.networks.windows import mirror_pad
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+
+INSIDE = ("attn.qkv", "attn.proj", "attn.scores", "attn.mix", "mlp.fc1", "mlp.fc2")
+"""The layers of a block."""
+
+
+def missing(network: nn.Module) -> str | None:
+    """Why the kernels cannot run a network; None: they can."""
+    if not isinstance(network, SwinIR):
+        return f"a {type(network).__name__} came; these kernels run SwinIR"
+    outcomes = {outcome.name: outcome for outcome in lower(network).report}
+    if others := [name for name, outcome in outcomes.items() if outcome.way not in ("direct", "float")]:
+        return f"{len(others)} layers ({others[0]} first) are not direct; the kernels run integers only"
+    inside = [
+        f"{name}.{part}" for name, module in network.named_modules() if isinstance(module, Block) for part in INSIDE
+    ]
+    if floats := [name for name in inside if outcomes[name].way == "float"]:
+        return f"{len(floats)} layers of blocks ({floats[0]} first) are float; the kernels run integers only"
+    try:
+        kernels().best_level()
+    except ImportError as error:
+        return f"the native kernels are not built ({error})"
+    return None
+
+
+class Engine(Packed):
+    """A low-bit SwinIR on the native kernels; called like the network.
+
+    Args:
+        network: fake-quantized, every layer of its blocks direct; it is not changed.
+        precision: of the convolutions that are not quantized, "f32" or "bf16"; between blocks all is float32.
+        threads: CPU threads; None: as many as this process may use.
+        level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
+
+    Raises:
+        TypeError: `missing` names a reason why the kernels cannot run the network.
+        ValueError: unknown precision, threads below 1, or a grid without a range.
+
+    >>> engine = Engine(network, threads=2)  # doctest: +SKIP
+    >>> large = engine(image)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, network: nn.Module, *, precision: str = "f32", threads: int | None = None, level: str | None = None
+    ):
+        if (reason := missing(network)) is not None or not isinstance(network, SwinIR):
+            raise TypeError(f"{reason}; choose another engine")
+        if precision not in ("bf16", "f32"):
+            raise ValueError(f"precision {precision!r}; wanted bf16 or f32; choose one")
+        super().__init__(as_volumes(lower(network).layers), threads, level)
+        self.network, self.precision = network, precision
+        self.blocks = {
+            name: block_of(module, name, self.integers, self.level)
+            for name, module in network.named_modules()
+            if isinstance(module, Block)
+        }
+        self.plans: dict[tuple[int, int], tuple[Plan, Part, Part]] = {}
+
+    @torch.no_grad()
+    def __call__(self, image: Array) -> Array:
+        """The image (b, 3, scale h, scale w), float32, not clipped, of image (b, 3, h, w) in [0, 1].
+
+        An array of numpy gives an array, a tensor a tensor. The first call for a size of image plans it.
+        """
+        low = torch.as_tensor(image).float()
+        h, w = (self.network.scale * n for n in low.shape[2:])
+        padded = mirror_pad(low, self.network.window, edge=False) - self.network.mean
+        plan, source, result = self.plan(padded.shape[2], padded.shape[3])
+        large = []
+        with torch_threads(self.threads):
+            for one in padded:
+                source.view(plan.block)[0] = one.permute(1, 2, 0).numpy()
+                plan.run()
+                large.append(torch.from_numpy(result.view(plan.block)[0, :h, :w].copy()).permute(2, 0, 1))
+        out = torch.stack(large) + self.network.mean
+        return out.numpy() if isinstance(image, np.ndarray) else out  # type: ignore[return-value]
+
+    def plan(self, height: int, width: int) -> tuple[Plan, Part, Part]:
+        """The calls for one size of padded image; its image (1, h, w, 3) and the large one, both minus the mean."""
+        if (height, width) not in self.plans:
+            plan = Plan(self)
+            source, result = Network(plan, self).build(height, width)
+            plan.place()
+            self.plans[height, width] = plan, source, result
+        return self.plans[height, width]
+
+
+@contextmanager
+def torch_threads(count: int):
+    """Let torch use so many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def as_volumes(layers: dict[str, IntegerLayer | IntegerProduct]) -> dict[str, IntegerLayer | IntegerProduct]:
+    """The layers with convolutions of pictures as convolutions of one frame."""
+    layers = dict(layers)
+    for name, layer in layers.items():
+        if isinstance(layer, IntegerLayer) and isinstance(layer.geometry, nn.Conv2d):
+            flat, weight = layer.geometry, layer.weight.unsqueeze(2)
+            (h, w), padding = flat.kernel_size, (0, *map(int, flat.padding))
+            geometry = nn.Conv3d(flat.in_channels, flat.out_channels, (1, h, w), (1, *flat.stride), padding)
+            layers[name] = replace(layer, geometry=geometry, weight=weight)
+    return layers
+
+
+class Network:
+    """The steps of networks/swinir.py as calls of a plan; arrays are (1, h, w, c)."""
+
+    def __init__(self, plan: Plan, engine: Engine):
+        self.plan, self.engine, self.network, self.layers = plan, engine, engine.network, engine.integers
+
+    def build(self, height: int, width: int) -> tuple[Part, Part]:
+        """Append all calls for an image in whole windows; returns it and the large one."""
+        size, dim = (1, height, width), self.network.config["dim"]
+        image = self.plan.new(size, 3, np.float32)
+        shallow = self.convolve("conv_first", image)
+        x = self.normalize("patch_embed.norm", shallow)
+        for i, group in enumerate(self.network.layers):
+            x = self.group(f"layers.{i}", group, x)
+        deep = self.convolve("conv_after_body", self.normalize("norm", x), add=shallow)
+        assert deep.memory.shape == (*size, dim)
+        return image, self.upsample(deep)
+
+    def new_like(self, x: Part, channels: int | None = None) -> Part:
+        """A new array of values of the height and width of another."""
+        return self.plan.new(x.memory.shape[:3], channels or x.memory.shape[3], np.float32)
+
+    def step(self, bind: Callable[[np.ndarray], Callable[[], None]], parts: Sequence[Part]) -> None:
+        """Append a call that is none of the plan's own."""
+        self.plan.step(bind, parts)
+
+    def group(self, name: str, group: nn.Module, x: Part) -> Part:
+        """A residual group: the blocks, one after the other on the same array, and a convolution with a skip."""
+        y, source = self.new_like(x), x
+        for i, block in enumerate(group.get_submodule("residual_group.blocks").children()):
+            assert isinstance(block, Block)
+            self.block(f"{name}.residual_group.blocks.{i}", block.offset, source, y)
+            source = y
+        return self.convolve(f"{name}.conv", y, add=x)
+
+    def block(self, name: str, shift: int, source: Part, result: Part) -> None:
+        """A Swin block."""
+        packed, threads = self.engine.blocks[name], self.engine.threads
+        self.plan.workspace = max(self.plan.workspace, packed.workspace(threads))
+
+        def bind(block: np.ndarray) -> Callable[[], None]:
+            options = dict(shift=shift, workspace=block[: self.plan.workspace], threads=threads)
+            return packed.bind(source.view(block), result.view(block), **options)
+
+        self.step(bind, [source, result])
+
+    def normalize(self, name: str, x: Part) -> Part:
+        """A LayerNorm over the channels of each pixel."""
+        norm, result = self.network.get_submodule(name), self.new_like(x)
+        assert isinstance(norm, nn.LayerNorm)
+        shape, weight, bias = list(norm.normalized_shape), norm.weight.detach(), norm.bias.detach()
+
+        def bind(block: np.ndarray) -> Callable[[], None]:
+            values, out = (torch.from_numpy(part.view(block)) for part in (x, result))
+
+            def call() -> None:
+                out.copy_(F.layer_norm(values, shape, weight, bias, norm.eps))
+
+            return call
+
+        self.step(bind, [x, result])
+        return result
+
+    def convolve(self, name: str, x: Part, add: Part | None = None, slope: float = 1.0) -> Part:
+        """A convolution, in integers where the network quantizes it; then LeakyReLU or a sum."""
+        layer, added = self.layers.get(name), [add] if add else []
+        if not isinstance(layer, IntegerLayer):
+            return self.convolve_floats(name, x, added, slope)
+        result, codes = self.new_like(x, len(layer.weight)), self.plan.new(x.memory.shape[:3], x.memory.shape[3])
+        self.plan.finish(x, Wanted(grids=[Grid(codes, layer.input)]))
+        self.plan.convolve(name, codes, Wanted(slope, added, result))
+        return result
+
+    def convolve_floats(self, name: str, x: Part, added: Sequence[Part], slope: float) -> Part:
+        """A convolution that is not quantized, by torch."""
+        layer: Any = self.network.get_submodule(name)
+        kind = torch.bfloat16 if self.engine.precision == "bf16" else torch.float32
+        weight = layer.weight.detach().to(kind, memory_format=torch.channels_last)
+        bias, result = layer.bias.detach().to(kind), self.new_like(x, len(layer.weight))
+
+        def bind(block: np.ndarray) -> Callable[[], None]:
+            values, out, *rest = (
+                torch.from_numpy(part.view(block)).permute(0, 3, 1, 2) for part in (x, result, *added)
+            )  # 1 c h w, channels last
+
+            def call() -> None:
+                found = F.conv2d(values.to(kind), weight, bias, layer.stride, layer.padding)
+                found = F.leaky_relu(found, slope) if slope != 1 else found
+                torch.add(found, rest[0], out=out) if rest else out.copy_(found)
+
+            return call
+
+        self.step(bind, [x, result, *added])
+        return result
+
+    def shuffle(self, x: Part, factor: int) -> Part:
+        """PixelShuffle: (1, h, w, c f f) to (1, f h, f w, c)."""
+        _, h, w, channels = x.memory.shape
+        c = channels // factor**2
+        result = self.plan.new((1, factor * h, factor * w), c, np.float32)
+
+        def bind(block: np.ndarray) -> Callable[[], None]:
+            source = x.view(block).reshape(h, w, c, factor, factor).transpose(0, 3, 1, 4, 2)
+            target = result.view(block).reshape(h, factor, w, factor, c)
+            return lambda: np.copyto(target, source)
+
+        self.step(bind, [x, result])
+        return result
+
+    def upsample(self, x: Part) -> Part:
+        """The stages of convolution and pixel shuffle, and in the classical network the convolutions around them."""
+        classical = bool(self.network.config["features"])
+        x = self.convolve("conv_before_upsample.0", x, slope=LEAKY) if classical else x
+        for i, stage in enumerate(self.network.upsample):
+            if isinstance(stage, nn.PixelShuffle):
+                x = self.shuffle(x, stage.upscale_factor)
+            else:
+                x = self.convolve(f"upsample.{i}", x)
+        return self.convolve("conv_last", x) if classical else x
+
+
+def block_of(module: Block, name: str, integers: dict[str, IntegerLayer | IntegerProduct], level: str) -> Any:
+    """The kernel of a Swin block."""
+    swin = importlib.import_module("bitlens_kernels.swin")
+    attention, heads = module.attn, module.attn.heads
+
+    def grid(operand: Operand, head: int = 0) -> Any:
+        scale, zero = (numbers.flatten() for numbers in (operand.scale, operand.zero_point))
+        at = head if scale.numel() > 1 else 0
+        return swin.Grid(float(scale[at]), int(zero[at]) - operand.qmin, operand.qmax - operand.qmin)
+
+    def grids(operand: Operand) -> list[Any]:
+        return [grid(operand, head) for head in range(heads)]
+
+    def linear(part: str) -> Any:
+        layer = integers[f"{name}.{part}"]
+        assert isinstance(layer, IntegerLayer)
+        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        return swin.Linear(grid(layer.input), layer.weight.numpy(), layer.scale.float().numpy(), bias.float().numpy())
+
+    def norm(layer: nn.LayerNorm) -> tuple[np.ndarray, np.ndarray]:
+        return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+
+    scores, mix = integers[f"{name}.attn.scores"], integers[f"{name}.attn.mix"]
+    assert isinstance(scores, IntegerProduct) and isinstance(mix, IntegerProduct)
+    position = attention.relative_position_bias_table.detach()[attention.relative_position_index]  # s s heads
+    return swin.SwinBlock(
+        swin.Swin(
+            heads=heads,
+            window=module.window,
+            norm1=norm(module.norm1),
+            norm2=norm(module.norm2),
+            qkv=linear("attn.qkv"),
+            proj=linear("attn.proj"),
+            fc1=linear("mlp.fc1"),
+            fc2=linear("mlp.fc2"),
+            q=grids(scores.left),
+            k=grids(scores.right),
+            attention=grids(mix.left),
+            v=grids(mix.right),
+            factor=attention.factor,
+            position=position.permute(2, 0, 1).numpy(),
+            epsilon=module.norm1.eps,
+        ),
+        level,
+    )

@@ -1,0 +1,414 @@
+"""What a network computes, operation by operation, for any graph that can be built op by op.
+
+The network runs once, as its own code says, on a `Value`: a tensor with a shape and, where its numbers would be, an op
+of the graph. torch hands every ATen operation on a Value to a `Writer`, which adds the op; layers arrive whole, so that
+they can be integers. What does not depend on the picture (masks, position biases) torch computes, as always; it becomes
+a constant where it meets a Value. So a new network needs nothing here, unless it uses an operation that is new too.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from bitlens.engine.lower import IntegerLayer, IntegerProduct, Lowered, layers_of, runs_in_integers
+from bitlens.engine.steps import Tap
+
+__all__ = ["Value", "Writer", "trace"]
+
+UNCHANGED = {"view", "_unsafe_view", "unsqueeze", "squeeze", "alias", "clone", "detach", "_to_copy"}
+"""Operations that change at most the shape: elements keep their order."""
+
+BINARY = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "divide"}
+UNARY = ("relu", "sigmoid", "sqrt", "gelu")
+
+
+class Value(Tensor):
+    """A tensor (float32) of a graph under construction: it has a shape and an op, but no numbers."""
+
+    op: Any
+    writer: "Writer"
+
+    @staticmethod
+    def __new__(cls, shape: Sequence[int], op: Any, writer: "Writer") -> "Value":
+        return Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # type: ignore[attr-defined]
+
+    def __init__(self, shape: Sequence[int], op: Any, writer: "Writer"):
+        self.op, self.writer = op, writer
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Value{tuple(self.shape)}"
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        shapes = function(*tree_map(without_numbers, args), **tree_map(without_numbers, kwargs))
+        writer = next(value.writer for value in tensors_of(args) if isinstance(value, Value))
+        return writer.write(function.overloadpacket.__name__, shapes, args, kwargs)
+
+
+class Writer:
+    """A graph under construction. Subclasses say how an op is written down; what arrives is said here, once.
+
+    Args:
+        lowered: the integers of the network's layers.
+    """
+
+    def __init__(self, lowered: Lowered):
+        self.integers = lowered.layers
+        self.taps: dict[str, Tap] = {}
+
+    def constant(self, numbers: Any) -> Any:
+        """Float32 numbers: a tensor, or one number."""
+        raise NotImplementedError
+
+    def reshape(self, x: Any, shape: Sequence[int]) -> Any:
+        """The elements of x, in their order, in another shape."""
+        raise NotImplementedError
+
+    def transpose(self, x: Any, axes: Sequence[int]) -> Any:
+        """x with its axes in another order."""
+        raise NotImplementedError
+
+    def broadcast(self, x: Any, shape: Sequence[int]) -> Any:
+        """x repeated along its axes of size 1."""
+        raise NotImplementedError
+
+    def slice(self, x: Any, axis: int, start: int, stop: int) -> Any:
+        """x[start:stop] along an axis."""
+        raise NotImplementedError
+
+    def concat(self, values: Sequence[Any], axis: int) -> Any:
+        """Several values as one."""
+        raise NotImplementedError
+
+    def gather(self, x: Any, axis: int, positions: Sequence[int]) -> Any:
+        """x at some positions of an axis."""
+        raise NotImplementedError
+
+    def elementwise(self, kind: str, *values: Any) -> Any:
+        """One of `BINARY`'s and `UNARY`'s, "maximum", "power" or "absolute", with broadcasting."""
+        raise NotImplementedError
+
+    def leaky(self, x: Any, slope: float) -> Any:
+        """LeakyReLU."""
+        raise NotImplementedError
+
+    def mean(self, x: Any, axes: Sequence[int]) -> Any:
+        """The mean over some axes, which stay with size 1."""
+        raise NotImplementedError
+
+    def length(self, x: Any, axes: Sequence[int]) -> Any:
+        """The square root of the sum of squares over some axes, which stay with size 1."""
+        raise NotImplementedError
+
+    def softmax(self, x: Any, axis: int) -> Any:
+        """Softmax along an axis."""
+        raise NotImplementedError
+
+    def standardize(self, x: Any, epsilon: float) -> Any:
+        """(x - mean) / sqrt(variance + epsilon) along the last axis."""
+        raise NotImplementedError
+
+    def largest(self, x: "Value", height: int, width: int) -> Any:
+        """Adaptive max pooling of x (b, c, h, w) to a height and width."""
+        raise NotImplementedError
+
+    def resize(self, x: Any, height: int, width: int, mode: str) -> Any:
+        """x (b, c, h, w) in another size: "nearest", as torch chooses it, or "linear" between pixel centres."""
+        raise NotImplementedError
+
+    def layer(self, name: str, module: nn.Module, x: "Value") -> Any:
+        """A convolution (of images) or linear layer, quantized or not."""
+        raise NotImplementedError
+
+    def product(self, name: str, module: nn.Module, left: "Value", right: "Value") -> Any:
+        """An attention product of left (b, n, i, k, p) and right (b, n, k, j, p), quantized or not."""
+        raise NotImplementedError
+
+    def exact(self, name: str) -> IntegerLayer | None:
+        """The integers of a layer, if it runs in them."""
+        integers = self.integers.get(name)
+        return integers if isinstance(integers, IntegerLayer) and runs_in_integers(integers) else None
+
+    def grids(self, name: str) -> IntegerProduct | None:
+        """The grids of a product's factors, if it has some."""
+        integers = self.integers.get(name)
+        return integers if isinstance(integers, IntegerProduct) else None
+
+    def write(self, name: str, shapes: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add the ops of one ATen operation; `shapes` are its results on torch's meta device.
+
+        Raises:
+            TypeError: the operation has no counterpart here.
+        """
+        if name in UNCHANGED:
+            written = self.reshape(self.op_of(args[0]), shapes.shape)
+        elif name in BINARY:
+            written = self.binary(BINARY[name], *args, **kwargs)
+        elif name in UNARY and not (name == "gelu" and kwargs.get("approximate", "none") != "none"):
+            written = self.elementwise(name, self.op_of(args[0]))
+        elif name in OPERATIONS:
+            written = OPERATIONS[name](self, shapes, *args, **kwargs)
+        else:
+            raise TypeError(f"the network uses {name}; wanted operations that a graph here has; run it in torch")
+        if isinstance(written, list):
+            return [Value(shape.shape, op, self) for shape, op in zip(shapes, written, strict=True)]
+        if isinstance(shapes, tuple):  # what nothing here asks for: indices of a maximum, statistics of a norm
+            return Value(shapes[0].shape, written, self), *shapes[1:]
+        return Value(shapes.shape, written, self)
+
+    def op_of(self, value: Any) -> Any:
+        """The op of a Value; a constant for all else."""
+        return value.op if isinstance(value, Value) else self.constant(value)
+
+    def binary(self, kind: str, a: Any, b: Any, alpha: float | int = 1) -> Any:
+        """a + alpha b, or another of `BINARY`."""
+        second = self.op_of(b)
+        return self.elementwise(
+            kind, self.op_of(a), second if alpha == 1 else self.elementwise("multiply", second, self.constant(alpha))
+        )
+
+    def squared(self, x: Any) -> Any:
+        """x x."""
+        return self.elementwise("multiply", x, x)
+
+
+def trace(network: nn.Module, writer: Writer, image: Any, height: int, width: int) -> Any:
+    """Write down what a network computes from `image`, the graph's input (1, 3, height, width); the graph's result.
+
+    Raises:
+        TypeError: the network does something that the graph has no op for.
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    twin = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})  # shares the numbers
+    for name, module in list(layers_of(twin)):
+        parent, _, child = name.rpartition(".")
+        setattr(twin.get_submodule(parent), child, Layer(name, module))
+    with torch.inference_mode(False), torch.no_grad():
+        return twin.eval()(Value((1, 3, height, width), image, writer)).op
+
+
+class Layer(nn.Module):
+    """Takes the place of a layer while the network is traced: the writer gets it as a whole."""
+
+    def __init__(self, name: str, module: nn.Module):
+        super().__init__()
+        self.name = name
+        self.inside: tuple[nn.Module] = (module,)  # in a tuple it is no part of this module
+
+    def forward(self, *inputs: Any) -> Value:
+        [module], writer = self.inside, inputs[0].writer
+        geometry = getattr(module, "layer", module)
+        numbers = {name: parameter.to("meta") for name, parameter in geometry.named_parameters()}
+        shape = functional_call(geometry, numbers, tuple(map(without_numbers, inputs))).shape
+        written = (writer.layer if len(inputs) == 1 else writer.product)(self.name, module, *inputs)
+        writer.taps[self.name] = Tap(tuple(value.op for value in inputs), written)
+        return Value(shape, written, writer)
+
+
+def without_numbers(value: Any) -> Any:
+    """A tensor as one on torch's meta device; all else as it is."""
+    if isinstance(value, Value):
+        return torch.empty(value.shape, device="meta")
+    return value.to("meta") if isinstance(value, Tensor) else value
+
+
+def tensors_of(args: Any) -> list[Tensor]:
+    """The tensors among the arguments of an operation, and in their lists."""
+    found = []
+    for value in args:
+        found += tensors_of(value) if isinstance(value, (list, tuple)) else [value] if isinstance(value, Tensor) else []
+    return found
+
+
+def cat(w: Writer, shapes: Tensor, values: list[Any], dim: int = 0) -> Any:
+    """torch.cat"""
+    return w.concat([w.op_of(value) for value in values], dim % shapes.ndim)
+
+
+def stack(w: Writer, shapes: Tensor, values: list[Any], dim: int = 0) -> Any:
+    """torch.stack"""
+    dim %= shapes.ndim
+    each = (*shapes.shape[:dim], 1, *shapes.shape[dim + 1 :])
+    return w.concat([w.reshape(w.op_of(value), each) for value in values], dim)
+
+
+def cut(w: Writer, shapes: Tensor, x: Value, dim: int = 0, start: int | None = None, end: int | None = None) -> Any:
+    """x[start:end] along an axis."""
+    start, stop, _ = slice(start, end).indices(x.shape[dim])
+    return x.op if stop - start == x.shape[dim] else w.slice(x.op, dim % x.ndim, start, stop)
+
+
+def select(w: Writer, shapes: Tensor, x: Value, dim: int, index: int) -> Any:
+    """x[index] along an axis."""
+    index %= x.shape[dim]
+    return w.reshape(w.slice(x.op, dim % x.ndim, index, index + 1), shapes.shape)
+
+
+def split(w: Writer, shapes: Sequence[Tensor], x: Value, _: Any, dim: int = 0) -> list[Any]:
+    """torch.split and torch.chunk: parts of any sizes."""
+    written, start = [], 0
+    for part in shapes:
+        written.append(w.slice(x.op, dim % x.ndim, start, start := start + part.shape[dim]))
+    return written
+
+
+def unbind(w: Writer, shapes: Sequence[Tensor], x: Value, dim: int = 0) -> list[Any]:
+    """x[i] along an axis, for all i."""
+    return [w.reshape(w.slice(x.op, dim % x.ndim, i, i + 1), part.shape) for i, part in enumerate(shapes)]
+
+
+def permute(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int]) -> Any:
+    """torch.permute"""
+    return w.transpose(x.op, [dim % x.ndim for dim in dims])
+
+
+def transpose(w: Writer, shapes: Tensor, x: Value, first: int, second: int) -> Any:
+    """torch.transpose"""
+    axes = list(range(x.ndim))
+    axes[first], axes[second] = axes[second], axes[first]
+    return w.transpose(x.op, axes)
+
+
+def expand(w: Writer, shapes: Tensor, x: Value, size: Sequence[int]) -> Any:
+    """torch.expand"""
+    return x.op if x.shape == shapes.shape else w.broadcast(x.op, shapes.shape)
+
+
+def roll(w: Writer, shapes: Tensor, x: Value, shifts: Sequence[int], dims: Sequence[int]) -> Any:
+    """torch.roll: what leaves at one end of an axis comes in at the other."""
+    written = x.op
+    for shift, dim in zip(shifts, dims, strict=True):
+        size = x.shape[dim]
+        at = -shift % size
+        if at:
+            written = w.concat([w.slice(written, dim, at, size), w.slice(written, dim, 0, at)], dim)
+    return written
+
+
+def index_select(w: Writer, shapes: Tensor, x: Value, dim: int, index: Tensor) -> Any:
+    """torch.index_select, for positions that do not depend on the picture."""
+    return w.gather(x.op, dim, index.tolist())
+
+
+def power(w: Writer, shapes: Tensor, x: Value, exponent: float | int) -> Any:
+    """x to a constant power."""
+    return w.squared(x.op) if exponent == 2 else w.elementwise("power", x.op, w.constant(float(exponent)))
+
+
+def clamp_min(w: Writer, shapes: Tensor, x: Value, low: float | int) -> Any:
+    """max(x, low)"""
+    return w.elementwise("maximum", x.op, w.constant(float(low)))
+
+
+def leaky_relu(w: Writer, shapes: Tensor, x: Value, slope: float | int = 0.01) -> Any:
+    """LeakyReLU"""
+    return w.leaky(x.op, float(slope))
+
+
+def mean(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], keepdim: bool = False) -> Any:
+    """torch.mean over some axes."""
+    return w.reshape(w.mean(x.op, [dim % x.ndim for dim in dims]), shapes.shape)
+
+
+def var(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], correction: int = 1, keepdim: bool = False) -> Any:
+    """The variance over some axes: the mean of squares around the mean, times n / (n - correction)."""
+    dims = [dim % x.ndim for dim in dims]
+    n = 1
+    for dim in dims:
+        n *= x.shape[dim]
+    around = w.elementwise("subtract", x.op, w.mean(x.op, dims))
+    scaled = w.elementwise("multiply", w.mean(w.squared(around), dims), w.constant(n / (n - correction)))
+    return w.reshape(scaled, shapes.shape)
+
+
+def vector_norm(
+    w: Writer, shapes: Tensor, x: Value, order: float | int, dims: Sequence[int], keepdim: bool = False
+) -> Any:
+    """The Euclidean length along some axes.
+
+    Raises:
+        TypeError: another norm.
+    """
+    if order != 2:
+        raise TypeError(f"the network uses the norm of order {order}, which no graph here has; run it in torch")
+    return w.reshape(w.length(x.op, [dim % x.ndim for dim in dims]), shapes.shape)
+
+
+def softmax(w: Writer, shapes: Tensor, x: Value, dim: int, half: bool) -> Any:
+    """Softmax"""
+    return w.softmax(x.op, dim % x.ndim)
+
+
+def layer_norm(
+    w: Writer, shapes: Any, x: Value, size: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Any:
+    """LayerNorm over the last axis."""
+    written = w.standardize(x.op, eps)
+    written = written if weight is None else w.elementwise("multiply", written, w.constant(weight))
+    return written if bias is None else w.elementwise("add", written, w.constant(bias))
+
+
+def pixel_shuffle(w: Writer, shapes: Tensor, x: Value, r: int) -> Any:
+    """(b, c r r, h, w) as (b, c, h r, w r)."""
+    b, c, h, width = x.shape
+    apart = w.reshape(x.op, (b, c // r**2, r, r, h, width))
+    return w.reshape(w.transpose(apart, (0, 1, 4, 2, 5, 3)), shapes.shape)
+
+
+def largest(w: Writer, shapes: Any, x: Value, size: Sequence[int], *_: Any) -> Any:
+    """Max pooling to a size, or with windows that lie side by side."""
+    return w.largest(x, *shapes[0].shape[2:])
+
+
+def nearest(w: Writer, shapes: Tensor, x: Value, *_: Any) -> Any:
+    """Enlarged: each pixel is the one whose place it falls on."""
+    _, _, height, width = shapes.shape
+    return w.resize(x.op, height, width, "nearest")
+
+
+def bilinear(w: Writer, shapes: Tensor, x: Value, size: Any, corners: bool, *_: Any) -> Any:
+    """Enlarged: linear between the centres of pixels.
+
+    Raises:
+        TypeError: corners are to lie on corners.
+    """
+    if corners:
+        raise TypeError("the network aligns corners when it resizes, which no graph here has; run it in torch")
+    _, _, height, width = shapes.shape
+    return w.resize(x.op, height, width, "linear")
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "cat": cat,
+    "stack": stack,
+    "slice": cut,
+    "select": select,
+    "split": split,
+    "split_with_sizes": split,
+    "unbind": unbind,
+    "permute": permute,
+    "transpose": transpose,
+    "expand": expand,
+    "roll": roll,
+    "index_select": index_select,
+    "pow": power,
+    "clamp_min": clamp_min,
+    "leaky_relu": leaky_relu,
+    "mean": mean,
+    "var": var,
+    "linalg_vector_norm": vector_norm,
+    "_softmax": softmax,
+    "native_layer_norm": layer_norm,
+    "pixel_shuffle": pixel_shuffle,
+    "adaptive_max_pool2d": largest,
+    "max_pool2d_with_indices": largest,
+    "upsample_nearest2d": nearest,
+    "upsample_bilinear2d": bilinear,
+}
+"""ATen's names, without overloads."""

@@ -1,0 +1,94 @@
+"""Render the tables of the papers' experiments from results/experiments/*.json; nothing is typed by hand.
+
+python docs/render_experiments.py            write the tables
+python docs/render_experiments.py --check    exit 1 and name the pages that are out of date
+
+results/experiments/qsci-*.json   `bitlens experiment qsci-... --json FILE`     -> docs/qsci.md
+results/experiments/adapt-*.json  `bitlens adapt ... --scenes ... --json FILE`  -> docs/training.md
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from render_results import NOT_MEASURED, ROOT, between_marks, markdown, read_json
+
+from bitlens.experiments import EXPERIMENTS
+
+
+def experiment_table(content: dict[str, Any]) -> str:
+    """One experiment of Q-SCI's beside the paper's numbers."""
+    drifts = [key for key in content["rows"][0] if key.endswith(("_max", "_mean"))]
+    rows = [
+        ["float", f"{content['float']['psnr']:.2f}", f"{content['float']['ssim']:.4f}", "", "", *("" for _ in drifts)]
+    ]
+    for row in content["rows"]:
+        paper = "–" if row["paper"] is None else f"{row['paper']:+.2f}"
+        scores = [row["variant"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['against_float']:+.2f}", paper]
+        rows.append([*scores, *(f"{row[key]:.3f}" for key in drifts)])
+    columns = ["variant", "PSNR (dB)", "SSIM", "against float", "in the paper"]
+    budget = content["budget"]
+    return (
+        f"### {EXPERIMENTS[content['experiment']].title}\n\n"
+        f"{markdown([*columns, *(key.replace('_', ' ') + ' drift' for key in drifts)], rows, texts=1)}\n\n"
+        f"`{content['start']}` on {content['data']}; {budget['steps']:,} steps of {budget['batch']} samples of "
+        f"{budget['crop']} x {budget['crop']} for each variant, from the float network. In the paper: EfficientSCI-S, "
+        "trained for days."
+    )
+
+
+def adapt_table(contents: Sequence[dict[str, Any]]) -> str:
+    """dB before and after `bitlens adapt`, mask by mask."""
+    if not contents:
+        return NOT_MEASURED
+    rows = []
+    for one in sorted(contents, key=lambda one: (one["mask"], one["settings"]["steps"])):
+        psnr, residual = one["psnr"], one["residual"]
+        how = f"ranges{'' if residual['kept'] else ', not kept'}"
+        how += f", {one['settings']['steps']} steps" if one["settings"]["steps"] else ""
+        numbers = [f"{psnr[key]:.2f}" if key in psnr else "–" for key in ("float", "as it came", "adapted")]
+        rows.append([f"`{one['model']}`", one["mask"], how, *numbers, f"{psnr['adapted'] - psnr['as it came']:+.2f}"])
+    columns = ["network", "mask", "adapted", "float (dB)", "as it came", "after", "gain"]
+    return markdown(columns, rows, texts=3)
+
+
+def render(root: Path, check: bool = False) -> list[Path]:
+    """Bring both pages up to date, or with `check` only find out; the pages that were (or are) out of date."""
+    folder = root / "results" / "experiments"
+    found = [read_json(folder / f"{name}.json") for name in EXPERIMENTS if (folder / f"{name}.json").is_file()]
+    adapted = [read_json(path) for path in sorted(folder.glob("adapt-*.json"))]
+    tables = "\n\n".join(map(experiment_table, found)) or NOT_MEASURED
+    pages = {
+        root / "docs" / "qsci.md": ("experiments", tables),
+        root / "docs" / "training.md": ("adapt", adapt_table(adapted)),
+    }
+    stale = []
+    for page, (mark, content) in pages.items():
+        text = between_marks(page, mark, content)
+        if text != page.read_text(encoding="utf-8"):
+            stale.append(page)
+            if not check:
+                page.write_text(text, encoding="utf-8")
+    return stale
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; see the top of this file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to work on")
+    given = parser.parse_args(arguments)
+    try:
+        changed = render(given.root, given.check)
+    except (ValueError, KeyError, OSError) as error:
+        print(f"render_experiments: {error}", file=sys.stderr)
+        return 2
+    for path in changed:
+        print(f"{'out of date' if given.check else 'wrote'}: {path.relative_to(given.root)}")
+    return 1 if given.check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
