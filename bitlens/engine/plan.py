@@ -98,7 +98,7 @@ class Plan:
         self.engine = engine
         self.steps: list[Callable[[np.ndarray], Callable[[], None]]] = []
         self.kinds: list[str] = []
-        """Of each step: "layer", "grids", "attention" or "shuffle"."""
+        """Of each step: "layer", "grids", "attention", "shuffle" or "other"."""
         self.layers: dict[int, tuple[str, Part, Wanted]] = {}
         """Of the steps that are convolutions: name, input and what becomes of the sums."""
         self.memories: list[Memory] = []
@@ -111,7 +111,9 @@ class Plan:
         self.memories.append(Memory((*size, channels), kind))
         return Part(self.memories[-1])
 
-    def step(self, kind: str, bind: Callable[[np.ndarray], Callable[[], None]], parts: Sequence[Part]) -> None:
+    def step(
+        self, bind: Callable[[np.ndarray], Callable[[], None]], parts: Sequence[Part], kind: str = "other"
+    ) -> None:
         """Append a call of a kind, which reads or writes `parts`."""
         for part in parts:
             part.memory.uses.append(len(self.steps))
@@ -129,7 +131,7 @@ class Plan:
             return convolution.bind(codes.view(block), output, block[: self.workspace], threads)
 
         self.layers[len(self.steps)] = name, codes, wanted
-        self.step("layer", bind, [codes, *wanted.parts])
+        self.step(bind, [codes, *wanted.parts], "layer")
 
     def finish(self, values: Part, wanted: Wanted) -> None:
         """The output stage on values, on grids; values of one channel as rows of pixels, which fill vectors."""
@@ -141,7 +143,7 @@ class Plan:
                 output, source = replace(output, targets=targets), source[..., 0][None]
             return kernels().bind_finish(source, output, self.engine.level, self.engine.threads)
 
-        self.step("grids", bind, [values, *wanted.parts])
+        self.step(bind, [values, *wanted.parts], "grids")
 
     def attend(self, constants: Any, codes: Part, target: Grid) -> None:
         """Temporal attention on codes of q, k and v."""
@@ -153,7 +155,7 @@ class Plan:
             options = dict(level=self.engine.level, threads=self.engine.threads)
             return bk.bind_attend(constants, codes.view(block), written, **options)
 
-        self.step("attention", bind, [codes, target.codes])
+        self.step(bind, [codes, target.codes], "attention")
 
     def shuffle(self, codes: Part, result: Part) -> None:
         """PixelShuffle(2) where the channels of the four pixels come one pixel after the other."""
@@ -164,7 +166,7 @@ class Plan:
             target = result.view(block).reshape(t, h, 2, w, 2, c // 4)
             return lambda: np.copyto(target, source)
 
-        self.step("shuffle", bind, [codes, result])
+        self.step(bind, [codes, result], "shuffle")
 
     def output(self, block: np.ndarray, wanted: Wanted, scale: Any, bias: Any) -> Any:
         """What the kernels call an output."""
