@@ -28,8 +28,10 @@ class Convolutions(Protocol):
     threads: int
     level: str
 
-    def convolution(self, name: str, shape: tuple[int, ...]) -> tuple[Any, np.ndarray, np.ndarray]:
-        """The kernel of a layer for inputs of a shape, and its scale and bias."""
+    def convolution(
+        self, name: str, shape: tuple[int, ...], method: str | None = None
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """The kernel of a layer for inputs of a shape, by a method or the fastest one, and its scale and bias."""
         ...
 
 
@@ -77,18 +79,29 @@ class Grid:
     """Channels of a head, where the operand has a scale per head."""
 
 
+@dataclass(frozen=True)
+class Side:
+    """A layer whose values are added to another's; `slope` is its own LeakyReLU's."""
+
+    name: str
+    codes: Part
+    slope: float = 1.0
+
+
 @dataclass
 class Wanted:
     """What becomes of a layer's sums; `slope` 1 is no LeakyReLU."""
 
     slope: float = 1.0
+    side: Side | None = None
     add: Sequence[Part] = ()
     values: Part | None = None
     grids: Sequence[Grid] = ()
 
     @property
     def parts(self) -> list[Part]:
-        return [*self.add, *([self.values] if self.values else []), *(grid.codes for grid in self.grids)]
+        side = [self.side.codes] if self.side else []
+        return [*side, *self.add, *([self.values] if self.values else []), *(grid.codes for grid in self.grids)]
 
 
 class Plan:
@@ -123,11 +136,16 @@ class Plan:
     def convolve(self, name: str, codes: Part, wanted: Wanted) -> None:
         """The layer `name`."""
         convolution, scale, bias = self.engine.convolution(name, codes.memory.shape)
-        threads = self.engine.threads
-        self.workspace = max(self.workspace, convolution.workspace(codes.memory.shape[:3], threads))
+        threads, side, beside = self.engine.threads, wanted.side, None
+        if side is not None:
+            beside, *numbers = self.engine.convolution(side.name, side.codes.memory.shape, "direct")
+        self.workspace = max(self.workspace, convolution.workspace(codes.memory.shape[:3], threads, beside))
 
         def bind(block: np.ndarray) -> Callable[[], None]:
             output = self.output(block, wanted, scale, bias)
+            if side is not None:
+                source = side.codes.view(block)
+                output = replace(output, side=kernels().Side(beside, source, *numbers, slope=side.slope))
             return convolution.bind(codes.view(block), output, block[: self.workspace], threads)
 
         self.layers[len(self.steps)] = name, codes, wanted
