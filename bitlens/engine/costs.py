@@ -31,7 +31,9 @@ class CostModel:
     """Measured milliseconds of a network's layers, for one size of video."""
 
     layers: dict[str, dict[int, float]]
-    """By dotted name, then by bits of weights and activations: the layer with its output stage."""
+    """By dotted name, then by bits of weights and activations: the layer with its output stage.
+
+    A layer that is computed beside another one has a share of their time."""
     methods: dict[str, dict[int, str]]
     """The kernel's method, by the same."""
     between: dict[str, float]
@@ -190,9 +192,14 @@ class Run:
             self.plan.calls = [self.timed(*pair) for pair in zip(self.plan.calls, self.steps, strict=True)]
 
     def layers(self) -> dict[str, float]:
-        """The fastest time of each layer."""
+        """The fastest time of each layer; two that one call computes share it by their number of weights."""
         assert self.plan is not None
-        return {name: min(self.steps[index]) for index, (name, *_) in self.plan.layers.items()}
+        found = {}
+        for index, (name, _, wanted) in self.plan.layers.items():
+            together = [name, *([wanted.side.name] if wanted.side else [])]
+            weights = {one: self.engine.integers[one].weight.numel() for one in together}  # type: ignore[union-attr]
+            found |= {one: min(self.steps[index]) * count / sum(weights.values()) for one, count in weights.items()}
+        return found
 
     def between(self) -> dict[str, float]:
         """The fastest times of all else, together by what it is."""

@@ -75,7 +75,7 @@ def test_every_layer_is_measured_and_a_file_keeps_it(tmp_path: Path) -> None:
     names = {name for name, layer in low[8].named_modules() if isinstance(layer, Quantized)}
     assert set(costs.layers) == set(costs.methods) == names and len(calls) == 6
     assert all(ms > 0 for row in costs.layers.values() for ms in row.values())
-    assert {method for row in costs.methods.values() for method in row.values()} <= {"direct", "winograd2"}
+    assert {method for row in costs.methods.values() for method in row.values()} <= {"direct", "winograd2", "winograd3"}
     assert set(costs.between) == {"estimate and copies", "grids", "attention", "shuffle"}
     assert costs.size == (2, 16, 16) and set(costs.whole) == {8, 4}
     costs.write(tmp_path / "costs.json")
