@@ -18,8 +18,8 @@ INLINE Float clamp(Float x, const Grid &g) { return smaller(larger(x, g.low), g.
 
 // round(clamp(value / step + zero)) - low, exactly as quant/grid.py rounds.
 //
-// A product with 1 / step is as good as the slow division, but next to ties: places that are at most 511 apart from
-// zero differ by less than 511 * 2^-22 + 2^-15 < TIE. Where a lane is that near to a tie, all of them are divided.
+// A product with 1 / step is as good as the slow division, but next to ties: places that are at most 512 apart from
+// zero differ by less than 2^-15 + 3 * 2^-16 < 2^-12. Where a lane is that near to a tie, all of them are divided.
 INLINE Int to_codes(Float value, const Grid &g) {
   Float place = clamp(fma(value, g.inverse, g.zero), g);
   Int code = to_int(place);
