@@ -142,11 +142,7 @@ def main() -> None:
     for timing in timings:
         if timing.failure:
             print(f"{timing.name}: {timing.failure}")
-    results = [
-        dict(name=t.name, seconds=t.median, processor=t.value, runs=t.seconds)
-        for t in timings
-        if not t.failure
-    ]
+    results = [dict(name=t.name, seconds=t.median, processor=t.value, runs=t.seconds) for t in timings if not t.failure]
     size = f"{asked.size} x {asked.size}"
     print(f"SwinIR-light x{SCALE}, {size}, {asked.threads} threads, {asked.rounds} rounds, medians\n")
     print(table(results))
