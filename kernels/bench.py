@@ -22,7 +22,10 @@ import bitlens_kernels as bk
 import numpy as np
 
 KERNELS = ((3, 3, 3), (1, 3, 3), (1, 1, 1))
-LAYERS = (("direct", 8, 8), ("winograd2", 4, 4), ("winograd3", 3, 3), ("lookup", 2, 2))
+LAYERS = (
+    *(("direct", 8, 8), ("winograd2", 4, 4), ("winograd3", 3, 3)),
+    *(("winograd2wide", 2, 2), ("lookup", 2, 2)),
+)
 """Method, bits of weights, bits of activations."""
 
 
@@ -31,7 +34,9 @@ def measure(channels: int, kernel: Sequence[int], size: Sequence[int], rounds: i
     calls = {
         f"{method} W{weight_bits}A{bits}": ours(channels, kernel, size, method, weight_bits, bits)
         for method, weight_bits, bits in LAYERS
-        if bk.fits((channels, *kernel, channels), -1, 1, zero=1, largest=2**bits - 1, method=method)
+        if bk.fits(
+            (channels, *kernel, channels), -(2 ** (weight_bits - 1)), 1, zero=1, largest=2**bits - 1, method=method
+        )
         and not (method == "lookup" and bk.best_level() != bk.LEVELS[-1])
         and (method == "direct" or max(kernel) > 1)
     }

@@ -186,6 +186,8 @@ class Benchmark:
         for model in self.models:
             bits = f"{bits_of(model)} bits"
             rows.append(row(model, "OpenVINO", bits, "low-bit", openvino, "auto", cache))
+            if not video and bits == "8 bits":
+                rows.append(row(model, "OpenVINO", f"{bits}, bf16 between", "low-bit", openvino, "bf16", cache))
             if "onnxruntime" in self.engines and video:
                 rows.append(row(model, "ONNX Runtime", bits, "low-bit", contestants.onnxruntime_run, cache))
             if "native" in self.engines and video:

@@ -13,9 +13,9 @@ from jaxtyping import Float32
 
 from bitlens.data.arrays import ARRAY_SUFFIXES, array_names, find_array, frames_first, read_arrays
 from bitlens.data.checks import check_measurement, closed_note, match_note
-from bitlens.data.images import TIF_SUFFIXES, read_image, read_tif, to_float
+from bitlens.data.images import TIF_SUFFIXES, read_image, to_float
 from bitlens.data.masks import check_mask, read_mask, scale_mask
-from bitlens.data.stacks import Stack, array_stack, folder_stack, stored_stack
+from bitlens.data.stacks import Stack, array_stack, folder_stack, stored_stack, tif_stack
 from bitlens.data.video import read_video
 
 __all__ = ["Crop", "Recording", "cut", "open_recording", "size_of"]
@@ -58,8 +58,8 @@ def open_recording(
 ) -> Recording:
     """As `read_capture`, which see, without holding the measurements in memory where their file allows it.
 
-    They are read twice: once to be checked here, and again by whoever iterates. .npy, .npz and folders of images are
-    read picture by picture (`stored_stack`); the arrays of other files are held as they are stored.
+    They are read twice: once to be checked here, and again by whoever iterates. .npy, .npz, .tif and folders of images
+    are read picture by picture (`stored_stack`, `tif_stack`); the arrays of other files are held as they are stored.
     """
     path = Path(measurement_path)
     if gain is not None and not (np.isfinite(gain) and gain > 0):
@@ -133,7 +133,7 @@ def _open_raw(path: Path, key: str | None, axes: str | None) -> Stack:
     if path.is_dir():
         raw = folder_stack(path)
     elif suffix in TIF_SUFFIXES:
-        raw = array_stack(read_tif(path))
+        raw = tif_stack(path)
     elif suffix == ".png":
         raw = array_stack(read_image(path)[None])  # h w -> 1 h w
     else:

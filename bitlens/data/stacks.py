@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from bitlens.data.arrays import BARE, DAMAGE, KEY_AXES, find_array, frames_first, read_npz
-from bitlens.data.images import folder_images, read_image, stack_frames
+from bitlens.data.images import folder_images, read_image, read_tif, stack_frames, tif_in_pages
 
-__all__ = ["Stack", "array_stack", "folder_stack", "stored_stack"]
+__all__ = ["Stack", "array_stack", "folder_stack", "stored_stack", "tif_stack"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,15 @@ def folder_stack(path: str | os.PathLike[str]) -> Stack:
             yield picture
 
     return Stack((len(files), *first.shape), first.dtype, pictures)
+
+
+def tif_stack(path: str | os.PathLike[str]) -> Stack:
+    """The pictures of a .tif, as stored; each is read when its turn comes where it is a grey page of its own.
+
+    Raises: as `read_tif`, some of it only when it is read.
+    """
+    found = tif_in_pages(path)
+    return array_stack(read_tif(path)) if found is None else Stack(*found)
 
 
 def stored_stack(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, lower
-from bitlens.engine.plan import Grid, Part, Plan, Wanted, kernels
+from bitlens.engine.plan import Grid, Part, Plan, Side, Wanted, kernels
 from bitlens.engine.twins import check_attention, check_layers, codes_and_geometry
 from bitlens.networks.efficientsci import EfficientSCI, TemporalAttention, initial_estimate
 from bitlens.networks.parts import HeadShift
@@ -64,13 +64,18 @@ class Packed:
         """Measured seconds of each method, by weight shape, codes and size."""
         self.ready: dict[str, tuple[Any, np.ndarray, np.ndarray]] = {}
 
-    def convolution(self, name: str, shape: tuple[int, ...]) -> tuple[Any, np.ndarray, np.ndarray]:
-        """The kernel of a layer for inputs of a shape, and its scale and bias; packed once."""
+    def convolution(
+        self, name: str, shape: tuple[int, ...], method: str | None = None
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """The kernel of a layer for inputs of a shape, by a method or the fastest one, and its scale and bias.
+
+        It is packed once.
+        """
         if name not in self.ready:
             layer = self.integers[name]
             assert isinstance(layer, IntegerLayer)
             codes, geometry = codes_and_geometry(layer)
-            self.methods[name] = method = self.fastest(codes, geometry, shape)
+            self.methods[name] = method = method or self.fastest(codes, geometry, shape)
             bias = torch.zeros(len(codes)) if layer.bias is None else layer.bias
             convolution = kernels().Convolution(codes, method=method, level=self.level, **geometry)
             self.ready[name] = convolution, layer.scale.float().numpy(), bias.numpy()
@@ -255,15 +260,10 @@ class Network:
         parts = {name: self.plan.new(size, channels) for name in names}
         return parts, [self.grid(name, part) for name, part in parts.items()]
 
-    def stage(
-        self, main: str, side: str | None, inputs: dict[str, Part], size: tuple[int, int, int], wanted: Wanted
-    ) -> None:
-        """A layer, and where there is one, its shortcut first, which is added; both through LeakyReLU if wanted."""
+    def stage(self, main: str, side: str | None, inputs: dict[str, Part], wanted: Wanted) -> None:
+        """A layer, and where there is one, its shortcut, which is added; both through LeakyReLU if wanted."""
         if side is not None:
-            outputs = len(self.layers[main].weight)  # type: ignore[union-attr]
-            added = self.plan.new(size, outputs, np.float32 if wanted.values and not wanted.grids else self.kind)
-            self.plan.convolve(side, inputs[side], Wanted(wanted.slope, values=added))
-            wanted = replace(wanted, add=[added])
+            wanted = replace(wanted, side=Side(side, inputs[side], wanted.slope))
         self.plan.convolve(main, inputs[main], wanted)
 
     def extract_features(
@@ -275,11 +275,11 @@ class Network:
         self.plan.finish(estimate, Wanted(grids=grids))
         for i in range(2):
             following, grids = self.inputs([n for n in (f"fem.{2 * i + 2}", sides[i + 1]) if n], size, (i + 1) * c)
-            self.stage(f"fem.{2 * i}", sides[i], inputs, size, Wanted(LEAKY, grids=grids))
+            self.stage(f"fem.{2 * i}", sides[i], inputs, Wanted(LEAKY, grids=grids))
             inputs = following
         values = self.plan.new(half, 4 * c, self.kind)
         following, grids = self.block_inputs("resdnet_list.0", half)
-        self.stage("fem.4", sides[2], inputs, half, Wanted(LEAKY, values=values, grids=grids))
+        self.stage("fem.4", sides[2], inputs, Wanted(LEAKY, values=values, grids=grids))
         return values, following
 
     def block_inputs(self, block: str, size: tuple[int, int, int]) -> tuple[dict[str, Part], list[Grid]]:
@@ -334,14 +334,14 @@ class Network:
         self.plan.convolve(f"{name}.scb.0", inputs[f"{name}.scb.0"], Wanted(LEAKY, grids=grids))
         both = self.plan.new(size, width, self.kind)
         entering, grids = self.inputs([f"{name}.ffn.0"], size, width)
-        wanted = Wanted(add=[time_branch, x], values=both, grids=grids)
+        wanted = Wanted(side=time_branch, add=[x], values=both, grids=grids)
         self.plan.convolve(f"{name}.scb.2", hidden[f"{name}.scb.2"], wanted)
         hidden, grids = self.inputs([f"{name}.ffn.2"], size, width)
         self.plan.convolve(f"{name}.ffn.0", entering[f"{name}.ffn.0"], Wanted(LEAKY, grids=grids))
         self.plan.convolve(f"{name}.ffn.2", hidden[f"{name}.ffn.2"], Wanted(add=[both], grids=ends))
 
-    def attention(self, name: str, inputs: Part, size: tuple[int, int, int], width: int) -> Part:
-        """Temporal attention; the values after its projection."""
+    def attention(self, name: str, inputs: Part, size: tuple[int, int, int], width: int) -> Side:
+        """Temporal attention; its projection is what is added."""
         module = self.network.get_submodule(name)
         scores, mix = self.layers[f"{name}.scores"], self.layers[f"{name}.mix"]
         assert isinstance(module, TemporalAttention)
@@ -357,9 +357,7 @@ class Network:
         constants = attention_constants(scores, mix, heads, module.scale)
         target = self.grid(f"{name}.proj", mixed)
         self.plan.attend(constants, codes, target)
-        values = self.plan.new(size, width, self.kind)
-        self.plan.convolve(f"{name}.proj", mixed, Wanted(values=values))
-        return values
+        return Side(f"{name}.proj", mixed)
 
     def reconstruct(self, codes: Part, size: tuple[int, int, int], half: tuple[int, int, int], c: int) -> Part:
         """up_conv, PixelShuffle and VRM: the video (t, h, w, color_ch)."""
@@ -372,10 +370,10 @@ class Network:
             self.plan.shuffle(small[name], inputs[name])
         for i, channels in enumerate((2 * c, c)):
             following, grids = self.inputs([n for n in (f"vrm.{2 * i + 2}", sides[i + 1]) if n], size, channels)
-            self.stage(f"vrm.{2 * i}", sides[i], inputs, size, Wanted(LEAKY, grids=grids))
+            self.stage(f"vrm.{2 * i}", sides[i], inputs, Wanted(LEAKY, grids=grids))
             inputs = following
         video = self.plan.new(size, self.network.config["color_ch"], np.float32)
-        self.stage("vrm.4", sides[2], inputs, size, Wanted(values=video))
+        self.stage("vrm.4", sides[2], inputs, Wanted(values=video))
         return video
 
 

@@ -59,10 +59,12 @@ class Kind:
     """What the model is checked on."""
     channels: int
     """The axis of linear layers' channels in the model."""
+    precision: str
+    """What "auto" is where all grids have 8 bits: pictures are nearer to the truth than videos, and bf16 shows."""
 
 
-VIDEO = Kind(build, Runtime, check_input, 1)
-PICTURE = Kind(build_picture, PictureRuntime, check_picture, -1)
+VIDEO = Kind(build, Runtime, check_input, 1, "bf16")
+PICTURE = Kind(build_picture, PictureRuntime, check_picture, -1, "f32")
 
 
 def kind_of(network: nn.Module) -> Kind | None:
@@ -96,8 +98,8 @@ class Engine:
 
     Args:
         network: an EfficientSCI or a network that enlarges pictures, fake-quantized or float; it is not changed.
-        precision: of everything that is not integer; "auto" is bf16 where the CPU computes in it and no grid has fewer
-            than 8 bits, else f32. Coarse grids turn what bf16 rounds away into whole codes (docs/engine.md).
+        precision: of everything that is not integer; "auto" is bf16 for videos where the CPU computes in it and no grid
+            has fewer than 8 bits, else f32. Coarse grids turn what bf16 rounds away into whole codes (docs/engine.md).
         threads: CPU threads; None leaves it to OpenVINO.
         cache: folder of compiled models and of the results of checks; None is `user_cache("openvino")`.
         check: compare every layer with the integer reference, once for these weights on this machine.
@@ -137,7 +139,7 @@ class Engine:
         if precision == "bf16" and not capable:
             raise ValueError("precision bf16, which this CPU has not; wanted f32 or auto; choose one")
         coarse = any(layer.activation_bits < 8 for layer in quantized_layers(network).values())
-        self.precision = ("bf16" if capable and not coarse else "f32") if precision == "auto" else precision
+        self.precision = (kind.precision if capable and not coarse else "f32") if precision == "auto" else precision
         self.settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             self.settings["INFERENCE_NUM_THREADS"] = threads
@@ -244,7 +246,8 @@ def layers_of(compiled: Any, names: Collection[str]) -> dict[str, str]:
     for op in compiled.get_runtime_model().get_ordered_ops():
         about = {key: value.value for key, value in op.get_rt_info().items()}
         if about["layerType"] in PRODUCTS:  # with the ops that were fused into it, which are unnamed: Add_17
-            fused = (original.partition(PART)[0] for original in about["originalLayersNames"].split(","))
+            originals = about["originalLayersNames"].split(",")  # NAME, NAME#bias, NAME/DequantizationMultiply
+            fused = (original.partition(PART)[0].partition("/")[0] for original in originals)
             layer = next((name for name in fused if name in names), None)
             if layer is not None:
                 layers[op.get_friendly_name()] = layer

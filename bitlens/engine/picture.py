@@ -8,9 +8,11 @@ are multiplied in float.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bitlens.engine.graph import PART
@@ -115,8 +117,9 @@ class PictureGraph(Writer):
     def layer(self, name: str, module: nn.Module, x: Value) -> Any:
         """A convolution or linear layer; its op has the layer's name, by which kernels and times are found."""
         geometry: Any = module.layer if isinstance(module, Quantized) else module
-        inputs, weight, bias = self.enter(name, module, x), self.weight(name, module), geometry.bias
-        if isinstance(geometry, nn.Linear):
+        inputs, weight, bias = self.enter(name, module, x), self.weight(name, module), self.bias(name, geometry)
+        if isinstance(geometry, nn.Linear):  # its bias is fused for rows of one axis
+            inputs = self.reshape(inputs, (1, prod(x.shape[:-1]), x.shape[-1]))
             node = self.ops.matmul(inputs, weight, False, True)
         else:
             convolution = self.ops.convolution if geometry.groups == 1 else self.ops.group_convolution
@@ -124,17 +127,32 @@ class PictureGraph(Writer):
             node = convolution(inputs, weight, geometry.stride, padding, padding, geometry.dilation)
             bias = None if bias is None else bias.reshape(-1, 1, 1)
         node.set_friendly_name(name)
-        if bias is None:
-            return node.output(0)
-        out = self.ops.add(node, self.constant(bias))
-        out.set_friendly_name(f"{name}{PART}bias")
-        return out.output(0)
+        if bias is not None:
+            node = self.ops.add(node, self.constant(bias))
+            node.set_friendly_name(f"{name}{PART}bias")
+        if isinstance(geometry, nn.Linear):
+            return self.reshape(node.output(0), (*x.shape[:-1], geometry.out_features))
+        return node.output(0)
+
+    def bias(self, name: str, geometry: nn.Module) -> Tensor | None:
+        """A layer's bias; of a linear layer in integers with what the zero-point contributes (see `enter`)."""
+        integers, bias = self.exact(name), geometry.bias
+        if integers is None or not isinstance(geometry, nn.Linear):
+            return bias  # type: ignore[return-value]
+        zero = integers.input.zero_point.double() - integers.input.qmin
+        shift = integers.scale * zero * integers.weight.long().sum(1)
+        return (-shift if bias is None else geometry.get_parameter("bias").double() - shift).float()
 
     def enter(self, name: str, module: nn.Module, x: Value) -> Any:
-        """The input of a layer on its grid."""
+        """The input of a layer on its grid.
+
+        OpenVINO's linear layers subtract a zero-point in a pass of its own over their results. So theirs are given
+        codes times the scale, and the bias makes up for it.
+        """
         integers = self.exact(name)
         if integers is not None:
-            return self.fake_quantize(integers.input, x)
+            linear = isinstance(integers.geometry, nn.Linear)
+            return self.fake_quantize(integers.input, x, shifted=linear)
         if not isinstance(module, Quantized):
             return x.op
         grid = operand(module.input_grid)
@@ -143,12 +161,13 @@ class PictureGraph(Writer):
             replace(grid, scale=grid.scale.reshape(shape), zero_point=grid.zero_point.reshape(shape)), x.op
         )
 
-    def fake_quantize(self, grid: Operand, x: Value) -> Any:
-        """The values of an input with one scale on its grid, as the u8 kernels want to see it."""
+    def fake_quantize(self, grid: Operand, x: Value, shifted: bool) -> Any:
+        """The values of an input with one scale on its grid, as the u8 kernels want to see it; or codes times scale."""
         zero, scale, last = float(grid.zero_point) - grid.qmin, float(grid.scale), grid.qmax - grid.qmin
         low, high = -zero * scale, (LARGEST_CODE - zero) * scale
         inputs = self.ops.clamp(x.op, low, (last - zero) * scale) if last < LARGEST_CODE else x.op
-        ends = [np.full([1] * x.ndim, end, np.float32) for end in (low, high, low, high)]
+        first = (0.0, LARGEST_CODE * scale) if shifted else (low, high)
+        ends = [np.full([1] * x.ndim, end, np.float32) for end in (low, high, *first)]
         return self.ops.fake_quantize(inputs, *ends, LARGEST_CODE + 1).output(0)
 
     def weight(self, name: str, module: nn.Module) -> Any:
@@ -163,39 +182,56 @@ class PictureGraph(Writer):
         scale = integers.weight_scale.reshape(-1, *[1] * (integers.weight.ndim - 1))
         return self.ops.multiply(codes, np.ascontiguousarray(by_group(scale, groups))).output(0)
 
-    def offsets(self, grid: Operand, x: Any) -> Any:
-        """code - zero_point, computed in float."""
+    def offsets(self, grid: Operand, x: Any, unit: Tensor | None = None) -> Any:
+        """(code - zero_point) unit, computed in float; a zero-point that is a code is not even added."""
+        place = self.elementwise("divide", x, self.constant(grid.scale))
+        unit = torch.ones(()) if unit is None else unit
+        if grid.fits:  # clamped last: what is multiplied last, OpenVINO moves to where rows are short
+            whole = self.elementwise("multiply", self.rounded(place), self.constant(unit))
+            low, high = (self.constant((end - grid.zero_point) * unit) for end in (grid.qmin, grid.qmax))
+            return self.elementwise("minimum", self.elementwise("maximum", whole, low), high)
         zero_point = self.constant(grid.zero_point)
-        place = self.elementwise("add", self.elementwise("divide", x, self.constant(grid.scale)), zero_point)
-        codes = self.ops.round(self.ops.clamp(place, grid.qmin, grid.qmax), "half_to_even")
-        return self.elementwise("subtract", codes.output(0), zero_point)
+        place = self.ops.clamp(self.elementwise("add", place, zero_point), grid.qmin, grid.qmax)
+        offset = self.elementwise("subtract", self.rounded(place), zero_point)
+        return self.elementwise("multiply", offset, self.constant(unit))
+
+    def rounded(self, x: Any) -> Any:
+        """Half to even."""
+        return self.ops.round(x, "half_to_even").output(0)
 
     def product(self, name: str, module: nn.Module, left: Value, right: Value) -> Any:
-        """An attention product; the pixels, where there are several, become part of the batch."""
-        grids = self.grids(name)
-        first, second = (left.op, right.op) if grids is None else (
-            self.factor(grids.left, left), self.factor(grids.right, right)
-        )  # fmt: skip
-        first, second = self.batched(first, left), self.batched(second, right)
-        node = self.ops.matmul(first, second, False, False)
+        """An attention product; the pixels, where there are several, become part of the batch.
+
+        Factors are code - zero_point; the value of a unit of the product is multiplied into the second, the smaller.
+        """
+        grids, first, second = self.grids(name), left.op, right.op
+        if grids is not None:
+            first = self.factor(grids.left, left, torch.ones(()))
+            second = self.factor(grids.right, right, grids.left.scale * grids.right.scale)
+        node = self.ops.matmul(self.batched(first, left), self.batched(second, right), False, False)
         node.set_friendly_name(name)
         b, n, i, _, p = left.shape
         if p == 1:
             return self.reshape(node.output(0), (b, n, i, right.shape[3], 1))
         return self.transpose(node.output(0), (0, 1, 3, 4, 2))
 
-    def batched(self, x: Any, value: Value) -> Any:
-        """(b, n, i, k, p) as (b, n, i, k) of one pixel, or as (b, n, p, i, k)."""
-        return self.reshape(x, value.shape[:4]) if value.shape[4] == 1 else self.transpose(x, (0, 1, 4, 2, 3))
+    def factor(self, grid: Operand, x: Value, unit: Tensor) -> Any:
+        """A factor's (code - zero_point) unit, as (b n, i k p): OpenVINO is slow with rows as short as a head's."""
+        b, n, *rest = x.shape
+        flat = self.reshape(x.op, (b * n, prod(rest)))
+        scale, zero_point, unit = (self.rows(value, b) for value in (grid.scale, grid.zero_point, unit))
+        return self.offsets(replace(grid, scale=scale, zero_point=zero_point), flat, unit)
 
-    def factor(self, grid: Operand, x: Value) -> Any:
-        """A factor of a product on its grid, in float."""
-        if not grid.fits:
-            return self.elementwise("multiply", self.offsets(grid, x.op), self.constant(grid.scale))
-        zero = grid.zero_point - grid.qmin
-        low, high = -zero * grid.scale, (grid.qmax - grid.qmin - zero) * grid.scale
-        ends = [self.constant(end.expand([1] * x.ndim) if end.ndim == 0 else end) for end in (low, high, low, high)]
-        return self.ops.fake_quantize(x.op, *ends, grid.qmax - grid.qmin + 1).output(0)
+    def rows(self, values: Tensor, b: int) -> Tensor:
+        """One number, or that of the head of each row (b n, 1)."""
+        flat = values.flatten()
+        return flat[0] if bool((flat == flat[0]).all()) else flat.repeat(b).reshape(-1, 1)
+
+    def batched(self, x: Any, value: Value) -> Any:
+        """(b, n, i, k, p), or flat, as (b, n, i, k) of one pixel, or as (b, n, p, i, k)."""
+        if value.shape[4] == 1:
+            return self.reshape(x, value.shape[:4])
+        return self.transpose(self.reshape(x, value.shape), (0, 1, 4, 2, 3))
 
 
 def by_group(weight: Tensor, groups: int) -> Tensor:

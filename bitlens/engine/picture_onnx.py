@@ -170,11 +170,10 @@ class PictureFile(Nodes, Writer):
 
     def factor(self, grid: Operand, x: Value) -> str:
         """A factor of a product on its grid; axis 1 runs over the heads."""
-        if not grid.fits:
-            return self.op("Mul", self.offsets(grid, x.op), self.constant(grid.scale))
-        if grid.scale.ndim:
-            grid = replace(grid, scale=grid.scale.flatten(), zero_point=grid.zero_point.flatten())
-        return self.quantized(grid, x.op)
+        if grid.fits and not grid.scale.ndim:
+            return self.quantized(grid, x.op)
+        # ONNX Runtime fuses a product of quantized factors, and then refuses zero-points of several heads.
+        return self.op("Mul", self.offsets(grid, x.op), self.constant(grid.scale))
 
 
 @torch.no_grad()

@@ -28,8 +28,10 @@ class Convolutions(Protocol):
     threads: int
     level: str
 
-    def convolution(self, name: str, shape: tuple[int, ...]) -> tuple[Any, np.ndarray, np.ndarray]:
-        """The kernel of a layer for inputs of a shape, and its scale and bias."""
+    def convolution(
+        self, name: str, shape: tuple[int, ...], method: str | None = None
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """The kernel of a layer for inputs of a shape, by a method or the fastest one, and its scale and bias."""
         ...
 
 
@@ -77,18 +79,29 @@ class Grid:
     """Channels of a head, where the operand has a scale per head."""
 
 
+@dataclass(frozen=True)
+class Side:
+    """A layer whose values are added to another's; `slope` is its own LeakyReLU's."""
+
+    name: str
+    codes: Part
+    slope: float = 1.0
+
+
 @dataclass
 class Wanted:
     """What becomes of a layer's sums; `slope` 1 is no LeakyReLU."""
 
     slope: float = 1.0
+    side: Side | None = None
     add: Sequence[Part] = ()
     values: Part | None = None
     grids: Sequence[Grid] = ()
 
     @property
     def parts(self) -> list[Part]:
-        return [*self.add, *([self.values] if self.values else []), *(grid.codes for grid in self.grids)]
+        side = [self.side.codes] if self.side else []
+        return [*side, *self.add, *([self.values] if self.values else []), *(grid.codes for grid in self.grids)]
 
 
 class Plan:
@@ -98,7 +111,7 @@ class Plan:
         self.engine = engine
         self.steps: list[Callable[[np.ndarray], Callable[[], None]]] = []
         self.kinds: list[str] = []
-        """Of each step: "layer", "grids", "attention" or "shuffle"."""
+        """Of each step: "layer", "grids", "attention", "shuffle" or "other"."""
         self.layers: dict[int, tuple[str, Part, Wanted]] = {}
         """Of the steps that are convolutions: name, input and what becomes of the sums."""
         self.memories: list[Memory] = []
@@ -111,7 +124,9 @@ class Plan:
         self.memories.append(Memory((*size, channels), kind))
         return Part(self.memories[-1])
 
-    def step(self, kind: str, bind: Callable[[np.ndarray], Callable[[], None]], parts: Sequence[Part]) -> None:
+    def step(
+        self, bind: Callable[[np.ndarray], Callable[[], None]], parts: Sequence[Part], kind: str = "other"
+    ) -> None:
         """Append a call of a kind, which reads or writes `parts`."""
         for part in parts:
             part.memory.uses.append(len(self.steps))
@@ -121,15 +136,20 @@ class Plan:
     def convolve(self, name: str, codes: Part, wanted: Wanted) -> None:
         """The layer `name`."""
         convolution, scale, bias = self.engine.convolution(name, codes.memory.shape)
-        threads = self.engine.threads
-        self.workspace = max(self.workspace, convolution.workspace(codes.memory.shape[:3], threads))
+        threads, side, beside = self.engine.threads, wanted.side, None
+        if side is not None:
+            beside, *numbers = self.engine.convolution(side.name, side.codes.memory.shape, "direct")
+        self.workspace = max(self.workspace, convolution.workspace(codes.memory.shape[:3], threads, beside))
 
         def bind(block: np.ndarray) -> Callable[[], None]:
             output = self.output(block, wanted, scale, bias)
+            if side is not None:
+                source = side.codes.view(block)
+                output = replace(output, side=kernels().Side(beside, source, *numbers, slope=side.slope))
             return convolution.bind(codes.view(block), output, block[: self.workspace], threads)
 
         self.layers[len(self.steps)] = name, codes, wanted
-        self.step("layer", bind, [codes, *wanted.parts])
+        self.step(bind, [codes, *wanted.parts], "layer")
 
     def finish(self, values: Part, wanted: Wanted) -> None:
         """The output stage on values, on grids; values of one channel as rows of pixels, which fill vectors."""
@@ -141,7 +161,7 @@ class Plan:
                 output, source = replace(output, targets=targets), source[..., 0][None]
             return kernels().bind_finish(source, output, self.engine.level, self.engine.threads)
 
-        self.step("grids", bind, [values, *wanted.parts])
+        self.step(bind, [values, *wanted.parts], "grids")
 
     def attend(self, constants: Any, codes: Part, target: Grid) -> None:
         """Temporal attention on codes of q, k and v."""
@@ -153,7 +173,7 @@ class Plan:
             options = dict(level=self.engine.level, threads=self.engine.threads)
             return bk.bind_attend(constants, codes.view(block), written, **options)
 
-        self.step("attention", bind, [codes, target.codes])
+        self.step(bind, [codes, target.codes], "attention")
 
     def shuffle(self, codes: Part, result: Part) -> None:
         """PixelShuffle(2) where the channels of the four pixels come one pixel after the other."""
@@ -164,7 +184,7 @@ class Plan:
             target = result.view(block).reshape(t, h, 2, w, 2, c // 4)
             return lambda: np.copyto(target, source)
 
-        self.step("shuffle", bind, [codes, result])
+        self.step(bind, [codes, result], "shuffle")
 
     def output(self, block: np.ndarray, wanted: Wanted, scale: Any, bias: Any) -> Any:
         """What the kernels call an output."""

@@ -91,7 +91,7 @@ class Writer:
         raise NotImplementedError
 
     def elementwise(self, kind: str, *values: Any) -> Any:
-        """One of `BINARY`'s and `UNARY`'s, "maximum", "power" or "absolute", with broadcasting."""
+        """One of `BINARY`'s and `UNARY`'s, "maximum", "minimum" or "power", with broadcasting."""
         raise NotImplementedError
 
     def leaky(self, x: Any, slope: float) -> Any:
@@ -368,7 +368,7 @@ def largest(w: Writer, shapes: Any, x: Value, size: Sequence[int], *_: Any) -> A
 
 def nearest(w: Writer, shapes: Tensor, x: Value, *_: Any) -> Any:
     """Enlarged: each pixel is the one whose place it falls on."""
-    _, _, height, width = shapes.shape
+    height, width = shapes.shape[2:]
     return w.resize(x.op, height, width, "nearest")
 
 
@@ -380,7 +380,7 @@ def bilinear(w: Writer, shapes: Tensor, x: Value, size: Any, corners: bool, *_: 
     """
     if corners:
         raise TypeError("the network aligns corners when it resizes, which no graph here has; run it in torch")
-    _, _, height, width = shapes.shape
+    height, width = shapes.shape[2:]
     return w.resize(x.op, height, width, "linear")
 
 

@@ -119,7 +119,7 @@ def distill(
                 if on_step:
                     on_step(run.step, losses[-1])
     finally:
-        if losses:
+        if losses and not run.broken:
             run.save()
     tenth = max(1, len(losses) // 10)
     means = [sum(part) / len(part) if part else 0.0 for part in (losses[:tenth], losses[-tenth:])]
@@ -132,6 +132,8 @@ class Run:
     def __init__(self, adam: "UnitAdam", settings: Refinement, path: Path | None):
         self.adam, self.settings, self.path = adam, settings, path
         self.step, self.before = self.load()
+        self.broken = False
+        """Whether a loss was not finite, so that there is nothing to go on from."""
         self.started = self.saved = time.monotonic()
 
     def seconds(self) -> float:
@@ -146,7 +148,8 @@ class Run:
     def advance(self, loss: Tensor) -> float:
         """One step against the gradient of a loss, and once a minute a save; returns the loss."""
         value = float(loss.detach())
-        if not math.isfinite(value):
+        self.broken = not math.isfinite(value)
+        if self.broken:
             raise ValueError(
                 f"the loss of step {self.step} is {value}; wanted a finite one; lower learning_rate or weights"
             )

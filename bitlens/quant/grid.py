@@ -172,6 +172,10 @@ class Grid(nn.Module):
         return f"bits={self.bits}, codes={self.qmin}..{self.qmax}"
 
 
+NOTHING = 1e-8
+"""A range this wide or less is that of values that are all zero."""
+
+
 class StepGrid(Grid):
     """A grid that learns its step (LSQ) and, if asymmetric, its zero-point (LSQ+).
 
@@ -221,7 +225,11 @@ class StepGrid(Grid):
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Span [low, high]; a symmetric grid spans max(|low|, |high|) on both sides."""
+        """Span [low, high]; a symmetric grid spans max(|low|, |high|) on both sides.
+
+        Where all values are zero the scale is the mean of the other channels' scales, or 1: one that is next to
+        nothing would keep the values at zero in training, for all that they move.
+        """
         low, high = low.reshape(self.scale.shape), high.reshape(self.scale.shape)
         if self.kind == "none":
             reach = torch.maximum(low.abs(), high.abs())
@@ -229,7 +237,10 @@ class StepGrid(Grid):
         else:
             low, high = low.clamp(max=0.0), high.clamp(min=0.0)  # zero stays inside: padding and silence are exact
             scale = (high - low) / (self.qmax - self.qmin)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale)).clamp_min(1e-8)
+            reach = high - low
+        empty = ~(reach > NOTHING)
+        usual = scale[~empty].mean() if bool((~empty).any()) else scale.new_ones(())
+        scale = torch.where(empty, usual, scale).clamp_min(1e-8)
         self.scale.copy_(scale)
         if self.kind != "none":
             zero_point = (self.qmin - low / scale).clamp(self.qmin, self.qmax)

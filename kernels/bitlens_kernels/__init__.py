@@ -54,8 +54,22 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Side:
+    """A second convolution whose values, leaky(total * scale + bias), are added to those of another.
+
+    It is direct, of the same level, and its outputs have the same size.
+    """
+
+    convolution: "Convolution"
+    codes: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray | None = None
+    slope: float = 1.0
+
+
+@dataclass(frozen=True)
 class Output:
-    """What becomes of sums: value = leaky(total * scale + bias) + add, stored, and written on grids.
+    """What becomes of sums: value = leaky(total * scale + bias) + side + add, stored, and written on grids.
 
     Values (and what is added) are float32, or bfloat16 in arrays of uint16.
     """
@@ -69,6 +83,7 @@ class Output:
     """Of LeakyReLU; 1: none."""
     add: Sequence[np.ndarray] = ()
     """At most two (t, h, w, outputs)."""
+    side: Side | None = None
     values: np.ndarray | None = None
     targets: Sequence[Target] = ()
 
@@ -81,7 +96,8 @@ class Convolution:
         stride, padding: of t, h, w; padded with the code `zero`.
         zero: the code of the value 0.
         largest: no input code is larger.
-        method: "direct"; "winograd2", F(2x2,3x3); "winograd3", F(2x2x2,3x3x3); "lookup", of 2 bits.
+        method: "direct"; "winograd2", F(2x2,3x3); "winograd2wide", F(3x3,3x3); "winograd3", F(2x2x2,3x3x3);
+            "lookup", of 2 bits.
         level: one of `levels()`; None: the best.
 
     Raises:
@@ -127,10 +143,11 @@ class Convolution:
         t, h, w = ((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
         return t, h, w
 
-    def workspace(self, size: Triple, threads: int = 1) -> int:
-        """Bytes of scratch memory that a run wants."""
+    def workspace(self, size: Triple, threads: int = 1, side: "Convolution | None" = None) -> int:
+        """Bytes of scratch memory that a run wants, with a `Side` that is computed by `side`."""
         source = library.Input(None, self.layer.channels, library.triple(size))
-        return library.functions().bk_workspace(self.handle, source, threads)
+        own = library.functions().bk_workspace(self.handle, source, threads)
+        return own if side is None else own + side.workspace(size, threads)
 
     def bind(self, codes: np.ndarray, output: Output, workspace: np.ndarray | None = None, threads: int = 1) -> "Call":
         """A call that is ready to be made again and again on the same memory.
@@ -143,12 +160,15 @@ class Convolution:
         shape = self.output_size(size)
         if min(shape) < 1 or threads < 1:
             raise ValueError(f"codes {codes.shape} on {threads} threads; wanted an output of one pixel or more")
-        needed = self.workspace(size, threads)
+        needed = self.workspace(size, threads, output.side and output.side.convolution)
         workspace = library.aligned(needed) if workspace is None else workspace
         if workspace.nbytes < needed or workspace.ctypes.data % library.ALIGN:
             raise ValueError(f"a workspace of {workspace.nbytes} bytes; wanted {needed}, aligned; see `workspace`")
         source = library.Input(codes.ctypes.data, pixel_stride(codes), library.triple(size))
         written, kept = output_struct(output, (*shape, self.layer.outputs))
+        if output.side is not None:
+            written.side, more = side_struct(output.side, (*shape, self.layer.outputs), self.level)
+            kept += more
         arguments = (self.handle, source, written, workspace.ctypes.data, threads)
         return Call(library.functions().bk_run, arguments, (self, codes, workspace, *kept))
 
@@ -192,6 +212,8 @@ def fits(
 def bind_finish(values: np.ndarray, output: Output, level: str | None = None, threads: int = 1) -> Call:
     """A call of the output stage alone, on values (t, h, w, c), float32 or bfloat16 (uint16)."""
     place(values, values_type(output, values), values.shape, "values")
+    if output.side is not None:
+        raise ValueError("a side came; wanted none: values have no convolution of their own")
     written, kept = output_struct(output, values.shape, values)
     t, h, w, c = values.shape
     arguments = (t * h * w, c, values.ctypes.data, pixel_stride(values), written)
@@ -305,10 +327,7 @@ def output_struct(output: Output, shape: tuple[int, ...], values: np.ndarray | N
         place(output.totals, np.int32, shape, "totals")
         struct.totals, struct.totals_stride = output.totals.ctypes.data, pixel_stride(output.totals)
     if output.scale is not None:
-        bias = np.zeros(shape[-1], np.float32) if output.bias is None else output.bias
-        for name, numbers in (("scale", output.scale), ("bias", bias)):
-            kept.append(np.ascontiguousarray(np.broadcast_to(numbers, (shape[-1],)), np.float32))
-            setattr(struct, name, kept[-1].ctypes.data)
+        kept += set_scale(struct, output, shape[-1])
     for i, added in enumerate(output.add):
         place(added, kind, shape, "what is added")
         struct.add[i], struct.add_stride[i] = added.ctypes.data, pixel_stride(added)
@@ -332,3 +351,27 @@ def output_struct(output: Output, shape: tuple[int, ...], values: np.ndarray | N
             *(step.ctypes.data, zero.ctypes.data, inverse.ctypes.data, target.low, target.high),
         )
     return struct, kept
+
+
+def set_scale(struct: ctypes.Structure, given: Output | Side, channels: int) -> list[np.ndarray]:
+    """Set scale and bias of each channel; returns what must stay alive with them."""
+    bias = np.zeros(channels, np.float32) if given.bias is None else given.bias
+    numbers = [np.ascontiguousarray(np.broadcast_to(v, (channels,)), np.float32) for v in (given.scale, bias)]
+    struct.scale, struct.bias = (array.ctypes.data for array in numbers)
+    return numbers
+
+
+def side_struct(side: Side, shape: tuple[int, ...], level: str):
+    """The C struct of a side, and what must stay alive with it."""
+    convolution, codes = side.convolution, side.codes
+    place(codes, np.uint8, (*codes.shape[:3], convolution.layer.channels), "a side's codes")
+    found = (*convolution.output_size(codes.shape[:3]), convolution.layer.outputs)
+    if found != shape or (convolution.method, convolution.level) != ("direct", level) or not 0 <= side.slope <= 1:
+        raise ValueError(
+            f"a side with outputs {found}, {convolution.method}, {convolution.level}, slope {side.slope}; "
+            f"wanted {shape}, direct, {level}, 0 to 1"
+        )
+    source = library.Input(codes.ctypes.data, pixel_stride(codes), library.triple(codes.shape[:3]))
+    struct = library.SideStruct(convolution.handle, source)
+    struct.slope = side.slope
+    return struct, [side, *set_scale(struct, side, shape[-1])]

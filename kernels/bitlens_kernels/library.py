@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-ABI = 3
+ABI = 4
 ALIGN = 64
 MOST_TARGETS = 8
 LEVELS = ("scalar", "avx2", "avx512-vnni", "avx512-vbmi")
@@ -37,11 +37,17 @@ class TargetStruct(ctypes.Structure):
     ]
 
 
+class SideStruct(ctypes.Structure):
+    _fields_ = [
+        *[("convolution", c_void_p), ("input", Input), ("scale", c_void_p), ("bias", c_void_p), ("slope", c_float)],
+    ]
+
+
 class OutputStruct(ctypes.Structure):
     _fields_ = [
         *[("totals", c_void_p), ("totals_stride", c_int64), ("scale", c_void_p), ("bias", c_void_p)],
         *[("slope", c_float), ("half", c_int32), ("add", c_void_p * 2), ("add_stride", c_int64 * 2)],
-        *[("values", c_void_p), ("values_stride", c_int64), ("targets", c_int32)],
+        *[("side", SideStruct), ("values", c_void_p), ("values_stride", c_int64), ("targets", c_int32)],
         ("target", TargetStruct * MOST_TARGETS),
     ]
 

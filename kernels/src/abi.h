@@ -2,7 +2,7 @@
 //
 //   total = sum (x - zero) w                      32 bits, exact
 //   value = float(total) * scale + bias           float32, each operation rounded once, no fused multiply-add
-//   value = leaky(value) + add[0] + add[1]
+//   value = leaky(value) + side + add[0] + add[1]    side: leaky(value) of another convolution
 //   code  = clamp(round(value / step + zero), low, high) - low        rounded half to even
 //
 // Memory is channels-last: (t, h, w, c), with a stride in elements between neighbouring pixels, so that a range of a
@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-enum { BK_ABI = 3 };
+enum { BK_ABI = 4 };
 enum { BK_SCALAR, BK_AVX2, BK_VNNI, BK_VBMI, BK_LEVELS };        // instruction sets, each includes those before
 enum { BK_DIRECT, BK_WINOGRAD2, BK_WINOGRAD3, BK_LOOKUP, BK_WINOGRAD2_WIDE, BK_METHODS };
 enum { BK_MOST_TARGETS = 8 };
@@ -29,21 +29,6 @@ typedef struct {
   float low, high;
 } bk_target;
 
-// What becomes of the sums; everything but `scale` and `bias` may be left out (null, 0).
-typedef struct {
-  int32_t *totals;
-  int64_t totals_stride;
-  const float *scale, *bias;  // of each output channel; null: the totals are all that is wanted
-  float slope;                // of LeakyReLU, at most 1; 1 is none
-  int32_t half;               // values and what is added are bfloat16 instead of float32
-  const void *add[2];
-  int64_t add_stride[2];
-  void *values;
-  int64_t values_stride;
-  int32_t targets;
-  bk_target target[BK_MOST_TARGETS];
-} bk_output;
-
 // The weights are (outputs, kt, kh, kw, channels) codes. No input code is larger than `largest`.
 typedef struct {
   int32_t channels, outputs;
@@ -56,6 +41,32 @@ typedef struct {
   int64_t stride;
   int32_t size[3];  // t, h, w
 } bk_input;
+
+typedef struct bk_convolution bk_convolution;
+
+// A second convolution with outputs of the same size, whose values are added. It is direct and of the same level.
+typedef struct {
+  const bk_convolution *convolution;  // null: there is none
+  bk_input input;
+  const float *scale, *bias;  // of each output channel
+  float slope;
+} bk_side;
+
+// What becomes of the sums; everything but `scale` and `bias` may be left out (null, 0).
+typedef struct {
+  int32_t *totals;
+  int64_t totals_stride;
+  const float *scale, *bias;  // of each output channel; null: the totals are all that is wanted
+  float slope;                // of LeakyReLU, at most 1; 1 is none
+  int32_t half;               // values and what is added are bfloat16 instead of float32
+  const void *add[2];
+  int64_t add_stride[2];
+  bk_side side;
+  void *values;
+  int64_t values_stride;
+  int32_t targets;
+  bk_target target[BK_MOST_TARGETS];
+} bk_output;
 
 // Attention over the t tokens of every pixel. q, k, v are channels 0 .., heads * depth .., 2 * heads * depth .. of codes.
 //
@@ -116,7 +127,6 @@ typedef struct {
   uint8_t *trace;  // null, or, at the scalar level, the codes of all grids of all windows (bk_swin_trace bytes each)
 } bk_swin_call;
 
-typedef struct bk_convolution bk_convolution;
 typedef struct bk_swin_block bk_swin_block;
 
 #pragma GCC visibility push(default)
@@ -128,6 +138,7 @@ int bk_fits(const bk_layer *layer, int method, int lowest, int highest);
 bk_convolution *bk_create(const bk_layer *layer, const int8_t *weights, int method, int level, char *message);
 void bk_destroy(bk_convolution *convolution);
 int64_t bk_packed_bytes(const bk_convolution *convolution);
+// Of a convolution with a side: its own, and the side's behind.
 int64_t bk_workspace(const bk_convolution *convolution, const bk_input *input, int threads);
 void bk_run(const bk_convolution *convolution, const bk_input *input, const bk_output *output, void *workspace,
             int threads);

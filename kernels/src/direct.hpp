@@ -99,6 +99,14 @@ static int64_t direct_space(const bk_convolution &c) {
   return aligned(patch_bytes(c)) + aligned(c.depth) + aligned((int64_t)PIXELS * c.width * 4);
 }
 
+static DirectSpace make_space(const bk_convolution &c, uint8_t *memory) {
+  DirectSpace space = {memory, memory + aligned(patch_bytes(c)),
+                       (int32_t *)(memory + aligned(patch_bytes(c)) + aligned(c.depth))};
+  memset(space.patch, 0, patch_bytes(c));
+  memset(space.outside, c.layer.zero, c.depth);
+  return space;
+}
+
 static int64_t direct_workspace(const bk_convolution &c, const bk_input &, int threads) {
   return threads * direct_space(c);
 }
@@ -133,35 +141,69 @@ static int find_rows(const bk_convolution &c, const bk_input &x, const DirectSpa
   return count;
 }
 
+// space.totals of PIXELS pixels from (t, h, w) of the output on, those beyond its row's end being anything.
+static void direct_totals(const bk_convolution &c, const bk_input &x, const DirectSpace &space, int t, int h, int w) {
+  const bk_layer &l = c.layer;
+  Row rows[MOST_ROWS];
+  int count = find_rows(c, x, space, t * l.stride[0] - l.padding[0], h * l.stride[1] - l.padding[1], w, rows);
+  for (int first = 0; first < c.width; first += block_width(c, first))
+    multiply(c, 0, first, rows, count, c.flat ? 1 : l.kernel[2], l.stride[2], space.totals + first, c.width);
+}
+
+// What one thread needs of the side of an output; its memory comes behind that of the convolution.
+struct Side {
+  const bk_convolution *convolution;
+  bk_input input;
+  DirectSpace space;
+};
+
+static Side make_side(const bk_output &output, uint8_t *memory, int thread) {
+  Side side = {output.side.convolution, output.side.input, {}};
+  if (side.convolution) side.space = make_space(*side.convolution, memory + thread * direct_space(*side.convolution));
+  return side;
+}
+
+// The output stage of `count` pixels of an output row from (t, h, w) on, with their sums (pixel, pitch).
+static void finish_run(const Stage &stage, const Side &side, const Size &size, const int32_t *totals, int64_t pitch, int t,
+                       int h, int w, int count) {
+  int64_t pixel = ((int64_t)t * size.h + h) * size.w + w;
+  if (!side.convolution) return finish_totals(stage, totals, pitch, pixel, count, nullptr, 0);
+  for (int p = 0; p < count; p += PIXELS) {
+    int n = count - p < PIXELS ? count - p : PIXELS;
+    direct_totals(*side.convolution, side.input, side.space, t, h, w + p);
+    finish_totals(stage, totals + p * pitch, pitch, pixel + p, n, side.space.totals, side.convolution->width);
+  }
+}
+
+// Whether the pixels of a convolution are independent.
+static bool pointwise(const bk_layer &l) {
+  return l.kernel[0] * l.kernel[1] * l.kernel[2] == 1 && l.stride[0] * l.stride[1] * l.stride[2] == 1 &&
+         !(l.padding[0] | l.padding[1] | l.padding[2]);
+}
+
 static void direct(const bk_convolution &c, const bk_input &input, const bk_output &output, uint8_t *workspace,
                    int threads) {
-  const bk_layer &l = c.layer;
-  Size size = output_size(l, input.size);
-  const Stage stage = make_stage(output, l.outputs);
-  bk_input x = input;
-  bool one = l.kernel[0] * l.kernel[1] * l.kernel[2] == 1 && l.stride[0] * l.stride[1] * l.stride[2] == 1 &&
-             !(l.padding[0] | l.padding[1] | l.padding[2]);
-  if (one) {  // pixels are independent: one long row
-    x.size[2] = size.w = size.t * size.h * size.w;
-    x.size[0] = x.size[1] = size.t = size.h = 1;
-  }
+  Size size = output_size(c.layer, input.size);
+  const Stage stage = make_stage(output, c.layer.outputs);
+  const bk_convolution *beside = output.side.convolution;
+  const bool one = pointwise(c.layer) && (!beside || pointwise(beside->layer));  // then all pixels are one long row
+  auto joined = [&](bk_input x) {
+    if (one) x.size[2] = x.size[0] * x.size[1] * x.size[2], x.size[0] = x.size[1] = 1;
+    return x;
+  };
+  const bk_input x = joined(input);
+  if (one) size = {1, 1, x.size[2]};
   int blocks = (size.w + PIXELS - 1) / PIXELS;
   int64_t all = (int64_t)size.t * size.h * blocks;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int thread = 0; thread < threads; thread++) {
-    uint8_t *memory = workspace + thread * direct_space(c);
-    DirectSpace space = {memory, memory + aligned(patch_bytes(c)),
-                         (int32_t *)(memory + aligned(patch_bytes(c)) + aligned(c.depth))};
-    memset(space.patch, 0, patch_bytes(c));
-    memset(space.outside, l.zero, c.depth);
-    Row rows[MOST_ROWS];
+    DirectSpace space = make_space(c, workspace + thread * direct_space(c));
+    Side side = make_side(output, workspace + threads * direct_space(c), thread);
+    side.input = joined(side.input);
     for (int64_t block = all * thread / threads; block < all * (thread + 1) / threads; block++) {
       int w = (int)(block % blocks) * PIXELS, h = (int)(block / blocks % size.h), t = (int)(block / blocks / size.h);
-      int n = size.w - w < PIXELS ? size.w - w : PIXELS;
-      int count = find_rows(c, x, space, t * l.stride[0] - l.padding[0], h * l.stride[1] - l.padding[1], w, rows);
-      for (int first = 0; first < c.width; first += block_width(c, first))
-        multiply(c, 0, first, rows, count, c.flat ? 1 : l.kernel[2], l.stride[2], space.totals + first, c.width);
-      finish_totals(stage, space.totals, c.width, ((int64_t)t * size.h + h) * size.w + w, n);
+      direct_totals(c, x, space, t, h, w);
+      finish_run(stage, side, size, space.totals, c.width, t, h, w, size.w - w < PIXELS ? size.w - w : PIXELS);
     }
   }
 }

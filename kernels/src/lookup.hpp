@@ -31,7 +31,7 @@ static Indices lookup_indices(const bk_convolution &c, const bk_input &x) {
 static int64_t lookup_totals(const bk_convolution &c) { return (int64_t)LOOKUP_PIXELS * c.width * 4; }
 
 static int64_t lookup_workspace(const bk_convolution &c, const bk_input &x, int threads) {
-  return (lookup_indices(c, x).count * 2 + ALIGN - 1) / ALIGN * ALIGN + threads * lookup_totals(c);
+  return aligned(lookup_indices(c, x).count * 2) + threads * lookup_totals(c);
 }
 
 // The offsets of one pixel's groups: the bytes of 16 groups come to the lanes and are summed there.
@@ -123,19 +123,20 @@ static void lookup(const bk_convolution &c, const bk_input &x, const bk_output &
     index_row(c, x, i, row / tall - l.padding[0], row % tall - l.padding[1], outside, indices + row * i.row);
   memset(indices + rows * i.row, 0, (i.count - rows * i.row) * 2);
 
-  uint8_t *rest = workspace + (i.count * 2 + ALIGN - 1) / ALIGN * ALIGN;
+  uint8_t *rest = workspace + aligned(i.count * 2);
   int blocks = (size.w + LOOKUP_PIXELS - 1) / LOOKUP_PIXELS;
   int64_t all = (int64_t)size.t * size.h * blocks;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int thread = 0; thread < threads; thread++) {
     int32_t *totals = (int32_t *)(rest + thread * lookup_totals(c));
+    Side side = make_side(output, rest + threads * lookup_totals(c), thread);
     for (int64_t block = all * thread / threads; block < all * (thread + 1) / threads; block++) {
       int w = (int)(block % blocks) * LOOKUP_PIXELS, h = (int)(block / blocks % size.h), t = (int)(block / blocks / size.h);
       int n = size.w - w < LOOKUP_PIXELS ? size.w - w : LOOKUP_PIXELS;
       const uint16_t *from = indices + t * l.stride[0] * i.plane + h * l.stride[1] * i.row +
                              (int64_t)w * l.stride[2] * i.groups;
       for (int first = 0; first < c.width; first += 64) lookup_block(c, i, from, first, totals);
-      finish_totals(stage, totals, c.width, ((int64_t)t * size.h + h) * size.w + w, n);
+      finish_run(stage, side, size, totals, c.width, t, h, w, n);
     }
   }
 }

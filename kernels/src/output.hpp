@@ -96,9 +96,18 @@ INLINE Float load_value(const void *values, int64_t at, int half, int n) {
   return half ? load_half((const uint16_t *)values + at, n) : load_floats((const float *)values + at, n);
 }
 
-// V vectors from channel `at` of a piece on, of `count` pixels from `first` on. value(p, v) is vector v of the p-th.
+// V vectors from channel `at` of a piece on, of `count` pixels from `first` on. value(p, v) is vector v of the p-th,
+// value.beside(p, v) what is added to it after LeakyReLU.
 template <int V, class Value>
 INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, int64_t first, int count, int at, int n) {
+  struct {  // copies of our own: nothing that is stored can change them
+    const void *memory;
+    int64_t stride;
+  } add[2] = {{o.add[0], o.add_stride[0]}, {o.add[1], o.add_stride[1]}};
+  void *stored = o.values;
+  const int64_t stride = o.values_stride;
+  const int half = o.half, targets = piece.targets;
+  const bool leaky = o.slope != 1.0f;
   Float slope = broadcast(o.slope);
   int channel = piece.begin + at;
   for (int p = 0; p < count; p++) {
@@ -106,24 +115,27 @@ INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, 
     Float values[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) values[v] = value(p, v);
-    if (o.slope != 1.0f)
+    if (leaky)
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) values[v] = larger(values[v], values[v] * slope);
+    if constexpr (Value::SIDE)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) values[v] = values[v] + value.beside(p, v);
     for (int i = 0; i < 2; i++)
-      if (o.add[i])
+      if (add[i].memory)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
-          values[v] = values[v] + load_value(o.add[i], pixel * o.add_stride[i] + channel + v * LANES, o.half, n);
-    if (o.values)
+          values[v] = values[v] + load_value(add[i].memory, pixel * add[i].stride + channel + v * LANES, half, n);
+    if (stored)
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {
-        int64_t place = pixel * o.values_stride + channel + v * LANES;
-        if (o.half)
-          store_half((uint16_t *)o.values + place, values[v], n);
+        int64_t place = pixel * stride + channel + v * LANES;
+        if (half)
+          store_half((uint16_t *)stored + place, values[v], n);
         else
-          store_floats((float *)o.values + place, values[v], n);
+          store_floats((float *)stored + place, values[v], n);
       }
-    for (int i = 0; i < piece.targets; i++)
+    for (int i = 0; i < targets; i++)
       if (piece.even[i])
         write_codes<V, true>(piece.target[i], values, pixel, at, n);
       else
@@ -131,35 +143,87 @@ INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, 
   }
 }
 
-// The channels of a piece, as many vectors at a time as there are. source(channel, n) gives the `value` of vectors from
-// there on.
+// The channels of a piece, as many vectors at a time as there are. source.at(channel, n) gives the `value` of vectors
+// from there on.
 template <class Source>
 INLINE void finish_piece(const bk_output &o, const Piece &piece, Source source, int64_t first, int count) {
   int at = 0, left = piece.end - piece.begin;
   for (; left >= 4 * LANES; at += 4 * LANES, left -= 4 * LANES)
-    finish_vectors<4>(o, piece, source(piece.begin + at, LANES), first, count, at, LANES);
+    finish_vectors<4>(o, piece, source.at(piece.begin + at, LANES), first, count, at, LANES);
   for (; left >= 2 * LANES; at += 2 * LANES, left -= 2 * LANES)
-    finish_vectors<2>(o, piece, source(piece.begin + at, LANES), first, count, at, LANES);
+    finish_vectors<2>(o, piece, source.at(piece.begin + at, LANES), first, count, at, LANES);
   for (; left >= LANES; at += LANES, left -= LANES)
-    finish_vectors<1>(o, piece, source(piece.begin + at, LANES), first, count, at, LANES);
-  if (left > 0) finish_vectors<1>(o, piece, source(piece.begin + at, left), first, count, at, left);
+    finish_vectors<1>(o, piece, source.at(piece.begin + at, LANES), first, count, at, LANES);
+  if (left > 0) finish_vectors<1>(o, piece, source.at(piece.begin + at, left), first, count, at, left);
 }
 
-// The sums (pixel, pitch) of `count` pixels, neighbours in memory, from `first` on.
-static void finish_totals(const Stage &stage, const int32_t *totals, int64_t pitch, int64_t first, int count) {
-  const bk_output o = stage.output;  // a copy of our own: nothing that is stored can change it
+// Sums (pixel, pitch) and what makes them values, from channel `channel` on; n lanes of the last vector.
+struct Sums {
+  const int32_t *totals;
+  int64_t pitch;
+  const float *scale, *bias;
+  int channel, n;
+
+  MEMBER Float operator()(int p, int v) const {
+    int c = channel + v * LANES;
+    return fma(to_float(load_ints(totals + p * pitch + c, n)), load_floats(scale + c, n), load_floats(bias + c, n));
+  }
+};
+
+// Values of sums alone, and with those of a side.
+struct Alone {
+  enum { SIDE = 0 };
+  Sums sums;
+
+  MEMBER Alone at(int channel, int n) const { return {{sums.totals, sums.pitch, sums.scale, sums.bias, channel, n}}; }
+  MEMBER Float operator()(int p, int v) const { return sums(p, v); }
+};
+
+struct Beside {
+  enum { SIDE = 1 };
+  Sums sums, side;
+  Float slope;
+
+  MEMBER Beside at(int channel, int n) const {
+    return {{sums.totals, sums.pitch, sums.scale, sums.bias, channel, n},
+            {side.totals, side.pitch, side.scale, side.bias, channel, n},
+            slope};
+  }
+  MEMBER Float operator()(int p, int v) const { return sums(p, v); }
+  MEMBER Float beside(int p, int v) const {
+    Float value = side(p, v);
+    return larger(value, value * slope);  // a slope of 1 changes nothing
+  }
+};
+
+// Values from memory, (pixel, stride) from pixel `first` on.
+struct Stored {
+  enum { SIDE = 0 };
+  const void *values;
+  int64_t first, stride;
+  int half, channel, n;
+
+  MEMBER Stored at(int channel, int n) const { return {values, first, stride, half, channel, n}; }
+  MEMBER Float operator()(int p, int v) const {
+    return load_value(values, (first + p) * stride + channel + v * LANES, half, n);
+  }
+};
+
+// The sums (pixel, pitch) of `count` pixels, neighbours in memory, from `first` on; and those of the side, or null.
+static void finish_totals(const Stage &stage, const int32_t *totals, int64_t pitch, int64_t first, int count,
+                          const int32_t *side, int64_t side_pitch) {
+  const bk_output &o = stage.output;
   if (o.totals)
     for (int p = 0; p < count; p++)
       memcpy(o.totals + (first + p) * o.totals_stride, totals + p * pitch, 4 * stage.channels);
   if (!o.scale) return;
-  auto source = [&](int channel, int n) {
-    return [=](int p, int v) {
-      int c = channel + v * LANES;
-      Float total = to_float(load_ints(totals + p * pitch + c, n));
-      return fma(total, load_floats(o.scale + c, n), load_floats(o.bias + c, n));
-    };
-  };
-  for (int i = 0; i < stage.count; i++) finish_piece(o, stage.pieces[i], source, first, count);
+  Sums sums = {totals, pitch, o.scale, o.bias, 0, 0};
+  Beside both = {sums, {side, side_pitch, o.side.scale, o.side.bias, 0, 0}, broadcast(o.side.slope)};
+  for (int i = 0; i < stage.count; i++)
+    if (side)
+      finish_piece(o, stage.pieces[i], both, first, count);
+    else
+      finish_piece(o, stage.pieces[i], Alone{sums}, first, count);
 }
 
 static void finish_values(int64_t pixels, int32_t channels, const void *values, int64_t stride, const bk_output &output,
@@ -168,11 +232,8 @@ static void finish_values(int64_t pixels, int32_t channels, const void *values, 
   const Stage stage = make_stage(output, channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t first = 0; first < pixels; first += BLOCK) {
-    const bk_output o = output;
     int count = pixels - first < BLOCK ? (int)(pixels - first) : BLOCK;
-    auto source = [&](int channel, int n) {
-      return [=](int p, int v) { return load_value(values, (first + p) * stride + channel + v * LANES, o.half, n); };
-    };
-    for (int i = 0; i < stage.count; i++) finish_piece(o, stage.pieces[i], source, first, count);
+    Stored stored = {values, first, stride, output.half, 0, 0};
+    for (int i = 0; i < stage.count; i++) finish_piece(stage.output, stage.pieces[i], stored, first, count);
   }
 }

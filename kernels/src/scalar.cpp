@@ -33,8 +33,12 @@ static uint8_t to_code(float value, float step, float zero, float low, float hig
   return (uint8_t)(std::nearbyint(place) - low);
 }
 
-static void finish_value(const bk_output &o, float v, int64_t pixel, int channel) {
-  if (o.slope != 1.0f && v * o.slope > v) v = v * o.slope;
+static float leaky(float v, float slope) { return slope != 1.0f && v * slope > v ? v * slope : v; }
+
+// `side` is what is added after LeakyReLU; null: nothing.
+static void finish_value(const bk_output &o, float v, const float *side, int64_t pixel, int channel) {
+  v = leaky(v, o.slope);
+  if (side) v += *side;
   for (int i = 0; i < 2; i++)
     if (o.add[i]) v += load_value(o.add[i], pixel * o.add_stride[i] + channel, o.half);
   if (o.values) store_value(o.values, pixel * o.values_stride + channel, o.half, v);
@@ -44,11 +48,6 @@ static void finish_value(const bk_output &o, float v, int64_t pixel, int channel
     if (at < 0 || channel >= t.end) continue;
     t.codes[pixel * t.stride + at] = to_code(v, t.step[at], t.zero[at], t.low, t.high);
   }
-}
-
-static void finish_total(const bk_output &o, int32_t total, int64_t pixel, int channel) {
-  if (o.totals) o.totals[pixel * o.totals_stride + channel] = total;
-  if (o.scale) finish_value(o, std::fma((float)total, o.scale[channel], o.bias[channel]), pixel, channel);
 }
 
 // sum (x - zero) w of one output; taps outside of the input hold x = zero.
@@ -68,13 +67,25 @@ static int32_t total_at(const bk_convolution &c, const bk_input &x, const int *p
   return total;
 }
 
+static void finish_total(const bk_output &o, int32_t total, const int *place, int64_t pixel, int channel) {
+  if (o.totals) o.totals[pixel * o.totals_stride + channel] = total;
+  if (!o.scale) return;
+  float value = std::fma((float)total, o.scale[channel], o.bias[channel]), added;
+  const bk_side &side = o.side;
+  if (side.convolution) {
+    float sum = (float)total_at(*side.convolution, side.input, place, channel);
+    added = leaky(std::fma(sum, side.scale[channel], side.bias[channel]), side.slope);
+  }
+  finish_value(o, value, side.convolution ? &added : nullptr, pixel, channel);
+}
+
 static void convolve(const bk_convolution &c, const bk_input &x, const bk_output &output, uint8_t *, int threads) {
   Size size = output_size(c.layer, x.size);
   int64_t pixels = (int64_t)size.t * size.h * size.w;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t p = 0; p < pixels; p++) {
     int place[3] = {(int)(p / size.w / size.h), (int)(p / size.w % size.h), (int)(p % size.w)};
-    for (int o = 0; o < c.layer.outputs; o++) finish_total(output, total_at(c, x, place, o), p, o);
+    for (int o = 0; o < c.layer.outputs; o++) finish_total(output, total_at(c, x, place, o), place, p, o);
   }
 }
 
@@ -84,7 +95,7 @@ static void finish(int64_t pixels, int32_t channels, const void *values, int64_t
                    int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t p = 0; p < pixels; p++)
-    for (int c = 0; c < channels; c++) finish_value(output, load_value(values, p * stride + c, output.half), p, c);
+    for (int c = 0; c < channels; c++) finish_value(output, load_value(values, p * stride + c, output.half), nullptr, p, c);
 }
 
 static float exponential(float x) {

@@ -22,7 +22,8 @@ typedef __m256i Raw;
 #else
 #define ALONE static __attribute__((noipa))
 #endif
-#define INLINE static inline __attribute__((always_inline))
+#define MEMBER inline __attribute__((always_inline))
+#define INLINE static MEMBER
 
 typedef uint32_t Int __attribute__((vector_size(LANES * 4), may_alias));  // sums: wrap around instead of overflowing
 typedef uint8_t Byte32 __attribute__((vector_size(32), may_alias));

@@ -9,9 +9,9 @@
 
 enum { TILES = 12 };  // of a block: a multiple of PIXELS
 
-// A tile has N = 16, 25 or 64 positions: edge(N) along each axis, for side(N) output pixels along it.
+// A tile has N = 16, 25 or 64 positions: edge(N) along each axis, for side_of(N) output pixels along it.
 constexpr int edge(int N) { return N == 25 ? 5 : 4; }
-constexpr int side(int N) { return N == 25 ? 3 : 2; }
+constexpr int side_of(int N) { return N == 25 ? 3 : 2; }
 constexpr int pixels_of(int N) { return N == 25 ? 9 : N == 64 ? 8 : 4; }
 
 // B^T down one axis: element i of the axis is x[i * step].
@@ -94,13 +94,13 @@ static void transform_channels(const bk_convolution &c, const uint8_t *const *pi
 // Where the sums of pixel j of tile i are: (frame, row, tile, column), so that those of image rows are neighbours.
 template <int N>
 INLINE int pixel_of(int j, int i) {
-  return (j / side(N) * TILES + i) * side(N) + j % side(N);
+  return (j / side_of(N) * TILES + i) * side_of(N) + j % side_of(N);
 }
 
 // V vectors of the sums of the pixels of tile i, from those of its N positions, (position, tile, V).
 template <int N, int V>
 INLINE void transform_back(const int32_t *products, int i, int32_t *sums, int64_t pitch) {
-  enum { E = edge(N), S = side(N) };
+  enum { E = edge(N), S = side_of(N) };
 #pragma GCC unroll 2
   for (int v = 0; v < V; v++) {
     Int m[N];
@@ -188,42 +188,33 @@ static void multiply_tiles(const bk_convolution &c, const uint8_t *const *frames
   }
 }
 
-// Calls each(first sum, first pixel, count) for the rows of output pixels of n tiles: neighbours from tile (t, h, w) of the
-// output on, w counting on over the rows' ends.
-template <int N, class Each>
-INLINE void each_row(const Size &size, int t, int h, int w, int across, int n, Each each) {
-  enum { S = side(N) };
+// The output stage of n tiles, neighbours from tile (t, h, w) of the output on, w counting on over the rows' ends.
+template <int N>
+static void finish_tiles(const bk_convolution &c, const Stage &stage, const Side &side, const Size &size,
+                         const int32_t *sums, int t, int h, int w, int across, int n) {
+  enum { S = side_of(N) };
   for (int i = 0, tiles; i < n; i += tiles, h++, w = 0) {
     tiles = across - w < n - i ? across - w : n - i;
     if (h == (size.h + S - 1) / S) h = 0, t++;
     int count = S * (w + tiles) <= size.w ? S * tiles : size.w - S * w;
     for (int j = 0; j < pixels_of(N); j += S) {
       int frame = N == 64 ? 2 * t + j / 4 : t, row = S * h + j / S % S;
-      if (frame < size.t && row < size.h) each(pixel_of<N>(j, i), ((int64_t)frame * size.h + row) * size.w + S * w, count);
+      if (frame < size.t && row < size.h)
+        finish_run(stage, side, size, sums + pixel_of<N>(j, i) * (int64_t)c.width, c.width, frame, row, S * w, count);
     }
   }
 }
 
-// All sums of n tiles from tile (t, h, w) of the output on, through the output stage.
-template <int N>
-static void compute_tiles(const bk_convolution &c, const Stage &stage, const Size &size, const uint8_t *const *frames,
-                          int count, const WinogradSpace &space, int t, int h, int w, int across, int n) {
-  multiply_tiles<N>(c, frames, count, n, space);
-  each_row<N>(size, t, h, w, across, n, [&](int sum, int64_t pixel, int many) {
-    finish_totals(stage, space.sums + sum * (int64_t)c.width, c.width, pixel, many);
-  });
-}
-
 // Tiles of 2 x 2 or 3 x 3 pixels; the frames that a tap of time needs are transformed once and kept in a ring.
 template <int N>
-static void plane_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const WinogradSpace &space,
-                        const Size &size, int first, int across, int tiles) {
+static void plane_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const Side &side,
+                        const WinogradSpace &space, const Size &size, int first, int across, int tiles) {
   const bk_layer &l = c.layer;
   int n = tiles - first < TILES ? tiles - first : TILES;
   for (int frame = 0; frame < size.t + c.taps - 1; frame++) {
     uint8_t *codes = space.codes + frame % c.taps * space.frame;
     for (int i = 0; i < n; i++) {
-      int h = (first + i) / across * side(N) - l.padding[1], w = (first + i) % across * side(N) - l.padding[2];
+      int h = (first + i) / across * side_of(N) - l.padding[1], w = (first + i) % across * side_of(N) - l.padding[2];
       const uint8_t *pixels[N];
       find_pixels<N>(x, frame - l.padding[0], h, w, space.outside, pixels);
       transform_channels<N>(c, pixels, codes + (int64_t)i * c.depth);
@@ -232,12 +223,13 @@ static void plane_block(const bk_convolution &c, const bk_input &x, const Stage 
     if (t < 0) continue;
     const uint8_t *frames[MOST_ROWS];
     for (int dt = 0; dt < c.taps; dt++) frames[dt] = space.codes + (t + dt) % c.taps * space.frame;
-    compute_tiles<N>(c, stage, size, frames, c.taps, space, t, first / across, first % across, across, n);
+    multiply_tiles<N>(c, frames, c.taps, n, space);
+    finish_tiles<N>(c, stage, side, size, space.sums, t, first / across, first % across, across, n);
   }
 }
 
-static void volume_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const WinogradSpace &space,
-                         const Size &size, int64_t first, int across, int64_t plane, int64_t tiles) {
+static void volume_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const Side &side,
+                         const WinogradSpace &space, const Size &size, int64_t first, int across, int64_t plane, int64_t tiles) {
   const bk_layer &l = c.layer;
   int n = tiles - first < TILES ? (int)(tiles - first) : TILES;
   for (int i = 0; i < n; i++) {
@@ -248,8 +240,9 @@ static void volume_block(const bk_convolution &c, const bk_input &x, const Stage
     transform_channels<64>(c, pixels, space.codes + (int64_t)i * c.depth);
   }
   const uint8_t *frames[1] = {space.codes};
-  compute_tiles<64>(c, stage, size, frames, 1, space, (int)(first / plane), (int)(first % plane / across),
-                    (int)(first % across), across, n);
+  multiply_tiles<64>(c, frames, 1, n, space);
+  finish_tiles<64>(c, stage, side, size, space.sums, (int)(first / plane), (int)(first % plane / across),
+                   (int)(first % across), across, n);
 }
 
 template <int N>
@@ -257,19 +250,20 @@ static void winograd(const bk_convolution &c, const bk_input &input, const bk_ou
                      int threads) {
   Size size = output_size(c.layer, input.size);
   const Stage stage = make_stage(output, c.layer.outputs);
-  int across = (size.w + side(N) - 1) / side(N);
-  int64_t plane = (int64_t)(size.h + side(N) - 1) / side(N) * across;
+  int across = (size.w + side_of(N) - 1) / side_of(N);
+  int64_t plane = (int64_t)(size.h + side_of(N) - 1) / side_of(N) * across;
   int64_t tiles = N == 64 ? (size.t + 1) / 2 * plane : plane, blocks = (tiles + TILES - 1) / TILES;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int thread = 0; thread < threads; thread++) {
     WinogradSpace space = winograd_space(c, workspace + thread * winograd_space(c, nullptr).bytes);
+    Side side = make_side(output, workspace + winograd_workspace(c, input, threads), thread);
     memset(space.codes, 0, space.frame * c.taps);  // tiles beyond the last one are multiplied too
     for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++) {
       int64_t first = block * TILES;
       if constexpr (N == 64)
-        volume_block(c, input, stage, space, size, first, across, plane, tiles);
+        volume_block(c, input, stage, side, space, size, first, across, plane, tiles);
       else
-        plane_block<N>(c, input, stage, space, size, (int)first, across, (int)tiles);
+        plane_block<N>(c, input, stage, side, space, size, (int)first, across, (int)tiles);
     }
   }
 }

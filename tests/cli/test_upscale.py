@@ -120,8 +120,8 @@ def test_low_bits_run_in_integers(
     for engine in ("auto", "openvino", "torch"):
         out = tmp_path / f"{engine}.png"
         assert main(["upscale", str(photo), "--model", str(low_bit), "--out", str(out), "--engine", engine]) == 0
-        pictures[engine] = to_float(read_image(out))
-        said = "torch, float32, integers simulated" if engine == "torch" else "OpenVINO, int8 in 20 of 20 layers"
+        pictures[engine] = to_float(read_picture(out))
+        said = "torch, float32, integers simulated" if engine == "torch" else "OpenVINO, int8 in 18 of 18 layers"
         assert f"engine: {said}" in capsys.readouterr().out
     np.testing.assert_array_equal(pictures["auto"], pictures["openvino"])
     assert psnr_y(pictures["openvino"], pictures["torch"], shave=2) > 40

@@ -1,6 +1,7 @@
 """Stacks give what the whole array would, one picture at a time, and say when a file is damaged."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import scipy.io
 from PIL import Image
 
 from bitlens.data import stacks
-from bitlens.data.stacks import Stack, array_stack, folder_stack, stored_stack
+from bitlens.data.images import read_tif
+from bitlens.data.stacks import Stack, array_stack, folder_stack, stored_stack, tif_stack
 
 PICTURES = np.arange(7 * 12 * 10, dtype=np.uint16).reshape(7, 12, 10)
 
@@ -99,3 +101,45 @@ def test_pickles_and_wrong_shapes_are_refused(tmp_path: Path) -> None:
 
 def test_a_stack_is_no_array() -> None:
     assert isinstance(array_stack(PICTURES), Stack) and not hasattr(array_stack(PICTURES), "max")
+
+
+@pytest.mark.parametrize(
+    ("values", "options"),
+    [
+        (PICTURES, {}),
+        (PICTURES, {"compression": "zlib"}),
+        ((PICTURES / 840).astype(np.float32), {"byteorder": ">"}),
+        (PICTURES[:1], {}),
+        (PICTURES.astype(np.uint8), {"imagej": True}),
+    ],
+)
+def test_pages_of_a_tif_are_read_one_after_the_other(
+    values: np.ndarray, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="tifffile (bitlens[video]) is not installed")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, photometric="minisblack", **options)
+    wanted = read_tif(path)
+    if len(values) > 1:
+        monkeypatch.setattr(stacks, "read_tif", None)  # what would read the whole
+    stack = tif_stack(path)
+    assert stack.shape == wanted.shape and stack.dtype == wanted.dtype
+    for _ in range(2):
+        np.testing.assert_array_equal(stack.read(), wanted)
+
+
+def test_a_tif_that_is_damaged_later_says_so(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="tifffile (bitlens[video]) is not installed")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, PICTURES, photometric="minisblack", compression="zlib")
+    stack = tif_stack(path)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"a\.tif cannot be read as an image"):
+        stack.read()
+
+
+def test_other_tifs_are_read_whole(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="tifffile (bitlens[video]) is not installed")
+    for name, values in (("wide.tif", PICTURES.astype(np.int32)), ("bool.tif", PICTURES > 400)):
+        tifffile.imwrite(tmp_path / name, values, photometric="minisblack")
+        np.testing.assert_array_equal(tif_stack(tmp_path / name).read(), read_tif(tmp_path / name))

@@ -55,16 +55,23 @@ def channels_first(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.copy()).movedim(-1, 0)[None]
 
 
-def check_layer(engine: Engine, step: tuple[str, plan.Part, plan.Wanted], block: np.ndarray) -> tuple[int, int]:
-    """Compare what a layer's call wrote with the reference, from the codes it read; (codes off, all codes)."""
-    name, codes, wanted = step
+def layer_values(engine: Engine, name: str, codes: plan.Part, slope: float, block: np.ndarray) -> Tensor:
+    """What the reference computes of the codes that a layer read."""
     layer = engine.integers[name]
     assert isinstance(layer, IntegerLayer)
     volume = replace(layer, weight=layer.weight.reshape(*layer.weight.shape, *[1] * (5 - layer.weight.ndim)))
     if isinstance(layer.geometry, torch.nn.Linear):
         volume = replace(volume, geometry=torch.nn.Conv3d(layer.weight.shape[1], len(layer.weight), 1))
     out = values(volume, accumulate(volume, channels_first(codes.view(block)).int() + layer.input.qmin))
-    out = F.leaky_relu(out, wanted.slope) if wanted.slope != 1 else out
+    return F.leaky_relu(out, slope) if slope != 1 else out
+
+
+def check_layer(engine: Engine, step: tuple[str, plan.Part, plan.Wanted], block: np.ndarray) -> tuple[int, int]:
+    """Compare what a layer's call wrote with the reference, from the codes it read; (codes off, all codes)."""
+    name, codes, wanted = step
+    out = layer_values(engine, name, codes, wanted.slope, block)
+    if side := wanted.side:
+        out = out + layer_values(engine, side.name, side.codes, side.slope, block)
     for part in wanted.add:
         out = out + channels_first(part.view(block))
     if wanted.values is not None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bitlens.engine.lower import IntegerProduct, Operand
@@ -39,6 +39,9 @@ def attend(attention, codes, level, target_zero, largest, threads=1):
     t=st.integers(1, 9), heads=st.integers(1, 5), depth=st.integers(1, 9), pixels=st.integers(1, 40),
     bits=st.sampled_from([8, 4, 3, 2]), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
+@example(t=8, heads=4, depth=8, pixels=37, bits=4, seed=0)  # the sizes that are compiled on their own
+@example(t=8, heads=4, depth=4, pixels=200, bits=8, seed=1)
+@example(t=8, heads=2, depth=8, pixels=500, bits=8, seed=2)
 def test_every_level_equals_the_scalar_twin(t, heads, depth, pixels, bits, seed):
     random = np.random.default_rng(seed)
     codes = random.integers(0, 2**bits, (t, 1, pixels, 3 * heads * depth)).astype(np.uint8)

@@ -82,8 +82,43 @@ def test_ties_round_half_to_even_as_the_grid_does(level: str):
         operand = Operand(torch.tensor(step, dtype=torch.float32), torch.tensor(zero), low, high)
         found = np.zeros(x.shape, np.uint8)
         target = bk.Target(found, step, zero, low, high)
-        bk.bind_finish(x, bk.Output(targets=[target]), level=level)()
-        assert np.array_equal(found.astype(int) + low, operand.codes(torch.from_numpy(x)).numpy())
+        steps = np.full(x.shape[-1], step, np.float32)
+        steps[-1] *= 2  # one other step, so that each channel's own is used
+        each = np.zeros(x.shape, np.uint8)
+        others = bk.Target(each, steps, zero, low, high)
+        bk.bind_finish(x, bk.Output(targets=[target, others]), level=level)()
+        wanted = operand.codes(torch.from_numpy(x)).numpy()
+        assert np.array_equal(found.astype(int) + low, wanted)
+        assert np.array_equal(each[..., :-1].astype(int) + low, wanted[..., :-1])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_values_far_beyond_a_grid_get_its_ends(level: str):
+    """Places that do not fit in 32 bits, on grids whose ends are not those of a byte."""
+    x = np.tile(np.array([-3e38, -1e12, -1e5, 1e5, 1e12, 3e38], np.float32), 12).reshape(1, 1, 1, -1)
+    found = np.zeros(x.shape, np.uint8)
+    bk.bind_finish(x, bk.Output(targets=[bk.Target(found, 0.3, 2.0, 0, 15)]), level=level)()
+    assert np.array_equal(found, np.where(x > 0, 15, 0))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_targets_cut_the_channels_anywhere(level: str):
+    """Eight targets that begin and end within vectors, each on its own grid."""
+    random = np.random.default_rng(1)
+    x = random.normal(size=(1, 3, 7, 150)).astype(np.float32)
+    ends = [(0, 150), (0, 64), (5, 69), (16, 32), (31, 33), (64, 150), (149, 150), (70, 134)]
+    grids = [(0.05 + 0.01 * i, float(i), 0, 15 + 16 * i) for i in range(8)]
+    whole = [np.full((1, 3, 7, 160), 77, np.uint8) for _ in ends]
+    targets = [
+        bk.Target(codes[..., 3 : 3 + end - begin], *grid, begin=begin)
+        for (begin, end), grid, codes in zip(ends, grids, whole, strict=True)
+    ]
+    bk.bind_finish(x, bk.Output(targets=targets), level=level)()
+    for (begin, end), (step, zero, low, high), codes in zip(ends, grids, whole, strict=True):
+        operand = Operand(torch.tensor(step, dtype=torch.float32), torch.tensor(zero), low, high)
+        wanted = operand.codes(torch.from_numpy(x[..., begin:end].copy())).numpy()
+        assert np.array_equal(codes[..., 3 : 3 + end - begin], wanted)
+        assert (codes[..., :3] == 77).all() and (codes[..., 3 + end - begin :] == 77).all()
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -136,6 +136,14 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
         distill(student, teacher, batches, Refinement(2), state=tmp_path / "state.pt")
 
 
+def test_what_broke_is_not_saved(tmp_path: Path) -> None:
+    student, teacher, batches = made()
+    batches[0][0][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="is nan; wanted a finite one"):
+        distill(student, teacher, batches[:1], Refinement(3), state=tmp_path / "state.pt")
+    assert not (tmp_path / "state.pt").exists()
+
+
 def test_time_ends_it() -> None:
     student, teacher, batches = made()
     result = distill(student, teacher, batches, Refinement(10_000_000, minutes=0.02))

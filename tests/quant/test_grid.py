@@ -24,6 +24,7 @@ from bitlens.quant.grid import (
     quantize,
     scale_gradient,
 )
+from bitlens.quant.ranges import mse
 
 ZERO_POINTS: tuple[Any, ...] = ("none", "integer", "rounded", "free")
 GRIDS = [*ZERO_POINTS, "bound", "bound-integer"]
@@ -386,3 +387,17 @@ def test_fused_grid_is_the_same_grid() -> None:
     shapes, which cannot be compiled."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FUSED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ZERO_POINTS)
+def test_channels_of_zeros_have_the_others_scale(kind: Any) -> None:
+    """`mse` gives them a range of 1e-8, other searches one of 0: as a scale it would hold the weights at zero."""
+    weights = torch.stack([torch.linspace(-1, 1, 9), torch.zeros(9), torch.linspace(-3, 3, 9)])
+    grid = StepGrid(4, kind == "none", (3, 1), kind)
+    for low, high in (mse(weights, 4, kind == "none"), (weights.amin(1), weights.amax(1))):
+        grid.set_range(low, high)
+        scale = grid.scale.detach().flatten()
+        torch.testing.assert_close(scale[1], scale[[0, 2]].mean())
+        assert bool((grid(weights)[1] == 0).all())
+    grid.set_range(torch.zeros(3), torch.zeros(3))
+    assert bool((grid.scale == 1).all())
