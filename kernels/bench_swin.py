@@ -121,12 +121,10 @@ def table(results: list[dict[str, Any]]) -> str:
         kind: min((spent for name, spent in others.items() if name.endswith(kind)), default=float("nan"))
         for kind in ("f32", "bf16")
     }
-    lines = ["| engine | ms | processor ms | x fastest f32 | x fastest bf16 | peak MB |", "|---|---|---|---|---|---|"]
+    lines = ["| engine | ms | processor ms | x fastest f32 | x fastest bf16 |", "|---|---|---|---|---|"]
     for r in results:
         ratios = " | ".join(f"{base[kind] / r['processor']:.2f}" for kind in ("f32", "bf16"))
-        lines.append(
-            f"| {r['name']} | {1e3 * r['seconds']:.0f} | {1e3 * r['processor']:.0f} | {ratios} | {r['peak_mb']:.0f} |"
-        )
+        lines.append(f"| {r['name']} | {1e3 * r['seconds']:.0f} | {1e3 * r['processor']:.0f} | {ratios} |")
     return "\n".join(lines)
 
 
@@ -144,11 +142,7 @@ def main() -> None:
     for timing in timings:
         if timing.failure:
             print(f"{timing.name}: {timing.failure}")
-    results = [
-        dict(name=t.name, seconds=t.median, processor=t.value, peak_mb=t.peak_mb, runs=t.seconds)
-        for t in timings
-        if not t.failure
-    ]
+    results = [dict(name=t.name, seconds=t.median, processor=t.value, runs=t.seconds) for t in timings if not t.failure]
     size = f"{asked.size} x {asked.size}"
     print(f"SwinIR-light x{SCALE}, {size}, {asked.threads} threads, {asked.rounds} rounds, medians\n")
     print(table(results))
