@@ -200,7 +200,7 @@ class Network:
             options = dict(shift=shift, workspace=block[: self.plan.workspace], threads=threads)
             return packed.bind(source.view(block), result.view(block), **options)
 
-        self.plan.step("block", bind, [source, result])
+        self.plan.step(bind, [source, result], "block")
 
     def normalize(self, name: str, x: Part) -> Part:
         """A LayerNorm over the channels of each pixel."""
@@ -216,7 +216,7 @@ class Network:
 
             return call
 
-        self.plan.step("normalization", bind, [x, result])
+        self.plan.step(bind, [x, result], "normalization")
         return result
 
     def convolve(self, name: str, x: Part, add: Part | None = None, slope: float = 1.0) -> Part:
@@ -248,7 +248,7 @@ class Network:
 
             return call
 
-        self.plan.step("float layer", bind, [x, result, *added])
+        self.plan.step(bind, [x, result, *added], "float layer")
         return result
 
     def shuffle(self, x: Part, factor: int) -> Part:
@@ -262,7 +262,7 @@ class Network:
             target = result.view(block).reshape(h, factor, w, factor, c)
             return lambda: np.copyto(target, source)
 
-        self.plan.step("shuffle", bind, [x, result])
+        self.plan.step(bind, [x, result], "shuffle")
         return result
 
     def upsample(self, x: Part) -> Part:
