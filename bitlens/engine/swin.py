@@ -226,7 +226,7 @@ class Network:
             return self.convolve_floats(name, x, added, slope)
         result, codes = self.new_like(x, len(layer.weight)), self.plan.new(x.memory.shape[:3], x.memory.shape[3])
         self.plan.finish(x, Wanted(grids=[Grid(codes, layer.input)]))
-        self.plan.convolve(name, codes, Wanted(slope, added, result))
+        self.plan.convolve(name, codes, Wanted(slope, add=added, values=result))
         return result
 
     def convolve_floats(self, name: str, x: Part, added: Sequence[Part], slope: float) -> Part:
