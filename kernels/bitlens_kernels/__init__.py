@@ -353,7 +353,7 @@ def output_struct(output: Output, shape: tuple[int, ...], values: np.ndarray | N
     return struct, kept
 
 
-def set_scale(struct: ctypes.Structure, given: Output | Side, channels: int) -> list[np.ndarray]:
+def set_scale(struct, given: Output | Side, channels: int) -> list[np.ndarray]:
     """Set scale and bias of each channel; returns what must stay alive with them."""
     bias = np.zeros(channels, np.float32) if given.bias is None else given.bias
     numbers = [np.ascontiguousarray(np.broadcast_to(v, (channels,)), np.float32) for v in (given.scale, bias)]
