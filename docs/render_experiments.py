@@ -5,6 +5,7 @@ python docs/render_experiments.py --check    exit 1 and name the pages that are 
 
 results/experiments/qsci-*.json   `bitlens experiment qsci-... --json FILE`     -> docs/qsci.md
 results/experiments/adapt-*.json  `bitlens adapt ... --scenes ... --json FILE`  -> docs/training.md
+results/experiments/swinir-*.json `kernels/bench/swin.py --json FILE`           -> docs/kernels.md
 """
 
 import argparse
@@ -54,8 +55,24 @@ def adapt_table(contents: Sequence[dict[str, Any]]) -> str:
     return markdown(columns, rows, texts=3)
 
 
+def swin_table(content: dict[str, Any]) -> str:
+    """SwinIR on the native kernels beside the fastest float engines."""
+    floats = {row["name"]: row["seconds"] for row in content["results"] if not row["name"].startswith("native")}
+    best = [min(spent for name, spent in floats.items() if name.endswith(kind)) for kind in (" f32", " bf16")]
+    rows = []
+    for row in content["results"]:
+        times = f"{1e3 * row['seconds']:.0f}", f"{1e3 * row['processor']:.0f}"
+        rows.append([row["name"], *times, *(f"{one / row['seconds']:.2f}" for one in best)])
+    machine, size = content["machine"], content["size"]
+    return (
+        f"{markdown(['engine', 'ms', 'processor ms', 'x fastest float32', 'x fastest bf16'], rows, texts=1)}\n\n"
+        f"SwinIR-light x4, {size} x {size}, {content['threads']} threads, medians of {content['rounds']} interleaved "
+        f"runs, {machine['cpu']} ({', '.join(machine['features'])}), load {machine['load']} before."
+    )
+
+
 def render(root: Path, check: bool = False) -> list[Path]:
-    """Bring both pages up to date, or with `check` only find out; the pages that were (or are) out of date."""
+    """Bring the pages up to date, or with `check` only find out; the pages that were (or are) out of date."""
     folder = root / "results" / "experiments"
     found = [read_json(folder / f"{name}.json") for name in EXPERIMENTS if (folder / f"{name}.json").is_file()]
     adapted = [read_json(path) for path in sorted(folder.glob("adapt-*.json"))]

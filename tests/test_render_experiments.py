@@ -21,7 +21,7 @@ def test_tables_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "docs").mkdir()
     folder = tmp_path / "results" / "experiments"
     folder.mkdir(parents=True)
-    for page in ("qsci.md", "training.md"):
+    for page in ("qsci.md", "training.md", "kernels.md"):
         shutil.copy(REPOSITORY / "docs" / page, tmp_path / "docs" / page)
     row = dict(variant="direct", psnr=20.5, ssim=0.5, against_float=-4.25, paper=-4.11)
     content = dict(

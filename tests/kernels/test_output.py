@@ -1,5 +1,7 @@
 """The output stage: every level equals the scalar twin bit for bit; both equal the reference but for counted ties."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,21 @@ from .conftest import LEVELS, Case, cases
 bk = pytest.importorskip("bitlens_kernels")
 
 
-def outcome(case: Case, level: str, half: bool, seed: int, method: str = "direct") -> list[np.ndarray]:
+def beside(shape: tuple[int, ...], level: str, random: np.random.Generator) -> "bk.Side":
+    """A convolution of a few channels with a kernel of 1 or 3, whose values are added at every output of a shape."""
+    channels, taps, zero = int(random.integers(1, 70)), int(random.choice([1, 3])), int(random.integers(0, 256))
+    weights = random.integers(-128, 128, (shape[-1], 1, taps, taps, channels)).astype(np.int8)
+    codes = random.integers(0, 256, (*shape[:3], channels)).astype(np.uint8)
+    padding = (0, taps // 2, taps // 2)
+    convolution = bk.Convolution(weights, method="direct", level=level, padding=padding, zero=zero, largest=255)
+    scale = random.uniform(1e-5, 1e-4, shape[-1]).astype(np.float32)
+    bias = random.normal(size=shape[-1]).astype(np.float32)
+    return bk.Side(convolution, codes, scale, bias, slope=float(random.choice([0.01, 1.0])))
+
+
+def outcome(
+    case: Case, level: str, half: bool, seed: int, method: str = "direct", side: bool = False
+) -> list[np.ndarray]:
     """All that the output stage can write at once, of one convolution."""
     random = np.random.default_rng(seed)
     convolution = case.convolution(method, level)
@@ -34,6 +50,8 @@ def outcome(case: Case, level: str, half: bool, seed: int, method: str = "direct
     scale = random.uniform(1e-4, 1e-3, outputs).astype(np.float32)
     bias = random.normal(size=outputs).astype(np.float32)
     output = bk.Output(totals=totals, scale=scale, bias=bias, slope=0.01, add=add, values=out, targets=targets)
+    if side:
+        output = replace(output, side=beside(shape, level, random))
     convolution.run(case.codes, output)
     return [totals, out, all_codes, some]
 
@@ -43,10 +61,32 @@ def outcome(case: Case, level: str, half: bool, seed: int, method: str = "direct
 def test_every_level_equals_the_scalar_twin(data):
     method = data.draw(st.sampled_from(["direct", "winograd2", "lookup"]))
     case, half, seed = data.draw(cases(method)), data.draw(st.booleans()), data.draw(st.integers(0, 1000))
-    twin = outcome(case, "scalar", half, seed)
+    side = data.draw(st.booleans())
+    twin = outcome(case, "scalar", half, seed, side=side)
     for level in LEVELS:
-        for found, wanted in zip(outcome(case, level, half, seed, method), twin, strict=True):
+        for found, wanted in zip(outcome(case, level, half, seed, method, side), twin, strict=True):
             assert np.array_equal(found, wanted), level
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("half", [False, True])
+def test_a_side_is_the_values_that_it_would_have_alone(level: str, half: bool):
+    """Added in registers, it changes nothing: in float32 its values alone, then added, are the same to the last bit."""
+    random = np.random.default_rng(3)
+    weights = random.integers(-8, 8, (48, 1, 3, 3, 32)).astype(np.int8)
+    case = Case(weights, random.integers(0, 16, (2, 9, 13, 32)).astype(np.uint8), (1, 1, 1), (0, 1, 1), 3, 15)
+    main, side = case.convolution("direct", level), beside((2, 9, 13, 48), level, random)
+    own = dict(scale=np.full(48, 1e-3, np.float32), bias=random.normal(size=48).astype(np.float32))
+    together = np.zeros((2, 9, 13, 48), np.uint16 if half else np.float32)
+    alone, apart = np.zeros((2, 2, 9, 13, 48), np.float32)
+    main.run(case.codes, bk.Output(**own, values=together, side=side))
+    side.convolution.run(side.codes, bk.Output(scale=side.scale, bias=side.bias, slope=side.slope, values=alone))
+    main.run(case.codes, bk.Output(**own, values=apart, add=[alone]))
+    if half:
+        found = (together.astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_allclose(found, apart, rtol=2**-8, atol=1e-6)
+    else:
+        assert np.array_equal(together, apart)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -1,6 +1,6 @@
 """SwinIR-light x4 on the native kernels against the same network in float through OpenVINO and compiled torch.
 
-    python kernels/bench_swin.py [--size 128] [--threads 2] [--rounds 9] [--only native openvino] [--json results.json]
+    python kernels/bench/swin.py [--size 128] [--threads 2] [--rounds 9] [--only native openvino] [--json results.json]
 
 Weights are random: how fast a network runs does not depend on them. Contestants live in processes of their own and take
 turns; given are the medians of wall time and of processor time, which other processes on the machine do not count in.
@@ -86,11 +86,10 @@ def torch_compiled(size: int, threads: int, precision: str) -> Callable[[], floa
 
     torch.set_num_threads(threads)
     torch._inductor.config.freezing = True  # type: ignore[attr-defined]
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    network, x = torch.compile(untrained().to(kind)), image(size).to(kind)
+    network, x = torch.compile(untrained()), image(size)
 
     def run() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             network(x)
 
     return timed(run)

@@ -1,6 +1,6 @@
 """Each kernel against this CPU's own peak and against other int8 convolutions, interleaved in one run, on one thread.
 
-    python kernels/bench.py [--channels 64] [--size 8x128x128] [--rounds 7] [--json results.json]
+    python kernels/bench/layers.py [--channels 64] [--size 8x128x128] [--rounds 7] [--json results.json]
 
 Times are processor times: what other processes take does not count, only how they disturb caches and clock. Effective
 GMAC/s are those of the direct convolution, whatever the method multiplies. Every kernel writes u8 codes of the next
