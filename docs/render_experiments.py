@@ -77,9 +77,11 @@ def render(root: Path, check: bool = False) -> list[Path]:
     found = [read_json(folder / f"{name}.json") for name in EXPERIMENTS if (folder / f"{name}.json").is_file()]
     adapted = [read_json(path) for path in sorted(folder.glob("adapt-*.json"))]
     tables = "\n\n".join(map(experiment_table, found)) or NOT_MEASURED
+    swin = [swin_table(read_json(path)) for path in sorted(folder.glob("swinir-*.json"))]
     pages = {
         root / "docs" / "qsci.md": ("experiments", tables),
         root / "docs" / "training.md": ("adapt", adapt_table(adapted)),
+        root / "docs" / "kernels.md": ("swin", "\n\n".join(swin) or NOT_MEASURED),
     }
     stale = []
     for page, (mark, content) in pages.items():
