@@ -143,7 +143,7 @@ def as_evaluation(content: Any, path: Path) -> Evaluation:
                 f"{path} measured another {model} than the one here (SHA-256 {str(digest)[:12]}...); wanted a result "
                 f"of this checkpoint; run bitlens evaluate {model} again"
             )
-        bits = bits_in_words(about).replace("float, float", "float")
+        bits = bits_in_words(about).replace("float, float", "float").replace("16, float", "float (bf16)")
         return Evaluation(model, path.name, scenes, average, settings, bits, about.bytes)
     return Evaluation(model, path.name, scenes, average, settings, "unknown", None)
 

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MARK, SAME = "speed", "same"
 FINGERPRINT = "bitlens speeds"
 """Text field of the PNG: which measurement it shows. Pixels differ between machines, this does not."""
-BUSY = 0.7
-"""Load of the machine before a benchmark; the page says so beyond it."""
+QUIET = 0.7
+"""Load of the machine before a benchmark; the page says it beyond this."""
 NOT_MEASURED = "Nothing is measured yet: `results/` holds no benchmark."
 WORDS = {
     "official_float32": "PyTorch float32 as the official code runs it",
@@ -74,7 +74,9 @@ def conditions(one: dict[str, Any]) -> str:
     machine, size = one["environment"], " x ".join(map(str, one["size"]))
     features = ", ".join(machine["features"])
     load = machine.get("load") or 0.0
-    busy = f" The machine was busy with other work (load {load:g}): times are too long." if load > BUSY else ""
+    busy = f" Load {load:g} before it began." if load > QUIET else ""
+    if load > machine.get("cores", 1):
+        busy = f" The machine was busy with other work (load {load:g}): times are too long."
     return (
         f"One {one.get('unit', 'measurement')} of {size}: medians of {one['rounds']} interleaved runs, "
         f"{one['threads']} threads, {machine['cpu']} ({features}). `bitlens benchmark`, results/{one['source']}.{busy}"
