@@ -62,7 +62,8 @@ def test_networks_that_enlarge(
     assert main(["benchmark", *low, *command, *flags]) == 0
     result = json.loads(out.read_text())
     assert result["unit"] == "picture" and result["size"] == [24, 24]
-    assert [row["model"] for row in result["rows"] if row["kind"] == "low-bit"] == ["pan-w8", "pan-w4"]
+    low_bit = [row["model"] for row in result["rows"] if row["kind"] == "low-bit"]  # 8 bits with bf16 between, too
+    assert list(dict.fromkeys(low_bit)) == ["pan-w8", "pan-w4"]
     rows = {row["model"]: row for row in result["rows"] if row["failure"] is None}
     assert rows["pan-w8"]["psnr_to_float"] > rows["pan-w4"]["psnr_to_float"] > 10 and rows["pan-w8"]["psnr"] > 0
     layers = [cost for cost in result["layers"]["pan-w8"] if cost["gmacs"] is not None]
