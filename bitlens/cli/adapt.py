@@ -170,7 +170,7 @@ class Adapt:
                     "psnr": psnr,
                     "residual": asdict(result),
                     "settings": {name: getattr(self, name) for name in names},
-                    "run": scores[-1]["settings"],
+                    "run": {**scores[-1]["settings"], "mask": self.mask.name},
                 }
                 path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return [(label, f"{value:.2f}") for label, value in psnr.items()]
