@@ -20,7 +20,7 @@ from io import StringIO
 __all__ = ["VERBS", "main"]
 
 VERBS = {
-    "demo": "see it work: one coded picture in, a high-speed video out, by every shipped network",
+    "demo": "see it work: one coded picture in, a high-speed video out, from float down to 2 bits",
     "measure": "simulate the camera: a video becomes coded measurements",
     "reconstruct": "turn measurements, simulated or from a camera, into a video",
     "upscale": "enlarge pictures with a super-resolution network",

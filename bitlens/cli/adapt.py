@@ -141,8 +141,10 @@ class Adapt:
         from bitlens.data.masks import read_mask
 
         assert self.scenes is not None
-        if self.measurements:
-            raise ValueError("--measurements and --scenes came; wanted one of the two; leave the other out")
+        of_files = ("measurements", "gain", "crop", "key", "axes", "allow_saturated")
+        if given := [name for name in of_files if getattr(self, name)]:
+            flag = given[0].replace("_", "-")
+            raise ValueError(f"--{flag} and --scenes came; wanted one of the two; leave the other out")
         mask = read_mask(self.mask, axes=self.mask_axes)
         firsts = [simulate(scene.video[: len(mask)], mask).measurement for scene in load_scenes(self.scenes)]
         if len({first.shape for first in firsts}) > 1:

@@ -190,7 +190,7 @@ class Benchmark:
                 rows.append(row(model, "OpenVINO", f"{bits}, bf16 between", "low-bit", openvino, "bf16", cache))
             if "onnxruntime" in self.engines and video:
                 rows.append(row(model, "ONNX Runtime", bits, "low-bit", contestants.onnxruntime_run, cache))
-            if "native" in self.engines and video:
+            if "native" in self.engines and (video or describe(model).network == "swinir"):
                 rows.append(row(model, "native kernels", bits, "low-bit", contestants.native_run))
         return rows
 
@@ -330,6 +330,7 @@ def remember_engines(model: str, rows: list[dict[str, Any]], threads: int) -> No
     from bitlens.cli.speeds import ENGINES, remember
 
     own = [row for row in rows if row["model"] == describe(model).name and row["failure"] is None]
+    own = [row for row in own if not row["precision"].endswith("between")]  # which auto does not choose
     medians = {ENGINES[row["engine"]]: row["median_s"] for row in own if row["engine"] in ENGINES}
     remember(load(model), threads, medians)
 

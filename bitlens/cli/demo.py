@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Demo:
-    """Take one coded picture of a made high-speed scene and rebuild the video with every shipped network.
+    """Take one coded picture of a made high-speed scene and rebuild the video with GAP-TV and EfficientSCI-T.
 
     Prints quality, size and time side by side and writes an animation (.gif) and a contact sheet (.png). With
     --capture it does the same to a picture from a real camera, for which there is no truth to compare with.

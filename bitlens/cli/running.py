@@ -49,17 +49,26 @@ def start(
     return engine.runtime, note
 
 
+def native_module(network: Any) -> Any:
+    """The module that runs a network's kind on the native kernels: its `Engine`, and `missing`, why it could not."""
+    from bitlens.engine import native, swin
+    from bitlens.networks.swinir import SwinIR
+
+    return swin if isinstance(network, SwinIR) else native
+
+
 def native_engine(network: Any, threads: int | None = None) -> Any:
-    """A low-bit network on the native kernels, its residual sums in bf16 where no grid has fewer than 8 bits.
+    """A low-bit network on the native kernels; residual sums of video in bf16 where no grid has fewer than 8 bits.
 
     Raises:
         TypeError: the kernels are not built, or cannot run the network.
     """
-    from bitlens.engine.native import Engine
+    from bitlens.engine.openvino import reconstructs
     from bitlens.quant.layers import quantized_layers
 
     coarse = any(layer.activation_bits < 8 for layer in quantized_layers(network).values())
-    return Engine(network, precision="f32" if coarse else "bf16", threads=threads)
+    precision = "bf16" if reconstructs(network) and not coarse else "f32"
+    return native_module(network).Engine(network, precision=precision, threads=threads)
 
 
 def describe(engine: Any, name: str = "OpenVINO") -> str:

@@ -125,13 +125,13 @@ def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any]
 
 def in_order(network: "nn.Module") -> list[str]:
     """The engines that "auto" tries one after the other."""
-    from bitlens.engine import native
+    from bitlens.cli.running import native_module
     from bitlens.engine.openvino import runs
     from bitlens.quant.layers import quantized_layers
 
     if not quantized_layers(network) or not runs(network):
         return ["torch"]
-    if native.missing(network) is not None:
+    if native_module(network).missing(network) is not None:
         return ["openvino", "torch"]
     return ["native", "openvino", "torch"] if fast_here(network) else ["openvino", "native", "torch"]
 
@@ -147,7 +147,8 @@ def start_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any],
     layers = quantized_layers(network)
     if engine == "native":
         running = native_engine(network, torch.get_num_threads())
-        return running, f"native kernels ({running.level}), int8 in all layers, the rest in {running.precision}"
+        said = f"native kernels ({running.level}), int8 in all quantized layers, the rest in {running.precision}"
+        return running, said
     if engine == "torch":
         return network, f"torch, float32{', integers simulated' if layers else ''}"
     if engine == "reference":
@@ -168,22 +169,24 @@ def start_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any],
 def fast_here(network: "nn.Module") -> bool:
     """Whether the native kernels run a network, and faster than OpenVINO.
 
-    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines: below 8 bits, with
-    AVX512 (engine.md).
+    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines: with AVX512, video
+    below 8 bits and pictures at any (engine.md).
     """
     import torch
 
+    from bitlens.cli.running import native_module
     from bitlens.cli.speeds import recall
-    from bitlens.engine import native
+    from bitlens.engine.openvino import enlarges
+    from bitlens.engine.plan import kernels
     from bitlens.quant.layers import quantized_layers
 
     bits = [layer.activation_bits for layer in quantized_layers(network).values()]
-    if not bits or native.missing(network) is not None:
+    if not bits or native_module(network).missing(network) is not None:
         return False
     measured = recall(network, torch.get_num_threads())
     if {"native", "openvino"} <= set(measured):
         return measured["native"] < measured["openvino"]
-    return min(bits) < 8 and native.kernels().best_level().startswith("avx512")
+    return (enlarges(network) or min(bits) < 8) and kernels().best_level().startswith("avx512")
 
 
 def reconstruct(

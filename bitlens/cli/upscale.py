@@ -45,8 +45,8 @@ class Upscale:
     """A .png to write; for a folder a new or empty folder, which gets one .png for each picture."""
     engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
     """What computes: torch (low bits are simulated), openvino (int8 on the CPU; each size of tile is compiled once), or
-    reference (integers in plain torch, slow); native and onnxruntime know video networks alone. auto: openvino for
-    low-bit networks, else torch."""
+    native (our kernels: SwinIR), or reference (integers in plain torch, slow); onnxruntime knows video networks alone.
+    auto: for low-bit networks native where it knows them, or openvino; else torch."""
     memory_mb: int = 2000
     """The most memory to take, in MB of 2^20 bytes, the program itself included."""
 

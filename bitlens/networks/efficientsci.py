@@ -330,14 +330,15 @@ def widened(network: EfficientSCI, factor: int, seed: int = 0) -> EfficientSCI:
     Source: [Net2Net] Chen, Goodfellow, Shlens: "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016.
 
     Raises:
-        ValueError: the network has Q-SCI's or Q-ViT's additions (widen it before they are made).
+        ValueError: the network has Q-SCI's or Q-ViT's additions or grids (widen it before they are made).
     """
-    added = [name for name in ("shift", "shortcuts", "normalize") if network.config[name]]
-    if added:
-        raise ValueError(f"the network has {' and '.join(added)}; wanted a plain one; widen it before quantizing")
     wide = EfficientSCI(**{**network.config, "in_ch": factor * network.config["in_ch"]})
     generator = torch.Generator().manual_seed(seed)
     state = network.state_dict()
+    added = [name for name in ("shift", "shortcuts", "normalize") if network.config[name]]
+    added += ["grids"] if state.keys() != wide.state_dict().keys() else []
+    if added:
+        raise ValueError(f"the network has {' and '.join(added)}; wanted a plain one; widen it before quantizing")
     for name, new in wide.state_dict().items():
         old = state[name]
         if old.shape[0] != new.shape[0]:

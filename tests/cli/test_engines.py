@@ -12,7 +12,7 @@ from torch import nn
 
 from bitlens import checkpoint
 from bitlens.cli import benchmark, running, shared, speeds
-from bitlens.engine import native, openvino
+from bitlens.engine import native, openvino, plan
 from bitlens.engine.checks import ComputesWrongly
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
@@ -28,7 +28,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "missing", lambda network: None)
-    monkeypatch.setattr(native, "kernels", lambda: SimpleNamespace(best_level=lambda: "avx512-vnni"))
+    monkeypatch.setattr(plan, "kernels", lambda: SimpleNamespace(best_level=lambda: "avx512-vnni"))
 
 
 def network_of(bits: int) -> nn.Module:
@@ -64,8 +64,9 @@ def test_one_engine_alone_is_no_measurement() -> None:
 def test_the_benchmark_remembers(tmp_path: Path) -> None:
     path = tmp_path / "w4.safetensors"
     checkpoint.save(network_of(4), path)
-    row = {"model": "w4", "failure": None, "engine": "OpenVINO", "median_s": 0.5}
+    row = {"model": "w4", "failure": None, "engine": "OpenVINO", "precision": "4 bits", "median_s": 0.5}
     rows = [row, row | {"engine": "native kernels", "median_s": 0.25}, row | {"engine": "ONNX Runtime"}]
+    rows += [row | {"precision": "4 bits, bf16 between", "median_s": 0.1}]
     rows += [row | {"model": "float", "median_s": 9.0}, row | {"failure": "died", "median_s": 8.0}]
     benchmark.remember_engines(str(path), rows, threads=3)
     assert speeds.recall(checkpoint.load(path), 3) == {"openvino": 0.5, "native": 0.25}

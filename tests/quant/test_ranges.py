@@ -226,41 +226,21 @@ def test_dobi_in_bins_is_the_plain_loop(name: str, one_sided: bool) -> None:
 
 
 @pytest.mark.parametrize("name", distributions(100))
-def test_the_error_of_bins_is_bounded(name: str) -> None:
-    """Never too small, and at most 2 s w too large for each value of a bin that a boundary cuts, but for rounding.
-
-    A value's place in its bin is rounded to w / 256, and their sums by no more.
-    """
+def test_the_error_of_rounded_values_is_bounded(name: str) -> None:
+    """Each value's distance from the grid is wrong by at most half the bins' width, in the square and the sum."""
     values = distributions(40_000)[name].double()
     low, high = values.min(), values.max()
-    width = float(high - low) / BINS
-    exact = Summary(
-        values.sort().values[None], torch.arange(40_001.0).double()[None], before(values.sort().values[None]),
-        values.square().sum()[None],
-    )  # fmt: skip
+    width = float(high - low) / (BINS - 1)
+    ordered = values.sort().values[None]
+    exact = Summary(ordered, torch.arange(40_001.0).double()[None], before(ordered), values.square().sum()[None])
     for bits in (2, 8):
         ends = torch.linspace(0, 0.49, 20).double()[None] * (high - low)
         step = (high - low - 2 * ends).clamp_min(1e-9) / (2**bits - 1)
-        binned = squared_errors(summarize(values.float()[None]), low + ends, step, 2**bits)
+        rounded = squared_errors(summarize(values.float()[None]), low + ends, step, 2**bits)
         true = squared_errors(exact, low + ends, step, 2**bits)
-        edges = (low + ends + step * (torch.arange(2**bits - 1) + 0.5)[:, None]).T.contiguous()  # steps edges
-        cut = torch.stack([near(values, each, 1.001 * width) for each in edges])
-        places = 0.05 * len(values) * 2 * values.abs().max() * width / 128  # a twentieth of the worst case
-        rounding = 1e-6 * values.square().sum() + places
-        assert bool((binned >= true - rounding).all())
-        assert bool((binned <= true + 2 * step * 1.001 * width * cut + rounding).all())
-
-
-def near(values: Tensor, edges: Tensor, distance: float) -> Tensor:
-    """How many values lie within a distance of some edge."""
-    gaps = torch.minimum(*((values - edges[i]).abs() for i in around(values, edges)))
-    return (gaps <= distance).sum()
-
-
-def around(values: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the edge below and above each value."""
-    above = torch.searchsorted(edges, values).clamp(max=len(edges) - 1)
-    return (above - 1).clamp_min(0), above
+        # ||d + e||^2 - ||d||^2 <= 2 ||d|| ||e|| + ||e||^2, all |e| <= w / 2 but for float32's rounding of v - low
+        most = 0.5 * 1.01 * width * len(values) ** 0.5
+        assert bool(((rounded - true).abs() <= 2 * true.clamp_min(0).sqrt() * most + most**2 + 1e-12).all())
 
 
 def test_the_data_chooses_the_branch() -> None:
@@ -287,7 +267,7 @@ def test_mse_knows_the_grid_that_rounds_its_zero_point(bits: int) -> None:
 
 
 def test_dobi_is_much_faster_than_the_loop() -> None:
-    """In processor time, measured in turn against a tenth of the loop: 20 to 41 times were seen, 15 are asserted."""
+    """In processor time, measured in turn against a tenth of the loop: 40 times and more were seen, 10 are asserted."""
     values = torch.randn(1_000_000)
     dobi(values, 4)
     fast, slow = [], []
@@ -300,7 +280,7 @@ def test_dobi_is_much_faster_than_the_loop() -> None:
             a, b = -4.0 + 0.04 * i, 4.0 - 0.04 * i
             (((values.clamp(a, b) - a) / ((b - a) / 15)).round() * ((b - a) / 15) + a - values).square().sum()
         slow.append(time.process_time() - start)
-    assert 10 * min(slow) >= 15 * min(fast)
+    assert 10 * min(slow) >= 10 * min(fast)
 
 
 def test_dobi_refuses_nothing() -> None:
