@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from bitlens.networks import swinir as published
 from bitlens.networks.imdn import IMDN
 from bitlens.networks.parts import MatMul
 from bitlens.networks.swinir import SwinIR
+from bitlens.quant.distill import Refined, Refinement
 from bitlens.quant.grid import BoundGrid, StepGrid
 from bitlens.quant.layers import Quantized, QuantizedMatMul, quantized_layers
 from bitlens.recipe import Recipe
@@ -107,6 +108,20 @@ def test_deployable_grids() -> None:
         if isinstance(layer, Quantized):
             assert isinstance(layer.weight_grid, StepGrid) and layer.weight_grid.kind == "none"
             assert layer.weight_grid.scales == layer.layer.get_parameter("weight").shape[0]
+
+
+def test_free_bounds_move_in_values_and_scales_in_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    units: list[str] = []
+
+    def distilled(student: nn.Module, teacher: nn.Module, batches: Any, settings: Refinement, **_: Any) -> Refined:
+        units.append(settings.unit)
+        return Refined(settings.steps, 0.0, (0.0, 0.0))
+
+    monkeypatch.setattr("bitlens.methods.twodquant.distill", distilled)
+    for grid in ("official", "deployable"):
+        quantized, _ = quantize(swinir(), "dqc", [(image(),)], bits=4, grid=grid)
+        METHODS["dqc"].refine(quantized, swinir(), [(image(),)])  # type: ignore[attr-defined]
+    assert units == ["value", "range"]
 
 
 @pytest.mark.parametrize("method", KIN)
