@@ -38,6 +38,21 @@ def test_table_is_the_published_method() -> None:
         assert variant.recipe == qsci.recipe(bits) and variant.options == qsci.options(bits)
 
 
+def test_baselines_differ_in_the_method_alone() -> None:
+    """The same 4 bits everywhere but where a method says otherwise, and only methods of training are trained."""
+    variants = {variant.name: variant for variant in EXPERIMENTS["qsci-baselines"].variants}
+    assert [name for name, each in variants.items() if not each.trained] == ["MinMax", "Percentile", "DOBI"]
+    plain = len(quantized_layers(variants["MinMax"].build(EfficientSCI(8, 1, 2).eval(), [data()])))
+    for name, variant in variants.items():
+        bits = {
+            key: layer.weight_bits
+            for key, layer in quantized_layers(variant.build(EfficientSCI(8, 1, 2).eval(), [data()])).items()
+        }
+        fine = [key for key, one in bits.items() if one == 8]
+        assert len(bits) == plain + (6 if name == "Q-SCI" else 0) and set(bits.values()) <= {4, 8}
+        assert len(fine) == {"Q-SCI": 6, "Q-ViT": 2}.get(name, 0)
+
+
 def test_drift_is_what_was_added_to_the_query() -> None:
     reference = EfficientSCI(8, 1, 2).eval()
     moved = reference.with_options(shift=True)

@@ -1,7 +1,7 @@
 """`bitlens experiment`: one of the papers' experiments, measured on our own networks beside the paper's numbers."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,16 +22,19 @@ class Experiment:
     """Quantize, train and evaluate the networks that an experiment of Q-SCI or 2DQuant compares, each in the same way.
 
     qsci-table: 8, 4, 3 and 2 bits. qsci-modules: one module at 4 bits. qsci-ablation: its additions one after the
-    other. qsci-shift: the drift of query and key. sr-table: 2DQuant and what it is compared with, on super-resolution
-    networks at 4, 3 and 2 bits. The same command goes on where the last one stopped; a variant that is finished is not
-    run again. The paper's numbers are of EfficientSCI-S after days on GPUs, or of SwinIR-light.
+    other. qsci-shift: the drift of query and key. qsci-baselines: what it is compared with, at 4 bits. sr-table:
+    2DQuant and what that is compared with, on super-resolution networks at 4, 3 and 2 bits. The same command goes on
+    where the last one stopped; a variant that is finished is not run again. The paper's numbers are of EfficientSCI-S
+    after days on GPUs, or of SwinIR-light.
 
     Example:
         bitlens experiment qsci-ablation --clips clips --run runs/ablation --budget minutes --json ablation.json
         bitlens experiment sr-table --calibration photographs --start ngswin-x2.safetensors --run runs/ngswin
     """
 
-    name: tyro.conf.Positional[Literal["qsci-table", "qsci-modules", "qsci-ablation", "qsci-shift", "sr-table"]]
+    name: tyro.conf.Positional[
+        Literal["qsci-table", "qsci-modules", "qsci-ablation", "qsci-shift", "qsci-baselines", "sr-table"]
+    ]
     """The experiment."""
     run_folder: Path
     """Folder of the experiment: a run, a checkpoint and a result for each variant."""
@@ -103,7 +106,7 @@ class Experiment:
         return 0
 
     def settings(self) -> "Training":
-        """The loop's settings, the same for every variant."""
+        """The loop's settings, the same for every variant but for what its method prescribes."""
         from bitlens.experiments import BUDGETS
         from bitlens.training.settings import Training
 
@@ -128,14 +131,14 @@ class Experiment:
         from bitlens.cli.train import train_in_sight
         from bitlens.data.clips import measurements
 
-        stem = variant.name.replace(" ", "-").replace("+-", "with-")
-        settings = self.settings()
+        stem = variant.name.translate(str.maketrans(" ", "-", "()")).replace("+-", "with-")
+        settings = replace(self.settings(), **variant.settings)
         result_path, weights = self.run_folder / f"{stem}.json", self.run_folder / f"{stem}.safetensors"
         identity = {
             "experiment": self.name,
             "start": self.start,
             "data": self.data or "six-scenes",
-            "settings": asdict(settings),
+            "settings": asdict(settings) if variant.trained else None,
             "sampler": sampler.identity(),
         }
         if result_path.is_file():
@@ -146,11 +149,13 @@ class Experiment:
         start = checkpoint.load(self.start).requires_grad_(True)
         batches = measurements(sampler, CALIBRATION_BATCHES)
         network = variant.build(start, batches)
-        trained = train_in_sight(
-            network, sampler, settings, self.run_folder / stem, teacher=start, device=self.device, label=variant.name
-        )
-        if trained.reason != "finished":
-            return None
+        if variant.trained:
+            folder = self.run_folder / stem
+            done = train_in_sight(
+                network, sampler, settings, folder, teacher=start, device=self.device, label=variant.name
+            )
+            if done.reason != "finished":
+                return None
         network = network.cpu().eval()
         self.run_folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save(network, weights, provenance=identity)
