@@ -16,16 +16,6 @@ from bitlens.networks.efficientsci import EfficientSCI, efficientsci
 from bitlens.quant.layers import Quantized
 from bitlens.recipe import Bits, Recipe, Rule
 
-try:
-    from bitlens.engine.plan import kernels
-
-    kernels().best_level()
-    REASON = ""
-except ImportError as error:
-    REASON = str(error)
-
-needs_kernels = pytest.mark.skipif(bool(REASON), reason=f"the kernels are not built: {REASON}")
-
 MIXED = {"*.ffn.*": 4, "*.scb.0": 2, "*.scb.2": 3, "fem.0": 2, "*": 8}
 """Bits by pattern of a layer's name."""
 
@@ -52,14 +42,14 @@ def predicted_and_measured(network: EfficientSCI, frames: int, side: int, rounds
     return costs.milliseconds(bits_of(mixed)), min(run.whole[1:])
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_the_sum_is_the_time_of_a_network_with_mixed_bits() -> None:
     predicted, measured = predicted_and_measured(EfficientSCI(16, 2, 2, shortcuts=True).eval(), 4, 48, rounds=12)
     assert 0.8 * measured < predicted < 1.2 * measured, (predicted, measured)
 
 
 @pytest.mark.slow
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("size", ["t", "s"])
 def test_the_sum_is_the_time_of_a_published_network(size: str) -> None:
     network = efficientsci(size, shift=True, shortcuts=True).eval()
@@ -67,7 +57,7 @@ def test_the_sum_is_the_time_of_a_published_network(size: str) -> None:
     assert 0.85 * measured < predicted < 1.15 * measured, (predicted, measured)
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_every_layer_is_measured_and_a_file_keeps_it(tmp_path: Path) -> None:
     network, calls = EfficientSCI(8, 1, 2).eval(), []
     low = {bits: at(network, {"*": bits}) for bits in (8, 4)}
@@ -82,7 +72,7 @@ def test_every_layer_is_measured_and_a_file_keeps_it(tmp_path: Path) -> None:
     assert CostModel.read(tmp_path / "costs.json") == costs
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_networks_must_have_the_bits_they_come_under() -> None:
     network, data = EfficientSCI(8, 1, 2).eval(), capture(2, 16)
     with pytest.raises(ValueError, match="has not 8 bits"):
@@ -110,7 +100,7 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
         CostModel.read(tmp_path / "a.json")
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bitlens.save(at(EfficientSCI(8, 1, 2).eval(), {"*": 4}), tmp_path / "small.safetensors")
     small = ["--size", "16", "--frames", "2", "--threads", "1", "--rounds", "1", "--bits", "8", "2"]

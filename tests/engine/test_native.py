@@ -20,14 +20,6 @@ from bitlens.methods import quantize, recipe_of
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.recipe import Bits, Recipe, Rule
 
-try:
-    plan.kernels().best_level()
-    REASON = ""
-except ImportError as error:
-    REASON = str(error)
-
-needs_kernels = pytest.mark.skipif(bool(REASON), reason=f"the kernels are not built: {REASON}")
-
 CASES: dict[str, tuple[dict[str, Any], Recipe]] = {
     "8 bits, four groups, colour": (dict(group_num=4, color_ch=3), recipe_of("direct", 8)),
     "4 bits with shift and shortcuts": (dict(shift=True, shortcuts=True), recipe_of("qsci", 4)),
@@ -88,7 +80,7 @@ def check_layer(engine: Engine, step: tuple[str, plan.Part, plan.Wanted], block:
     return off, total
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", CASES)
 def test_every_layer_computes_what_the_reference_computes(name: str) -> None:
     network, data = network_of(name), capture()
@@ -110,7 +102,7 @@ def test_every_layer_computes_what_the_reference_computes(name: str) -> None:
     assert 10 * torch.log10(wanted.square().mean() / (video - wanted).square().mean()) > 10  # one tie can change all
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_methods_follow_the_bits() -> None:
     for name, possible in {
         "8 bits, four groups, colour": {"direct"},
@@ -122,7 +114,7 @@ def test_methods_follow_the_bits() -> None:
         assert set(engine.methods) == {k for k, v in engine.integers.items() if isinstance(v, IntegerLayer)}
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_it_is_called_like_the_network() -> None:
     network = network_of("8 bits, four groups, colour")
     engine = Engine(network, threads=1)
@@ -135,7 +127,7 @@ def test_it_is_called_like_the_network() -> None:
     assert (half - video).square().mean() < 0.05 * video.square().mean()
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_arrays_that_are_in_use_together_do_not_overlap() -> None:
     engine = Engine(network_of("4 bits with shift and shortcuts"), threads=1)
     made, _, _ = engine.plan(2, 8, 8)
@@ -146,7 +138,7 @@ def test_arrays_that_are_in_use_together_do_not_overlap() -> None:
     assert made.block.nbytes - made.workspace < sum(m.bytes for m in made.memories) / 2
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_what_it_cannot_run_is_refused() -> None:
     with pytest.raises(TypeError, match="not direct"):
         Engine(EfficientSCI(8, 1, 2))
@@ -172,7 +164,7 @@ def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-@needs_kernels
+@pytest.mark.kernels
 def test_a_scene_comes_out_as_from_fake_quantization(data_root) -> None:
     """Within 0.02 dB on the first measurement of a scene, with the 4-bit network that is shipped."""
     scene = benchmarks.six_scenes(data_root)[0]

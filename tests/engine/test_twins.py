@@ -13,15 +13,14 @@ from bitlens.engine.twins import check_layers
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
 
-bk: Any = None
 try:
-    bk = plan.kernels()
+    bk: Any = plan.kernels()
     LEVELS = [level for level in bk.levels() if level != "scalar"]
-    REASON = "" if LEVELS else "this CPU has scalar kernels only"
-except ImportError as error:
-    LEVELS, REASON = [], f"the kernels are not built: {error}"
+except ImportError:
+    bk, LEVELS = None, []
 
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+ONLY_SCALAR = bk is not None and not LEVELS
+pytestmark = [pytest.mark.kernels, pytest.mark.skipif(ONLY_SCALAR, reason="this CPU has scalar kernels only")]
 
 
 def network_of(bits: int) -> torch.nn.Module:

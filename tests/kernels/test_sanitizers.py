@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 def test_no_sanitizer_complains(tmp_path: Path):
     if not all(map(shutil.which, ("cmake", "g++"))):
         pytest.skip("no cmake or g++: the sanitizers' build needs both")
