@@ -109,7 +109,7 @@ def network_of(model: str) -> "nn.Module":
     network = checkpoint.load(model)
     if not isinstance(network, EfficientSCI) or network.config["normalize"]:
         raise TypeError(
-            f"{model} is a {type(network).__name__}; wanted an EfficientSCI without Q-ViT's normalization, which the "
+            f"{model} holds {type(network).__name__}; wanted EfficientSCI without Q-ViT's normalization, which the "
             "native kernels know; choose another checkpoint"
         )
     if quantized_layers(network):

@@ -141,8 +141,8 @@ def test_tiles_in_integers_are_the_whole(low_bit: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("native", "a PAN came; the kernels run EfficientSCI"),
-        ("onnxruntime", "a PAN came; wanted an EfficientSCI"),
+        ("native", "network PAN came; wanted EfficientSCI"),
+        ("onnxruntime", "network PAN came; wanted EfficientSCI"),
         ("reference", "--engine reference, and the network is float; wanted a low-bit one"),
     ],
 )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import bitlens
 from bitlens.cli import main
+from bitlens.engine import plan
 from bitlens.engine.costs import CostModel, Run, bits_of, measure
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI, efficientsci
@@ -114,7 +115,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["gap-tv"], "gap-tv is a GapTV; wanted an EfficientSCI"),
+        (["gap-tv"], "gap-tv holds GapTV; wanted EfficientSCI"),
         (["efficientsci-t", "--bits", "4", "4"], "--bits 4 4; wanted different whole numbers"),
         (["efficientsci-t", "--bits", "9"], "--bits 9"),
         (["efficientsci-t", "--rounds", "0"], "--rounds 0"),
@@ -128,11 +129,9 @@ def test_bad_input(arguments: list[str], words: str, tmp_path: Path, capsys: pyt
 def test_without_kernels_it_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bitlens.engine import native
-
     def absent() -> Callable[[], None]:
         raise ImportError("No module named 'bitlens_kernels'")
 
-    monkeypatch.setattr(native, "kernels", absent)
+    monkeypatch.setattr(plan, "kernels", absent)
     assert main(["costs", "efficientsci-t", "--bits", "8", "--out", str(tmp_path / "c.json")]) == 2
     assert "the native kernels are not built" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from bitlens.engine.lower import lower
 from bitlens.engine.openvino import Engine, runs
 from bitlens.engine.picture import PictureGraph, build_picture
 from bitlens.engine.runtime import KEPT, PictureRuntime, openvino
-from bitlens.methods import quantize
+from bitlens.methods import quantize, recipe_of
 from bitlens.metrics import psnr_sci
 from bitlens.networks.edsr import EDSR
 from bitlens.networks.imdn import IMDN
@@ -105,6 +105,15 @@ def test_what_is_not_direct_computes_in_float_what_was_trained(tmp_path: Path) -
     assert "corrected" in {outcome.way for outcome in engine.lowered.report}
     assert all(check.snr > 60 for check in engine.checks)
     assert any(check.kernel.endswith("_f32") for check in engine.checks)
+
+
+@pytest.mark.parametrize("name", ["IMDN", "SwinIR, light"])  # channels in axis 1, and in the last one of four
+def test_inputs_with_a_scale_for_each_channel_compute_in_float(name: str, tmp_path: Path) -> None:
+    low, _ = quantize(network_of(name), recipe_of("direct", 8, "official"), [(picture(24, 24),)])
+    assert all(check.snr > 60 for check in engine_of(low, tmp_path).checks)
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    assert min(export_onnx(low, tmp_path / "net.onnx", size=(16, 24)).values()) > 60
 
 
 def test_bf16_on_demand(tmp_path: Path) -> None:

@@ -177,13 +177,13 @@ def test_it_is_called_like_the_network() -> None:
 
 @pytest.mark.kernels
 def test_what_it_cannot_run_is_refused() -> None:
-    with pytest.raises(TypeError, match="EfficientSCI came"):
+    with pytest.raises(TypeError, match="network EfficientSCI came; wanted SwinIR; choose"):
         Engine(EfficientSCI(8, 1, 2))
     network = enlarger(2)
-    with pytest.raises(TypeError, match=r"attn\.qkv first\) are float"):
+    with pytest.raises(TypeError, match=r"blocks\.0\.attn\.qkv first, float\) are not direct"):
         Engine(network)
     convolutions = Recipe("c", (Rule("*.attn.mix"), *recipe_of("minmax", 8).rules), weight_range="minmax")
-    with pytest.raises(TypeError, match=r"attn\.mix first\) are float"):
+    with pytest.raises(TypeError, match=r"attn\.mix first, float\) are not direct"):
         Engine(quantized(network, replace(convolutions, activation_range="minmax")))
     with pytest.raises(TypeError, match="not direct"):
         Engine(quantized(network, recipe_of("minmax", 8, "official")))
@@ -198,7 +198,7 @@ def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     def absent() -> None:
         raise ImportError("No module named 'bitlens_kernels'")
 
-    monkeypatch.setattr(swin, "kernels", absent)
+    monkeypatch.setattr(plan, "kernels", absent)
     assert "not built" in (missing(quantized(enlarger(2), "minmax")) or "")
 
 
