@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +72,20 @@ def test_every_layer_is_measured_and_a_file_keeps_it(tmp_path: Path) -> None:
     assert costs.size == (2, 16, 16) and set(costs.whole) == {8, 4}
     costs.write(tmp_path / "costs.json")
     assert CostModel.read(tmp_path / "costs.json") == costs
+
+
+def test_layers_of_one_call_share_its_time_by_their_weights() -> None:
+    def layer(weights: int) -> SimpleNamespace:
+        return SimpleNamespace(weight=torch.zeros(weights))
+
+    run = object.__new__(Run)
+    run.engine = SimpleNamespace(integers={"a": layer(30), "b": layer(10), "c": layer(7)})  # type: ignore[assignment]
+    codes = plan.Part(plan.Memory((1, 1, 1, 1), float))
+    layers = {0: ("a", codes, plan.Wanted(side=plan.Side("b", codes))), 2: ("c", codes, plan.Wanted())}
+    run.plan = SimpleNamespace(layers=layers, kinds=["layer", "attention", "layer"])  # type: ignore[assignment]
+    run.steps, run.whole = [[8.0, 9.0], [2.0, 1.0], [5.0, 4.0]], [99.0, 16.0, 15.5]
+    assert run.layers() == {"a": 6.0, "b": 2.0, "c": 4.0}
+    assert run.between() == {"estimate and copies": 1.0, "attention": 1.0}
 
 
 @pytest.mark.kernels

@@ -12,12 +12,13 @@ from torch import Tensor
 
 import bitlens
 from bitlens.data import benchmarks
-from bitlens.engine import plan
-from bitlens.engine.lower import IntegerLayer
+from bitlens.engine import native, plan
+from bitlens.engine.lower import IntegerLayer, lower
 from bitlens.engine.native import Engine, missing
 from bitlens.engine.reference import accumulate, values
 from bitlens.methods import quantize, recipe_of
-from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.efficientsci import EfficientSCI, TemporalAttention
+from bitlens.networks.parts import HeadShift
 from bitlens.recipe import Bits, Recipe, Rule
 
 CASES: dict[str, tuple[dict[str, Any], Recipe]] = {
@@ -120,6 +121,30 @@ def test_methods_follow_the_bits() -> None:
         engine(*capture())
         assert set(engine.methods.values()) <= possible
         assert set(engine.methods) == {k for k, v in engine.integers.items() if isinstance(v, IntegerLayer)}
+
+
+@pytest.mark.kernels
+def test_the_fastest_method_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"direct": 3.0, "winograd2": 1.0, "winograd3": 2.0}
+    monkeypatch.setattr(native, "seconds", lambda convolution, codes: times[convolution.method])
+    engine = Engine(network_of("4 bits with shift and shortcuts"), threads=1, check=False)
+    engine(*capture())
+    assert engine.methods["resdnet_list.0.cformer_list.0.ffn.0"] == "winograd2"
+    assert "winograd3" not in engine.methods.values()  # wherever that is exact, winograd2 is
+
+
+def test_shifts_of_q_and_k_become_biases_of_qkv() -> None:
+    network = network_of("4 bits with shift and shortcuts")
+    name, module = next((n, m) for n, m in network.named_modules() if isinstance(m, TemporalAttention))
+    assert isinstance(module.moveq, HeadShift) and isinstance(module.movek, HeadShift)
+    torch.nn.init.normal_(module.moveq.bias)
+    torch.nn.init.normal_(module.movek.bias)
+    layer = native.shifted(network, lower(network).layers)[f"{name}.qkv"]
+    assert isinstance(layer, IntegerLayer)
+    nothing = torch.zeros(1, module.heads, 1, len(layer.weight) // 3 // module.heads, 1)
+    with torch.no_grad():
+        wanted = [move(nothing).flatten() for move in (module.moveq, module.movek, torch.nn.Identity())]
+    assert layer.bias is not None and torch.equal(layer.bias, torch.cat(wanted))
 
 
 @pytest.mark.kernels

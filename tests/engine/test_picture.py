@@ -154,6 +154,19 @@ def test_an_unknown_operation_is_named(tmp_path: Path) -> None:
         engine_of(Strange(), tmp_path, check=False)(picture())
 
 
+class Weighted(nn.Module):
+    """A difference whose second part has a weight, as torch's alpha."""
+
+    scale = 1
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.sub(image, image.sqrt(), alpha=0.25)
+
+
+def test_sums_have_weights(tmp_path: Path) -> None:
+    torch.testing.assert_close(engine_of(Weighted(), tmp_path, check=False)(picture()), Weighted()(picture()))
+
+
 def test_masks_are_held_once() -> None:
     network = SwinIR(2, 8, 1, 6, 2, window=4, hidden=8).eval()  # three of six blocks have shifted windows
     model, _ = build_picture(network, lower(network), 24, 20)
