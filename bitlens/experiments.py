@@ -56,6 +56,12 @@ class Variant:
     settings: dict[str, float] = field(default_factory=dict)
     """What the method prescribes of the loop: its own terms of the loss, beside those that all have."""
 
+    @property
+    def network(self) -> str:
+        """What is built, in a file's name: two experiments share what they both build."""
+        options = (name if value is True else f"{name}-{value}" for name, value in self.options.items() if value)
+        return "-".join([self.recipe.name, *options])
+
     def build(self, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
         """The network with these options, fake-quantized and calibrated."""
         changed = network.with_options(**self.options) if self.options else network  # type: ignore[operator]
@@ -105,7 +111,7 @@ EXPERIMENTS = {
     ),
     "qsci-shift": Experiment(
         "How far the means of query and key move at 8 bits [Q-SCI fig. 4: 1.207 without shift]",
-        (Variant("direct", direct.recipe(8), None), Variant("shift", qsci.recipe(8), 0.06, {"shift": True})),
+        (Variant("direct", direct.recipe(8), None), Variant("shift", qsci.recipe(8), 0.06, qsci.options(8))),
         drift=True,
     ),
     "qsci-baselines": Experiment(

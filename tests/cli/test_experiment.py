@@ -76,4 +76,4 @@ def test_a_method_brings_its_own_terms_and_may_need_no_training(
     assert terms == {"direct (LSQ)": (1, 0, 0), "PAMS": (1, 1, 0), "Q-ViT": (1, 0, 1), "Q-SCI": (1, 0, 0)}
     names = [row["variant"] for row in json.loads(out.read_text())["rows"]]
     assert names == ["MinMax", "Percentile", "DOBI", *terms]
-    assert json.loads((run / "DOBI.json").read_text())["identity"]["settings"] is None
+    assert json.loads((run / "dobi-w4a4.json").read_text())["identity"]["settings"] is None
