@@ -9,6 +9,7 @@ results/sr/*.json        `bitlens evaluate MODEL --data set5 --json FILE` -> doc
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -96,18 +97,39 @@ def mark(value: float, best: float) -> str:
 
 
 def order_in_words(rows: Sequence[dict[str, Any]], sets: Sequence[str]) -> str:
-    """Where the paper's order of its methods holds."""
-    holds, broken = 0, []
+    """How often 2DQuant is above each method that the paper compares it with, and where the paper's order holds."""
+    beaten, order = Tally(), Tally()
     for bits in dict.fromkeys(row["bits"] for row in rows):
         by_name = {row["variant"]: row["against_float"] for row in rows if row["bits"] == bits}
+        known = [name for name in ORDER if name in by_name]
+        best = [(ORDER[0], worse) for worse in known[1:] if known[0] == ORDER[0]]
         for name in sets:
-            for better, worse in pairwise(ORDER):
-                if better in by_name and worse in by_name:
-                    good = by_name[better][name] > by_name[worse][name]
-                    holds += good
-                    broken += [] if good else [f"{better} below {worse} at {bits} bits on {name}"]
-    text = f"The paper's order {' > '.join(ORDER)} holds in {holds} of {holds + len(broken)} comparisons"
-    return f"{text}{': not ' if broken else ''}{', '.join(broken)}."
+            where = f"at {bits} bits on {name}"
+            for tally, pairs in ((beaten, best), (order, pairwise(known))):
+                for better, worse in pairs:
+                    tally.count(by_name[better][name] > by_name[worse][name], f"{better} below {worse} {where}")
+    return (
+        f"{ORDER[0]} is above {', '.join(ORDER[1:])} in {beaten.in_words()}. "
+        f"The paper's order {' > '.join(ORDER)} holds in {order.in_words()}."
+    )
+
+
+@dataclass
+class Tally:
+    """How often something held, and where it did not."""
+
+    held: int = 0
+    broken: list[str] = field(default_factory=list)
+
+    def count(self, held: bool, otherwise: str) -> None:
+        """One comparison."""
+        self.held += held
+        self.broken += [] if held else [otherwise]
+
+    def in_words(self) -> str:
+        """'5 of 6 comparisons: not ...'."""
+        text = f"{self.held} of {self.held + len(self.broken)} comparisons"
+        return f"{text}{': not ' if self.broken else ''}{', '.join(self.broken)}"
 
 
 def render(root: Path, check: bool = False) -> list[Path]:

@@ -50,6 +50,7 @@ def test_a_table_says_where_the_papers_order_holds() -> None:
     ]  # fmt: skip
     budget = {"minutes": None, "steps": 5, "batch": 1, "crop": 8}
     text = script.method_table({"start": "net", "float": {"set5": 38.0}, "rows": rows, "budget": budget})
+    assert "2DQuant is above DOBI, Percentile, MinMax in 3 of 3 comparisons. The paper's order" in text
     assert "holds in 2 of 3 comparisons: not Percentile below MinMax at 4 bits on set5." in text
     assert "| 4 | 2DQuant | 30.00 | **-0.50** | -1.00 |" in text
     assert "| 4 | CondiQuant | | | -0.12 |" in text and "| 32 | float | | 38.00 | |" in text

@@ -297,7 +297,10 @@ class Network:
     def resdnet(
         self, block: str, values: Part, inputs: dict[str, Part], size: tuple[int, int, int], last: bool
     ) -> tuple[Part, dict[str, Part]]:
-        """A block with dense connections; the next block's values and codes, or those of up_conv."""
+        """A block with dense connections; the next block's values and codes, or those of up_conv.
+
+        A residual sum takes the place of what it was added to, where nothing else reads that.
+        """
         groups, channels = self.network.config["group_num"], 4 * self.network.config["in_ch"]
         width = channels // groups
         final = f"{block}.last_conv"
@@ -313,24 +316,30 @@ class Network:
                 self.plan.convolve(merge, inputs[merge], Wanted(LEAKY, values=group, grids=grids))
             after = [final, *(f"{block}.dense_conv.{j - 1}.0" for j in range(i + 1, groups))]
             ends = [self.grid(name, inputs[name][i * width : (i + 1) * width]) for name in after]
-            self.cformer(former, group, inputs, size, width, ends)
+            both = group if i else self.plan.new(size, width, self.kind)  # the first group is still needed
+            self.cformer(former, group, both, inputs, size, width, ends)
         if last:
             following, grids = self.inputs(["up_conv"], size, channels)
             self.plan.convolve(final, inputs[final], Wanted(add=[values], grids=grids))
             return values, following
         following, grids = self.block_inputs(f"resdnet_list.{int(block.split('.')[1]) + 1}", size)
-        result = self.plan.new(size, channels, self.kind)
-        self.plan.convolve(final, inputs[final], Wanted(add=[values], values=result, grids=grids))
-        return result, following
+        self.plan.convolve(final, inputs[final], Wanted(add=[values], values=values, grids=grids))
+        return values, following
 
     def cformer(
-        self, name: str, x: Part, inputs: dict[str, Part], size: tuple[int, int, int], width: int, ends: list[Grid]
+        self,
+        name: str,
+        x: Part,
+        both: Part,
+        inputs: dict[str, Part],
+        size: tuple[int, int, int],
+        width: int,
+        ends: list[Grid],
     ) -> None:
-        """Space branch + time branch + x, then a feed-forward network on it, whose result goes to `ends`."""
+        """Space branch + time branch + x in `both`, then a feed-forward network on it, whose result goes to `ends`."""
         time_branch = self.attention(f"{name}.tsab", inputs[f"{name}.tsab.qkv"], size, width)
         hidden, grids = self.inputs([f"{name}.scb.2"], size, width)
         self.plan.convolve(f"{name}.scb.0", inputs[f"{name}.scb.0"], Wanted(LEAKY, grids=grids))
-        both = self.plan.new(size, width, self.kind)
         entering, grids = self.inputs([f"{name}.ffn.0"], size, width)
         wanted = Wanted(side=time_branch, add=[x], values=both, grids=grids)
         self.plan.convolve(f"{name}.scb.2", hidden[f"{name}.scb.2"], wanted)

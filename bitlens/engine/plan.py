@@ -50,6 +50,10 @@ class Memory:
         return (size + 2 * ALIGN - 1) // ALIGN * ALIGN  # a cache line between arrays
 
 
+ORDERS: tuple[Callable[[Memory], Any], ...] = (lambda m: -m.bytes, lambda m: (min(m.uses), -m.bytes))
+"""In which arrays may be given their places: the largest first, or as they are needed."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A range of an array's channels."""
@@ -198,10 +202,17 @@ class Plan:
         return bk.Output(scale=scale, bias=bias, slope=wanted.slope, add=add, values=values, targets=targets)
 
     def place(self) -> None:
-        """Give every array its place: the first gap that is free while it is in use. Then bind the calls."""
+        """Give every array its place, in the order of ORDERS that takes the least memory. Then bind the calls."""
+        self.arrange(min(ORDERS, key=self.arrange))
+        self.block = kernels().library.aligned(max(m.offset + m.bytes for m in self.memories))
+        self.block.fill(0)  # touches every page
+        self.calls = [bind(self.block) for bind in self.steps]
+
+    def arrange(self, order: Callable[[Memory], Any]) -> int:
+        """Give the arrays, in an order, the first gap that is free while they are in use; returns the end of all."""
         start = (self.workspace + ALIGN - 1) // ALIGN * ALIGN
         placed: list[Memory] = []
-        for memory in sorted(self.memories, key=lambda m: -m.bytes):
+        for memory in sorted(self.memories, key=order):
             first, last = min(memory.uses), max(memory.uses)
             beside = [m for m in placed if min(m.uses) <= last and first <= max(m.uses)]
             memory.offset = start
@@ -210,9 +221,7 @@ class Plan:
                     break
                 memory.offset = max(memory.offset, other.offset + other.bytes)
             placed.append(memory)
-        self.block = kernels().library.aligned(max(m.offset + m.bytes for m in placed))
-        self.block.fill(0)  # touches every page
-        self.calls = [bind(self.block) for bind in self.steps]
+        return max(m.offset + m.bytes for m in placed)
 
     def run(self) -> None:
         """Compute the video from the estimate."""

@@ -71,7 +71,7 @@ class Side:
 class Output:
     """What becomes of sums: value = leaky(total * scale + bias) + side + add, stored, and written on grids.
 
-    Values (and what is added) are float32, or bfloat16 in arrays of uint16.
+    Values (and what is added) are float32, or bfloat16 in arrays of uint16. `values` may be one of `add`.
     """
 
     totals: np.ndarray | None = None

@@ -6,7 +6,7 @@
 //   code  = clamp(round(value / step + zero), low, high) - low        rounded half to even
 //
 // Memory is channels-last: (t, h, w, c), with a stride in elements between neighbouring pixels, so that a range of a
-// tensor's channels is a tensor. Codes are u8.
+// tensor's channels is a tensor. Codes are u8. Values may be written to where one of `add` is read; nothing else overlaps.
 #pragma once
 
 #include <stdint.h>

@@ -11,27 +11,32 @@
 
 enum { MOST_GROUPS = 65535 / LARGEST_LOOKUP, LOOKUP_PIXELS = 8, LOOKUPS = 255 / LARGEST_LOOKUP };
 
-// The input as table offsets (64 x index), padded: (t, h, w, group), and what a block may read beyond it.
+// The input as table offsets (64 x index), padded, of the rows that one row of the output sees: a ring of kh rows of every
+// frame, (t, row % kh, w, group), and what a block may read beyond it.
 struct Indices {
-  int64_t row, plane, count;
-  int groups, w;
+  int64_t row, frame, count;
+  int groups;
 };
 
 static Indices lookup_indices(const bk_convolution &c, const bk_input &x) {
   const bk_layer &l = c.layer;
   Indices i;
   i.groups = (l.channels + GROUP - 1) / GROUP;
-  i.w = x.size[2] + 2 * l.padding[2];
-  i.row = (int64_t)i.w * i.groups;
-  i.plane = i.row * (x.size[1] + 2 * l.padding[1]);
-  i.count = i.plane * (x.size[0] + 2 * l.padding[0]) + (int64_t)LOOKUP_PIXELS * l.stride[2] * i.groups;
+  i.row = (int64_t)(x.size[2] + 2 * l.padding[2]) * i.groups;
+  i.frame = i.row * l.kernel[1];
+  i.count = i.frame * (x.size[0] + 2 * l.padding[0]) + (int64_t)LOOKUP_PIXELS * l.stride[2] * i.groups;
   return i;
 }
 
 static int64_t lookup_totals(const bk_convolution &c) { return (int64_t)LOOKUP_PIXELS * c.width * 4; }
 
+// Of one thread.
+static int64_t lookup_space(const bk_convolution &c, const bk_input &x) {
+  return lookup_totals(c) + aligned(lookup_indices(c, x).count * 2);
+}
+
 static int64_t lookup_workspace(const bk_convolution &c, const bk_input &x, int threads) {
-  return aligned(lookup_indices(c, x).count * 2) + threads * lookup_totals(c);
+  return threads * lookup_space(c, x);
 }
 
 // The offsets of one pixel's groups: the bytes of 16 groups come to the lanes and are summed there.
@@ -48,15 +53,15 @@ INLINE void index_pixel(const uint8_t *codes, int channels, int groups, uint16_t
 }
 
 // The offsets of one padded row.
-static void index_row(const bk_convolution &c, const bk_input &x, const Indices &i, int t, int h, const uint16_t *outside,
+static void index_row(const bk_convolution &c, const bk_input &x, int groups, int t, int h, const uint16_t *outside,
                       uint16_t *to) {
   const bk_layer &l = c.layer;
   bool inside = (unsigned)t < (unsigned)x.size[0] && (unsigned)h < (unsigned)x.size[1];
-  for (int w = -l.padding[2]; w < x.size[2] + l.padding[2]; w++, to += i.groups) {
+  for (int w = -l.padding[2]; w < x.size[2] + l.padding[2]; w++, to += groups) {
     if (inside && (unsigned)w < (unsigned)x.size[2])
-      index_pixel(x.codes + (((int64_t)t * x.size[1] + h) * x.size[2] + w) * x.stride, l.channels, i.groups, to);
+      index_pixel(x.codes + (((int64_t)t * x.size[1] + h) * x.size[2] + w) * x.stride, l.channels, groups, to);
     else
-      memcpy(to, outside, 2 * i.groups);
+      memcpy(to, outside, 2 * groups);
   }
 }
 
@@ -89,55 +94,67 @@ INLINE void widen(Raw even, Raw odd, const int32_t *start, int32_t *totals) {
   for (int v = 0; v < 4; v++) store(totals + v * LANES, _mm512_add_epi32(parts[v], load<Raw>(start + v * LANES)));
 }
 
-// The totals of LOOKUP_PIXELS pixels from the first one's offsets on, for the outputs of one block of 64.
-static void lookup_block(const bk_convolution &c, const Indices &i, const uint16_t *offsets, int first, int32_t *totals) {
+// The totals of LOOKUP_PIXELS pixels from offset `at` of the rows of taps on, for the outputs of one block of 64.
+static void lookup_block(const bk_convolution &c, int groups, const uint16_t *const *rows, int64_t at, int first,
+                         int32_t *totals) {
   const bk_layer &l = c.layer;
   Raw even[LOOKUP_PIXELS] = {}, odd[LOOKUP_PIXELS] = {};
-  const int8_t *w = c.packed + (int64_t)first * l.kernel[0] * l.kernel[1] * l.kernel[2] * i.groups;
-  int run = l.kernel[2] * i.groups;
-  int64_t next = (int64_t)l.stride[2] * i.groups;
-  for (int dt = 0; dt < l.kernel[0]; dt++)
-    for (int dh = 0; dh < l.kernel[1]; dh++) {
-      const uint16_t *from = offsets + dt * i.plane + dh * i.row;
-      int k = 0;
-      for (; k + LOOKUPS <= run; k += LOOKUPS, w += LOOKUPS * 64) look_up(from + k, next, LOOKUPS, c.table, w, even, odd);
-      if (k < run) look_up(from + k, next, run - k, c.table, w, even, odd), w += (run - k) * 64;
-    }
+  const int8_t *w = c.packed + (int64_t)first * l.kernel[0] * l.kernel[1] * l.kernel[2] * groups;
+  int run = l.kernel[2] * groups;
+  int64_t next = (int64_t)l.stride[2] * groups;
+  for (int r = 0; r < l.kernel[0] * l.kernel[1]; r++) {
+    const uint16_t *from = rows[r] + at;
+    int k = 0;
+    for (; k + LOOKUPS <= run; k += LOOKUPS, w += LOOKUPS * 64) look_up(from + k, next, LOOKUPS, c.table, w, even, odd);
+    if (k < run) look_up(from + k, next, run - k, c.table, w, even, odd), w += (run - k) * 64;
+  }
   for (int p = 0; p < LOOKUP_PIXELS; p++) widen(even[p], odd[p], c.start + first, totals + (int64_t)p * c.width + first);
+}
+
+// The output rows from `begin` to `end` of all frames. What is outside of the input is `outside` in the ring.
+static void lookup_rows(const bk_convolution &c, const bk_input &x, const Stage &stage, const Side &side, const Size &size,
+                        const uint16_t *outside, int begin, int end, uint8_t *space) {
+  const bk_layer &l = c.layer;
+  const Indices i = lookup_indices(c, x);
+  const int tall = l.kernel[1], frames = x.size[0] + 2 * l.padding[0];
+  int32_t *totals = (int32_t *)space;
+  uint16_t *ring = (uint16_t *)(space + lookup_totals(c));
+  memset(ring + frames * i.frame, 0, (i.count - frames * i.frame) * 2);
+  int known = 0;  // padded rows before this one were indexed, if they were needed
+  for (int h = begin; h < end; h++) {
+    int top = h * l.stride[1];
+    for (int row = known > top ? known : top; row < top + tall; row++)
+      for (int t = 0; t < frames; t++)
+        index_row(c, x, i.groups, t - l.padding[0], row - l.padding[1], outside, ring + t * i.frame + row % tall * i.row);
+    known = top + tall;
+    for (int t = 0; t < size.t; t++) {
+      const uint16_t *rows[MOST_ROWS];
+      for (int r = 0; r < l.kernel[0] * tall; r++)
+        rows[r] = ring + (t * l.stride[0] + r / tall) * i.frame + (top + r % tall) % tall * i.row;
+      for (int w = 0; w < size.w; w += LOOKUP_PIXELS) {
+        for (int first = 0; first < c.width; first += 64)
+          lookup_block(c, i.groups, rows, (int64_t)w * l.stride[2] * i.groups, first, totals);
+        finish_run(stage, side, size, totals, c.width, t, h, w, size.w - w < LOOKUP_PIXELS ? size.w - w : LOOKUP_PIXELS);
+      }
+    }
+  }
 }
 
 static void lookup(const bk_convolution &c, const bk_input &x, const bk_output &output, uint8_t *workspace, int threads) {
   const bk_layer &l = c.layer;
-  Size size = output_size(l, x.size);
+  const Size size = output_size(l, x.size);
   const Stage stage = make_stage(output, l.outputs);
-  Indices i = lookup_indices(c, x);
-  uint16_t *indices = (uint16_t *)workspace, outside[MOST_GROUPS];
+  uint16_t outside[MOST_GROUPS];
   uint8_t zeros[GROUP] = {(uint8_t)l.zero, (uint8_t)l.zero, (uint8_t)l.zero};
-  for (int g = 0; g < i.groups; g++) {
-    int left = l.channels - g * GROUP;
-    index_pixel(zeros, left < GROUP ? left : GROUP, 1, outside + g);
+  for (int k = 0; k < l.channels; k += GROUP) {
+    int left = l.channels - k;
+    index_pixel(zeros, left < GROUP ? left : GROUP, 1, outside + k / GROUP);
   }
-  int tall = x.size[1] + 2 * l.padding[1], rows = (x.size[0] + 2 * l.padding[0]) * tall;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int row = 0; row < rows; row++)
-    index_row(c, x, i, row / tall - l.padding[0], row % tall - l.padding[1], outside, indices + row * i.row);
-  memset(indices + rows * i.row, 0, (i.count - rows * i.row) * 2);
-
-  uint8_t *rest = workspace + aligned(i.count * 2);
-  int blocks = (size.w + LOOKUP_PIXELS - 1) / LOOKUP_PIXELS;
-  int64_t all = (int64_t)size.t * size.h * blocks;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int thread = 0; thread < threads; thread++) {
-    int32_t *totals = (int32_t *)(rest + thread * lookup_totals(c));
-    Side side = make_side(output, rest + threads * lookup_totals(c), thread);
-    for (int64_t block = all * thread / threads; block < all * (thread + 1) / threads; block++) {
-      int w = (int)(block % blocks) * LOOKUP_PIXELS, h = (int)(block / blocks % size.h), t = (int)(block / blocks / size.h);
-      int n = size.w - w < LOOKUP_PIXELS ? size.w - w : LOOKUP_PIXELS;
-      const uint16_t *from = indices + t * l.stride[0] * i.plane + h * l.stride[1] * i.row +
-                             (int64_t)w * l.stride[2] * i.groups;
-      for (int first = 0; first < c.width; first += 64) lookup_block(c, i, from, first, totals);
-      finish_run(stage, side, size, totals, c.width, t, h, w, n);
-    }
+    Side side = make_side(output, workspace + lookup_workspace(c, x, threads), thread);
+    lookup_rows(c, x, stage, side, size, outside, size.h * thread / threads, size.h * (thread + 1) / threads,
+                workspace + thread * lookup_space(c, x));
   }
 }
 

@@ -116,6 +116,13 @@ def test_a_zero_point_beyond_the_codes_counts_as_a_code():
     assert bk.fits(shape, -2, 1, zero=3, **options) and not bk.fits(shape, -2, 1, zero=200, **options)
 
 
+@pytest.mark.parametrize("method", BITS)
+def test_scratch_memory_does_not_grow_with_the_height_of_a_picture(method: str):
+    weights = np.zeros((64, 3, 3, 3, 64), np.int8)
+    convolution = bk.Convolution(weights, padding=(1, 1, 1), largest=3, method=method)
+    assert convolution.workspace((8, 256, 256), threads=2) == convolution.workspace((8, 8, 256), threads=2) < 2**20
+
+
 def test_sums_beyond_32_bits_are_refused():
     with pytest.raises(ValueError, match="32 bits"):
         bk.Convolution(np.full((1, 1, 1, 1, 40_000), 127, np.int8))
