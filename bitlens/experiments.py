@@ -1,8 +1,9 @@
 """The papers' experiments as data: which networks each compares, and what the paper found.
 
-[Q-SCI tab. 1, 2, 4; fig. 4], on video: every variant starts from the same float network, is calibrated on
-the same clips and trained by the same loop for the same number of steps. [2DQuant tab. 3], on super-resolution: every
-method quantizes the same layers of the same networks, and refines for the same time. `bitlens experiment` runs them.
+[Q-SCI tab. 1, 2, 4; fig. 4], on video: every variant starts from the same float network, is calibrated on the same
+clips and, unless it needs no training, trained by the same loop for the same number of steps. [2DQuant tab. 3], on
+super-resolution: every method quantizes the same layers of the same networks, and refines for the same time.
+`bitlens experiment` runs them.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitlens.methods import direct, qsci, quantize
+from bitlens.methods import direct, pams, ptq, qsci, quantize, qvit
 from bitlens.recipe import Recipe, Rule
 
 __all__ = [
@@ -50,6 +51,16 @@ class Variant:
     """PSNR in dB against the float network in the paper, with EfficientSCI-S."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the network."""
+    trained: bool = True
+    """False: quantized and calibrated, and no more."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """What the method prescribes of the loop: its own terms of the loss, beside those that all have."""
+
+    @property
+    def network(self) -> str:
+        """What is built, in a file's name: two experiments share what they both build."""
+        options = (name if value is True else f"{name}-{value}" for name, value in self.options.items() if value)
+        return "-".join([self.recipe.name, *options])
 
     def build(self, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
         """The network with these options, fake-quantized and calibrated."""
@@ -100,10 +111,22 @@ EXPERIMENTS = {
     ),
     "qsci-shift": Experiment(
         "How far the means of query and key move at 8 bits [Q-SCI fig. 4: 1.207 without shift]",
-        (Variant("direct", direct.recipe(8), None), Variant("shift", qsci.recipe(8), 0.06, {"shift": True})),
+        (Variant("direct", direct.recipe(8), None), Variant("shift", qsci.recipe(8), 0.06, qsci.options(8))),
         drift=True,
     ),
-}
+    "qsci-baselines": Experiment(
+        "Other methods at 4 bits, by the same loop",
+        (
+            *(Variant(label, choice.recipe(4), None, trained=False) for label, choice in (
+                ("MinMax", ptq.MINMAX), ("Percentile", ptq.PERCENTILE), ("DOBI", ptq.DOBI),
+            )),
+            Variant("direct (LSQ)", direct.recipe(4), -4.11),
+            Variant("PAMS", pams.recipe(4), None, settings={"distill_attention": 1.0, "scale_learning_rate": 1e-2}),
+            Variant("Q-ViT", qvit.recipe(4), None, qvit.options(4), settings={"distill_similarity": 1.0}),
+            Variant("Q-SCI", qsci.recipe(4), -0.82, qsci.options(4)),
+        ),
+    ),
+}  # fmt: skip
 """The paper's experiments by name."""
 
 

@@ -8,13 +8,12 @@ results/experiments/adapt-*.json  `bitlens adapt ... --scenes ... --json FILE`  
 results/experiments/swinir-*.json `kernels/bench/swin.py --json FILE`           -> docs/kernels.md
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from render_results import NOT_MEASURED, ROOT, between_marks, markdown, read_json
+from rendering import NOT_MEASURED, between_marks, bring_up_to_date, command, markdown, read_json
 
 from bitlens.experiments import EXPERIMENTS
 
@@ -78,35 +77,18 @@ def render(root: Path, check: bool = False) -> list[Path]:
     adapted = [read_json(path) for path in sorted(folder.glob("adapt-*.json"))]
     tables = "\n\n".join(map(experiment_table, found)) or NOT_MEASURED
     swin = [swin_table(read_json(path)) for path in sorted(folder.glob("swinir-*.json"))]
+    qsci, training, kernels = (root / "docs" / name for name in ("qsci.md", "training.md", "kernels.md"))
     pages = {
-        root / "docs" / "qsci.md": ("experiments", tables),
-        root / "docs" / "training.md": ("adapt", adapt_table(adapted)),
-        root / "docs" / "kernels.md": ("swin", "\n\n".join(swin) or NOT_MEASURED),
+        qsci: between_marks(qsci, experiments=tables),
+        training: between_marks(training, adapt=adapt_table(adapted)),
+        kernels: between_marks(kernels, swin="\n\n".join(swin) or NOT_MEASURED),
     }
-    stale = []
-    for page, (mark, content) in pages.items():
-        text = between_marks(page, mark, content)
-        if text != page.read_text(encoding="utf-8"):
-            stale.append(page)
-            if not check:
-                page.write_text(text, encoding="utf-8")
-    return stale
+    return bring_up_to_date(pages, check)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the top of this file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to work on")
-    given = parser.parse_args(arguments)
-    try:
-        changed = render(given.root, given.check)
-    except (ValueError, KeyError, OSError) as error:
-        print(f"render_experiments: {error}", file=sys.stderr)
-        return 2
-    for path in changed:
-        print(f"{'out of date' if given.check else 'wrote'}: {path.relative_to(given.root)}")
-    return 1 if given.check and changed else 0
+    return command("render_experiments", __doc__ or "", render, arguments)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ results/sr/table-*.json  `bitlens experiment sr-table ... --json FILE` -> docs/t
 results/sr/*.json        `bitlens evaluate MODEL --data set5 --json FILE` -> docs/super-resolution.md
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- pictures:begin -->", "<!-- pictures:end -->"
+from rendering import NOT_MEASURED, between_marks, bring_up_to_date, command, markdown, read_json
 
 PAPERS: dict[tuple[str, str], tuple[float, float]] = {
     ("ngswin-x2", "set5"): (38.05, 0.9610),
@@ -44,7 +42,7 @@ UNCHECKED = {("pan-x2", "set14")} | {pair for pair in PAPERS if pair[0].startswi
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The measured averages beside the published ones, as Markdown."""
-    lines = ["| network | test set | PSNR, published | SSIM, published | difference |", "|---|---|---:|---:|---:|"]
+    rows = []
     for result in sorted(results, key=lambda one: (one["settings"]["model"], len(one["settings"]["data"]))):
         settings, average = result["settings"], result["average"]
         mark = " †" if (settings["model"], settings["data"]) in UNCHECKED else ""
@@ -55,8 +53,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             row += [psnr, ssim, ""]
         else:
             row += [f"{psnr}, {paper[0]:.2f}", f"{ssim}, {paper[1]:.4f}", f"{average['psnr'] - paper[0]:+.3f} dB"]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+        rows.append(row)
+    return markdown(["network", "test set", "PSNR, published", "SSIM, published", "difference"], rows, texts=2)
 
 
 ORDER = ("2DQuant", "DOBI", "Percentile", "MinMax")
@@ -99,48 +97,57 @@ def mark(value: float, best: float) -> str:
 
 
 def order_in_words(rows: Sequence[dict[str, Any]], sets: Sequence[str]) -> str:
-    """Where the paper's order of its methods holds."""
-    holds, broken = 0, []
+    """How often 2DQuant is above each method that the paper compares it with, and where the paper's order holds."""
+    beaten, order = Tally(), Tally()
     for bits in dict.fromkeys(row["bits"] for row in rows):
         by_name = {row["variant"]: row["against_float"] for row in rows if row["bits"] == bits}
+        known = [name for name in ORDER if name in by_name]
+        best = [(ORDER[0], worse) for worse in known[1:] if known[0] == ORDER[0]]
         for name in sets:
-            for better, worse in pairwise(ORDER):
-                if better in by_name and worse in by_name:
-                    good = by_name[better][name] > by_name[worse][name]
-                    holds += good
-                    broken += [] if good else [f"{better} below {worse} at {bits} bits on {name}"]
-    text = f"The paper's order {' > '.join(ORDER)} holds in {holds} of {holds + len(broken)} comparisons"
-    return f"{text}{': not ' if broken else ''}{', '.join(broken)}."
+            where = f"at {bits} bits on {name}"
+            for tally, pairs in ((beaten, best), (order, pairwise(known))):
+                for better, worse in pairs:
+                    tally.count(by_name[better][name] > by_name[worse][name], f"{better} below {worse} {where}")
+    return (
+        f"{ORDER[0]} is above {', '.join(ORDER[1:])} in {beaten.in_words()}. "
+        f"The paper's order {' > '.join(ORDER)} holds in {order.in_words()}."
+    )
+
+
+@dataclass
+class Tally:
+    """How often something held, and where it did not."""
+
+    held: int = 0
+    broken: list[str] = field(default_factory=list)
+
+    def count(self, held: bool, otherwise: str) -> None:
+        """One comparison."""
+        self.held += held
+        self.broken += [] if held else [otherwise]
+
+    def in_words(self) -> str:
+        """'5 of 6 comparisons: not ...'."""
+        text = f"{self.held} of {self.held + len(self.broken)} comparisons"
+        return f"{text}{': not ' if self.broken else ''}{', '.join(self.broken)}"
+
+
+def render(root: Path, check: bool = False) -> list[Path]:
+    """Bring the pages up to date, or with `check` only find out; the pages that were (or are) out of date."""
+    read = {file.name: read_json(file) for file in sorted((root / "results" / "sr").glob("*.json"))}
+    enlarging, twodquant = root / "docs" / "super-resolution.md", root / "docs" / "twodquant.md"
+    averages = table([content for name, content in read.items() if not name.startswith("table-")])
+    methods = "\n\n".join(method_table(content) for name, content in read.items() if name.startswith("table-"))
+    pages = {
+        enlarging: between_marks(enlarging, pictures=averages),
+        twodquant: between_marks(twodquant, pictures=methods or NOT_MEASURED),
+    }
+    return bring_up_to_date(pages, check)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the top of this file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to work on")
-    given = parser.parse_args(arguments)
-    files = sorted((given.root / "results" / "sr").glob("*.json"))
-    read = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
-    tables = [content for name, content in read.items() if name.startswith("table-")]
-    pages = {
-        "super-resolution.md": table([content for name, content in read.items() if not name.startswith("table-")]),
-        "twodquant.md": "\n\n".join(map(method_table, tables)) or "No table is measured yet.",
-    }
-    stale = False
-    for name, body in pages.items():
-        page = given.root / "docs" / name
-        text = page.read_text(encoding="utf-8")
-        if BEGIN not in text or END not in text:
-            print(f"render_pictures: {page} lacks {BEGIN} and {END}; put them where the table goes", file=sys.stderr)
-            return 2
-        head, rest = text.split(BEGIN, 1)
-        changed = f"{head}{BEGIN}\n{body}\n{END}{rest.split(END, 1)[1]}"
-        if changed != text:
-            stale = True
-            print(f"{'out of date' if given.check else 'wrote'}: docs/{name}")
-            if not given.check:
-                page.write_text(changed, encoding="utf-8")
-    return int(given.check and stale)
+    return command("render_pictures", __doc__ or "", render, arguments)
 
 
 if __name__ == "__main__":

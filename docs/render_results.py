@@ -10,22 +10,20 @@ results/training-*.json  `bitlens train`, RUN/record.json        -> the table in
                                                                     docs/learning-curve.png
 """
 
-import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rendering import NOT_MEASURED, between_marks, bring_up_to_date, command, drawn_fingerprint, markdown, read_json
+
 from bitlens import checkpoint
 from bitlens.cli.info import bits_in_words
 
-ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK = "six-scenes"
-RESULTS_MARK, TRAINING_MARK = "results", "training"
-NOT_MEASURED = "Nothing is measured yet: `results/` holds no file for this table."
 FINGERPRINT = "bitlens curves"
 """Text field of the PNG: which curves it shows. Pixels differ between machines, this does not."""
 
@@ -103,7 +101,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     """
     found: dict[tuple[str, tuple[str, str, int]], Evaluation] = {}
     for path in sorted(folder.glob("*.json")):
-        if path.name.startswith(("training-", "benchmark-", "engine-")):
+        if path.name.startswith(("training-", "benchmark-", "engine-", "costs-")):
             continue
         content = read_json(path)
         for one in content if isinstance(content, list) else [content]:
@@ -255,29 +253,6 @@ def fingerprint(runs: Sequence[TrainingRun]) -> str:
     return hashlib.sha256(json.dumps([[run.name, run.minutes, run.curve] for run in runs]).encode()).hexdigest()
 
 
-def drawn_fingerprint(path: Path) -> str | None:
-    """The fingerprint in a picture; None where there is no picture or no fingerprint."""
-    if not path.is_file():
-        return None
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.info.get(FINGERPRINT)
-
-
-def between_marks(page: Path, mark: str, content: str) -> str:
-    """The page's text with `content` between `<!-- mark:begin -->` and `<!-- mark:end -->`.
-
-    Raises:
-        ValueError: the page does not have each marker once.
-    """
-    text = page.read_text(encoding="utf-8")
-    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"{page} lacks the lines {begin} and {end}; wanted each once, in this order; put them back")
-    return f"{text.split(begin)[0]}{begin}\n{content}\n{end}{text.split(end)[1]}"
-
-
 def render(root: Path, check: bool = False) -> list[Path]:
     """Bring all files up to date, or with `check` only find out.
 
@@ -286,26 +261,18 @@ def render(root: Path, check: bool = False) -> list[Path]:
     """
     evaluations, runs = read_evaluations(root / "results"), read_training(root / "results")
     readme, page, training = root / "README.md", root / "docs" / "results.md", root / "docs" / "training.md"
-    wanted = {
-        readme: between_marks(readme, RESULTS_MARK, readme_table(evaluations, fastest(root / "results"))),
+    pages = {
+        readme: between_marks(readme, results=readme_table(evaluations, fastest(root / "results"))),
         page: results_page(evaluations),
-        training: between_marks(training, TRAINING_MARK, training_table(runs)),
+        training: between_marks(training, training=training_table(runs)),
     }
-    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    stale = bring_up_to_date(pages, check)
     picture = root / "docs" / "learning-curve.png"
-    outdated = any(run.curve for run in runs) and drawn_fingerprint(picture) != fingerprint(runs)
-    if not check:
-        for path in stale:
-            path.write_text(wanted[path], encoding="utf-8")
-        if outdated:
+    if any(run.curve for run in runs) and drawn_fingerprint(picture, FINGERPRINT) != fingerprint(runs):
+        stale.append(picture)
+        if not check:
             draw_curves(runs, picture)
-    return [*stale, picture] if outdated else stale
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
-    """A Markdown table whose first `texts` columns are text and whose others are numbers, set to the right."""
-    rule = ["---" if index < texts else "---:" for index in range(len(columns))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rule, *rows])
+    return stale
 
 
 def _scene_table(group: Sequence[Evaluation]) -> str:
@@ -383,22 +350,10 @@ def _mb(one: Evaluation) -> str:
     return "–" if one.size is None else f"{one.size / 1e6:.2f}"
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); wanted a result file; write it again") from error
-
-
-def claim(folder: Path) -> None:
+def claim(root: Path) -> None:
     """Write each shipped checkpoint's average on the benchmark into its header, as what it claims."""
     shipped = checkpoint.shipped()
-    for result in read_evaluations(folder):
+    for result in read_evaluations(root / "results"):
         if result.model in shipped and result.settings["data"] == BENCHMARK:
             scores = {"psnr": round(result.average.psnr, 3), "mask": result.settings["mask"]}
             if result.average.ssim is not None:
@@ -408,21 +363,8 @@ def claim(folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the top of this file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
-    parser.add_argument("--claim", action="store_true", help="write measured averages into the shipped checkpoints")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to work on")
-    given = parser.parse_args(arguments)
-    try:
-        if given.claim:
-            claim(given.root / "results")
-        changed = render(given.root, given.check)
-    except (ValueError, OSError) as error:
-        print(f"render_results: {error}", file=sys.stderr)
-        return 2
-    for path in changed:
-        print(f"{'out of date' if given.check else 'wrote'}: {path.relative_to(given.root)}")
-    return 1 if given.check and changed else 0
+    switch = "write measured averages into the shipped checkpoints", claim
+    return command("render_results", __doc__ or "", render, arguments, claim=switch)
 
 
 if __name__ == "__main__":

@@ -8,23 +8,21 @@ results/benchmark-*.json, of `bitlens benchmark ... --json FILE` -> README.md, d
 results/engine-*.json, of `bitlens evaluate W W ... --engine openvino --json FILE` -> docs/engine.md
 """
 
-import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rendering import NOT_MEASURED, between_marks, bring_up_to_date, command, drawn_fingerprint, markdown, read_json
+
 from bitlens.cli.benchmark import draw
 
-ROOT = Path(__file__).resolve().parents[1]
-MARK, SAME = "speed", "same"
 FINGERPRINT = "bitlens speeds"
 """Text field of the PNG: which measurement it shows. Pixels differ between machines, this does not."""
 QUIET = 0.7
 """Load of the machine before a benchmark; the page says it beyond this."""
-NOT_MEASURED = "Nothing is measured yet: `results/` holds no benchmark."
 WORDS = {
     "official_float32": "PyTorch float32 as the official code runs it",
     "best_float32": "the fastest float32",
@@ -40,11 +38,8 @@ def read_benchmarks(folder: Path) -> list[dict[str, Any]]:
     """
     found = []
     for path in sorted(folder.glob("benchmark-*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            missing = {"models", "size", "threads", "rounds", "environment", "run", "rows", "ratios"} - set(content)
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}); wanted a result file; write it again") from error
+        content = read_json(path)
+        missing = {"models", "size", "threads", "rounds", "environment", "run", "rows", "ratios"} - set(content)
         if missing:
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; wanted `bitlens benchmark`'s; write it again")
         found.append(content | {"source": path.name})
@@ -169,11 +164,11 @@ def agreement(folder: Path) -> str:
     """
     lines = []
     for path in sorted(folder.glob("engine-*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         for one in content if isinstance(content, list) else [content]:
             about = one["settings"]
             beside = folder / f"{about['model']}.json"
-            torch = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+            torch = read_json(beside) if beside.is_file() else None
             if torch is None or torch["settings"]["sha256"] != about["sha256"]:
                 raise ValueError(f"{path} has {about['model']}, and {beside} not the same weights; evaluate both again")
             ours, wanted = one["average"]["psnr"], torch["average"]["psnr"]
@@ -182,32 +177,6 @@ def agreement(folder: Path) -> str:
             lines.append([f"`{about['model']}`", about["engine"], *numbers])
     columns = ["network", "engine", "torch, dB", "engine, dB", "difference", "largest of a scene"]
     return markdown(columns, lines, texts=2) if lines else NOT_MEASURED
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
-    """A Markdown table whose first `texts` columns are text and whose others are numbers, set to the right."""
-    rule = ["---" if index < texts else "---:" for index in range(len(columns))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rule, *rows])
-
-
-def between_marks(page: Path, **contents: str) -> str:
-    """The page's text with each of `contents` between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
-
-    Raises:
-        ValueError: the page does not have each marker once.
-    """
-    text = page.read_text(encoding="utf-8")
-    for mark, content in contents.items():
-        text = between(text, mark, content, page)
-    return text
-
-
-def between(text: str, mark: str, content: str, page: Path) -> str:
-    """A text with `content` between its two markers."""
-    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"{page} lacks the lines {begin} and {end}; wanted each once, in this order; put them back")
-    return f"{text.split(begin)[0]}{begin}\n{content}\n{end}{text.split(end)[1]}"
 
 
 def render(root: Path, check: bool = False) -> list[Path]:
@@ -221,16 +190,13 @@ def render(root: Path, check: bool = False) -> list[Path]:
     pictures = [one for one in found if one not in benchmarks]
     enlarging = root / "docs" / "super-resolution.md"
     readme, page, picture = root / "README.md", root / "docs" / "engine.md", root / "docs" / "speed.png"
-    wanted = {
-        readme: between_marks(readme, **{MARK: short_table(benchmarks[:1])}),
-        page: between_marks(page, **{MARK: full_tables(benchmarks), SAME: agreement(root / "results")}),
-        enlarging: between_marks(enlarging, **{MARK: picture_tables(pictures)}),
+    pages = {
+        readme: between_marks(readme, speed=short_table(benchmarks[:1])),
+        page: between_marks(page, speed=full_tables(benchmarks), same=agreement(root / "results")),
+        enlarging: between_marks(enlarging, speed=picture_tables(pictures)),
     }
-    stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
-    if not check:
-        for path in stale:
-            path.write_text(wanted[path], encoding="utf-8")
-    if benchmarks and drawn_fingerprint(picture) != fingerprint(benchmarks[0]):
+    stale = bring_up_to_date(pages, check)
+    if benchmarks and drawn_fingerprint(picture, FINGERPRINT) != fingerprint(benchmarks[0]):
         stale.append(picture)
         if not check:
             draw(benchmarks[0], picture, {FINGERPRINT: fingerprint(benchmarks[0])})
@@ -242,30 +208,9 @@ def fingerprint(one: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([one["rows"], one["size"]], sort_keys=True).encode()).hexdigest()
 
 
-def drawn_fingerprint(path: Path) -> str | None:
-    """What the PNG says it shows; None where there is none."""
-    from PIL import Image
-
-    if not path.is_file():
-        return None
-    with Image.open(path) as image:
-        return image.info.get(FINGERPRINT)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the top of this file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to work on")
-    given = parser.parse_args(arguments)
-    try:
-        changed = render(given.root, given.check)
-    except (ValueError, OSError) as error:
-        print(f"render_speed: {error}", file=sys.stderr)
-        return 2
-    for path in changed:
-        print(f"{'out of date' if given.check else 'wrote'}: {path.relative_to(given.root)}")
-    return 1 if given.check and changed else 0
+    return command("render_speed", __doc__ or "", render, arguments)
 
 
 if __name__ == "__main__":

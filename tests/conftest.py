@@ -1,6 +1,8 @@
-"""What every test shares: where the large data lies, and the same seed and threads for each test."""
+"""What every test shares: where the large data lies, what is skipped, and the same seed and threads for each test."""
 
+import importlib
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,22 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 settings.register_profile("bitlens", deadline=None)  # the first call of a torch operator is slow
 settings.load_profile("bitlens")
+
+
+@cache
+def without_kernels() -> str | None:
+    """Why the native kernels cannot be used; None: they can."""
+    try:
+        importlib.import_module("bitlens_kernels").best_level()
+    except ImportError as error:
+        return f"the kernels are not built: {error}"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `kernels`, with the reason, where there are none."""
+    if item.get_closest_marker("kernels") and (reason := without_kernels()):
+        pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

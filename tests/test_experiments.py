@@ -1,5 +1,7 @@
 """The papers' experiments: what each variant quantizes, and the drift of query and key."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -36,6 +38,32 @@ def test_ablation_adds_one_thing_after_the_other() -> None:
 def test_table_is_the_published_method() -> None:
     for bits, variant in zip((8, 4, 3, 2), EXPERIMENTS["qsci-table"].variants, strict=True):
         assert variant.recipe == qsci.recipe(bits) and variant.options == qsci.options(bits)
+
+
+def test_baselines_differ_in_the_method_alone() -> None:
+    """The same 4 bits everywhere but where a method says otherwise, and only methods of training are trained."""
+    variants = {variant.name: variant for variant in EXPERIMENTS["qsci-baselines"].variants}
+    assert [name for name, each in variants.items() if not each.trained] == ["MinMax", "Percentile", "DOBI"]
+    plain = len(quantized_layers(variants["MinMax"].build(EfficientSCI(8, 1, 2).eval(), [data()])))
+    for name, variant in variants.items():
+        bits = {
+            key: layer.weight_bits
+            for key, layer in quantized_layers(variant.build(EfficientSCI(8, 1, 2).eval(), [data()])).items()
+        }
+        fine = [key for key, one in bits.items() if one == 8]
+        assert len(bits) == plain + (6 if name == "Q-SCI" else 0) and set(bits.values()) <= {4, 8}
+        assert len(fine) == {"Q-SCI": 6, "Q-ViT": 2}.get(name, 0)
+
+
+def test_what_two_experiments_share_is_the_same_network() -> None:
+    """Equal names of networks mean equal recipes, options and settings; within an experiment all names differ."""
+    seen: dict[str, tuple[Any, ...]] = {}
+    for experiment in EXPERIMENTS.values():
+        assert len({variant.network for variant in experiment.variants}) == len(experiment.variants)
+        for variant in experiment.variants:
+            made = variant.recipe, variant.options, variant.trained, variant.settings
+            assert seen.setdefault(variant.network, made) == made
+    assert {"direct-w4a4", "qsci-w4a4-shift-shortcuts-fem", "qsci-w4a4-shift-shortcuts"} <= set(seen)
 
 
 def test_drift_is_what_was_added_to_the_query() -> None:

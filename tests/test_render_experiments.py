@@ -2,15 +2,12 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+import render_experiments as script
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "docs"))
-
-import render_experiments as script  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 
 def test_the_pages_are_up_to_date() -> None:

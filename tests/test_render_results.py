@@ -1,31 +1,16 @@
 """docs/render_results.py: made result files in, tables, picture and a verdict out."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import render_results as script
 import torch
+from rendering import NOT_MEASURED, drawn_fingerprint
 
 from bitlens import checkpoint
 from bitlens.networks.efficientsci import EfficientSCI
-
-SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "render_results.py"
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_results", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["render_results"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
 
 
 def made_result(model: str, psnr: float, path: Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -79,8 +64,8 @@ def run(checkout: Path, *flags: str) -> int:
 
 def test_without_results_the_pages_say_so(checkout: Path) -> None:
     assert run(checkout) == 0
-    assert script.NOT_MEASURED in (checkout / "README.md").read_text()
-    assert script.NOT_MEASURED in (checkout / "docs" / "results.md").read_text()
+    assert NOT_MEASURED in (checkout / "README.md").read_text()
+    assert NOT_MEASURED in (checkout / "docs" / "results.md").read_text()
     assert not (checkout / "docs" / "learning-curve.png").exists()
 
 
@@ -119,6 +104,14 @@ def test_check_says_what_is_out_of_date(checkout: Path, capsys: pytest.CaptureFi
     assert run(checkout, "--check") == 1
 
 
+def test_measured_averages_become_claims(checkout: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(checkout, "a.json", made_result("tiny", 28.0004, tiny, mask="a mask"))
+    monkeypatch.setattr(checkpoint, "shipped", lambda: {"tiny": tiny})
+    assert run(checkout) == 0 and checkpoint.describe(str(tiny)).claims == {}
+    assert run(checkout, "--claim") == 0
+    assert checkpoint.describe(str(tiny)).claims == {"six-scenes": {"psnr": 28.0, "mask": "a mask", "ssim": 0.85}}
+
+
 def test_training_runs(checkout: Path) -> None:
     record = {"name": "t", "steps": 2000, "samples": 8000, "minutes": 61.7, "curve": [[1000, 24.5], [2000, 26.25]]}
     write(checkout, "training-t.json", record)
@@ -128,7 +121,7 @@ def test_training_runs(checkout: Path) -> None:
     assert "| `t` | 2,000 | 8,000 | 62 | 24.50 | 26.25 |" in page and "| `u` | 2,000 | 8,000 | 62 | – | – |" in page
     assert "(learning-curve.png)" in page
     picture = checkout / "docs" / "learning-curve.png"
-    assert script.drawn_fingerprint(picture)
+    assert drawn_fingerprint(picture, script.FINGERPRINT)
     write(checkout, "training-t.json", {**record, "curve": [[1000, 24.5], [2000, 26.26]]})
     assert run(checkout, "--check") == 1
     picture.unlink()

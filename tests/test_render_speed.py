@@ -1,27 +1,15 @@
 """docs/render_speed.py: a made benchmark in, tables, picture and a verdict out."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import render_speed as script
+from rendering import NOT_MEASURED
 
-SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "render_speed.py"
 SAME = "<!-- same:begin -->\n<!-- same:end -->\n"
 EMPTY = "top\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nbottom\n"
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_speed", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
 
 
 def made_row(kind: str, engine: str, precision: str, seconds: float, **more: Any) -> dict[str, Any]:
@@ -66,7 +54,7 @@ def run(checkout: Path, *flags: str) -> int:
 
 def test_without_results_the_pages_say_so(checkout: Path) -> None:
     assert run(checkout) == 0
-    assert script.NOT_MEASURED in (checkout / "README.md").read_text()
+    assert NOT_MEASURED in (checkout / "README.md").read_text()
     assert not (checkout / "docs" / "speed.png").exists()
 
 
@@ -116,9 +104,7 @@ def test_networks_that_enlarge_have_a_page_of_their_own(checkout: Path) -> None:
     )
     assert "| `net` | OpenVINO, 8 bits | 1.000 | 0.900 to 1.100 | 6.00 x | – | 1,234 | 27.12 | 40.0 |" in page
     assert "`net-w8`: 1 of 1 convolutions and linear layers in integers" in page
-    assert (
-        script.NOT_MEASURED in (checkout / "README.md").read_text() and not (checkout / "docs" / "speed.png").exists()
-    )
+    assert NOT_MEASURED in (checkout / "README.md").read_text() and not (checkout / "docs" / "speed.png").exists()
 
 
 @pytest.mark.parametrize("content", ["{", '{"models": []}'])

@@ -141,8 +141,8 @@ class Adapt:
         from bitlens.data.masks import read_mask
 
         assert self.scenes is not None
-        of_files = ("measurements", "gain", "crop", "key", "axes", "allow_saturated")
-        if given := [name for name in of_files if getattr(self, name)]:
+        of_files = ("measurements", "gain", "brightness", "crop", "key", "axes", "allow_saturated")
+        if given := [name for name in of_files if getattr(self, name) != getattr(Adapt, name)]:
             flag = given[0].replace("_", "-")
             raise ValueError(f"--{flag} and --scenes came; wanted one of the two; leave the other out")
         mask = read_mask(self.mask, axes=self.mask_axes)

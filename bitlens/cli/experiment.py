@@ -1,7 +1,7 @@
 """`bitlens experiment`: one of the papers' experiments, measured on our own networks beside the paper's numbers."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,19 +22,22 @@ class Experiment:
     """Quantize, train and evaluate the networks that an experiment of Q-SCI or 2DQuant compares, each in the same way.
 
     qsci-table: 8, 4, 3 and 2 bits. qsci-modules: one module at 4 bits. qsci-ablation: its additions one after the
-    other. qsci-shift: the drift of query and key. sr-table: 2DQuant and what it is compared with, on super-resolution
-    networks at 4, 3 and 2 bits. The same command goes on where the last one stopped; a variant that is finished is not
-    run again. The paper's numbers are of EfficientSCI-S after days on GPUs, or of SwinIR-light.
+    other. qsci-shift: the drift of query and key. qsci-baselines: what it is compared with, at 4 bits. sr-table:
+    2DQuant and what that is compared with, on super-resolution networks at 4, 3 and 2 bits. The same command goes on
+    where the last one stopped; a network that is finished, by whichever experiment, is not trained again. The paper's
+    numbers are of EfficientSCI-S after days on GPUs, or of SwinIR-light.
 
     Example:
         bitlens experiment qsci-ablation --clips clips --run runs/ablation --budget minutes --json ablation.json
         bitlens experiment sr-table --calibration photographs --start ngswin-x2.safetensors --run runs/ngswin
     """
 
-    name: tyro.conf.Positional[Literal["qsci-table", "qsci-modules", "qsci-ablation", "qsci-shift", "sr-table"]]
+    name: tyro.conf.Positional[
+        Literal["qsci-table", "qsci-modules", "qsci-ablation", "qsci-shift", "qsci-baselines", "sr-table"]
+    ]
     """The experiment."""
     run_folder: Path
-    """Folder of the experiment: a run, a checkpoint and a result for each variant."""
+    """Folder of experiments: a run, a checkpoint and a result for each network."""
     clips: Path | None = None
     """Folder of training videos, as for bitlens train."""
     calibration: Path | None = None
@@ -103,7 +106,7 @@ class Experiment:
         return 0
 
     def settings(self) -> "Training":
-        """The loop's settings, the same for every variant."""
+        """The loop's settings, the same for every variant but for what its method prescribes."""
         from bitlens.experiments import BUDGETS
         from bitlens.training.settings import Training
 
@@ -128,39 +131,38 @@ class Experiment:
         from bitlens.cli.train import train_in_sight
         from bitlens.data.clips import measurements
 
-        stem = variant.name.replace(" ", "-").replace("+-", "with-")
-        settings = self.settings()
-        result_path, weights = self.run_folder / f"{stem}.json", self.run_folder / f"{stem}.safetensors"
+        settings = replace(self.settings(), **variant.settings)
+        run = self.run_folder / variant.network
+        result_path, weights = run.with_suffix(".json"), run.with_suffix(".safetensors")
         identity = {
-            "experiment": self.name,
+            "network": variant.network,
             "start": self.start,
             "data": self.data or "six-scenes",
-            "settings": asdict(settings),
+            "settings": asdict(settings) if variant.trained else None,
             "sampler": sampler.identity(),
         }
+        batches = measurements(sampler, CALIBRATION_BATCHES)
         if result_path.is_file():
             found = json.loads(result_path.read_text())
             if found["identity"] != json.loads(json.dumps(identity)):
                 raise ValueError(f"{result_path} was measured with other settings; wanted these; change --run-folder")
-            return found["result"]
-        start = checkpoint.load(self.start).requires_grad_(True)
-        batches = measurements(sampler, CALIBRATION_BATCHES)
-        network = variant.build(start, batches)
-        trained = train_in_sight(
-            network, sampler, settings, self.run_folder / stem, teacher=start, device=self.device, label=variant.name
-        )
-        if trained.reason != "finished":
-            return None
-        network = network.cpu().eval()
-        self.run_folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(network, weights, provenance=identity)
-        result = dict(Evaluate(models=(str(weights),), data=identity["data"]).results()[0]["average"])
-        if drift:
-            result |= self.drift(network, batches)
-        with output_file(result_path) as path:
-            assert path is not None
-            path.write_text(json.dumps({"identity": identity, "result": result}, indent=1) + "\n")
-        return result
+            result = found["result"]
+        else:
+            start = checkpoint.load(self.start).requires_grad_(True)
+            network = variant.build(start, batches)
+            if variant.trained:
+                trained = train_in_sight(
+                    network, sampler, settings, run, teacher=start, device=self.device, label=variant.name
+                )
+                if trained.reason != "finished":
+                    return None
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(network.cpu().eval(), weights, provenance=identity)
+            result = dict(Evaluate(models=(str(weights),), data=identity["data"]).results()[0]["average"])
+            with output_file(result_path) as path:
+                assert path is not None
+                path.write_text(json.dumps({"identity": identity, "result": result}, indent=1) + "\n")
+        return result | (self.drift(checkpoint.load(weights), batches) if drift else {})
 
     def drift(self, network: "nn.Module", batches: "list[tuple[Tensor, Tensor]]") -> dict[str, float]:
         """How far the network's queries and keys have moved from the float network's."""

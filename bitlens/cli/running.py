@@ -52,9 +52,9 @@ def start(
 def native_module(network: Any) -> Any:
     """The module that runs a network's kind on the native kernels: its `Engine`, and `missing`, why it could not."""
     from bitlens.engine import native, swin
-    from bitlens.networks.swinir import SwinIR
+    from bitlens.engine.openvino import enlarges
 
-    return swin if isinstance(network, SwinIR) else native
+    return swin if enlarges(network) else native
 
 
 def native_engine(network: Any, threads: int | None = None) -> Any:

@@ -150,7 +150,7 @@ class Train:
         if self.widen != 1:
             if self.widen < 1 or not isinstance(start, EfficientSCI):
                 raise ValueError(
-                    f"--widen {self.widen} and a {type(start).__name__} came; wanted an EfficientSCI and a whole "
+                    f"--widen {self.widen} and network {type(start).__name__} came; wanted EfficientSCI and a whole "
                     "number from 1; leave --widen out to keep the width"
                 )
             start = widened(start, self.widen, seed)

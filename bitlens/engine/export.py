@@ -12,6 +12,7 @@ from bitlens.engine.lower import lower
 from bitlens.engine.onnx import Form, build
 from bitlens.engine.openvino import Engine, enlarges, reconstructs
 from bitlens.engine.picture import build_picture
+from bitlens.engine.refusals import GRAPHS, unknown
 from bitlens.engine.runtime import openvino
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI
@@ -124,7 +125,6 @@ def exportable(network: nn.Module) -> EfficientSCI:
     """The network, if there is a graph for it."""
     if not reconstructs(network):
         raise TypeError(
-            f"a {type(network).__name__} came, for which there is no graph; wanted an EfficientSCI (no Q-ViT), or a "
-            "network that enlarges pictures; choose another checkpoint, or run this one in torch"
+            f"{unknown(network, GRAPHS)}, which have graphs; choose another checkpoint, or run this one in torch"
         )
     return network

@@ -15,6 +15,7 @@ times as large (`patches_mb`). Larger inputs go to oneDNN, which makes none.
 
 from torch import nn
 
+from bitlens.engine.refusals import unknown
 from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.stformer import STFormer
@@ -82,9 +83,7 @@ def bytes_per_pixel(network: nn.Module, frames: int, engine: str = "torch", prec
     elif isinstance(network, STFormer):
         features, attention = (240.0 if low else 200.0) * network.config["dim"], 24.0 if low else 8.0
     else:
-        raise TypeError(
-            f"a {type(network).__name__} came; wanted EfficientSCI, STFormer or GapTV, whose memory was measured; "
-            "run it on whole pictures"
-        )
+        measured = "EfficientSCI, STFormer or GapTV, whose memory was measured"
+        raise TypeError(f"{unknown(network, measured)}; run it on whole pictures")
     several = 4.0 if engine == "reference" else 1.0  # 64-bit integers and their copies
     return MARGIN * several * frames * (features + attention * frames)

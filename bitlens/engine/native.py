@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, lower
 from bitlens.engine.plan import Grid, Part, Plan, Side, Wanted, kernels
+from bitlens.engine.refusals import VIDEO_NETWORKS, check_settings, unfit
 from bitlens.engine.twins import check_attention, check_layers, codes_and_geometry
 from bitlens.networks.efficientsci import EfficientSCI, TemporalAttention, initial_estimate
 from bitlens.networks.parts import HeadShift
@@ -30,15 +31,8 @@ MEASURED_SIZE = (4, 48, 48)
 
 def missing(network: nn.Module) -> str | None:
     """Why the kernels cannot run a network; None: they can."""
-    if not isinstance(network, EfficientSCI) or network.config["normalize"]:
-        return f"a {type(network).__name__} came; the kernels run EfficientSCI without Q-ViT's normalization"
-    if others := [outcome.name for outcome in lower(network).report if outcome.way != "direct"]:
-        return f"{len(others)} layers ({others[0]} first) are not direct; the kernels run integers only"
-    try:
-        kernels().best_level()
-    except ImportError as error:
-        return f"the native kernels are not built ({error})"
-    return None
+    known = isinstance(network, EfficientSCI) and not network.config["normalize"]
+    return unfit(network, known, VIDEO_NETWORKS)
 
 
 class Packed:
@@ -46,17 +40,23 @@ class Packed:
 
     Args:
         integers: of the layers, by name.
+        precision: of what is not integers, "f32" or "bf16".
         threads: CPU threads; None: as many as this process may use.
         level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
 
     Raises:
-        ValueError: threads below 1.
+        ValueError: unknown precision, or threads below 1.
     """
 
-    def __init__(self, integers: dict[str, IntegerLayer | IntegerProduct], threads: int | None, level: str | None):
-        if threads is not None and threads < 1:
-            raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
-        self.integers = integers
+    def __init__(
+        self,
+        integers: dict[str, IntegerLayer | IntegerProduct],
+        precision: str,
+        threads: int | None,
+        level: str | None,
+    ):
+        check_settings(threads, precision, "bf16", "f32")
+        self.integers, self.precision = integers, precision
         self.threads = threads or len(os.sched_getaffinity(0))
         self.level = level or kernels().best_level()
         self.methods: dict[str, str] = {}
@@ -129,10 +129,8 @@ class Engine(Packed):
     ):
         if (reason := missing(network)) is not None or not isinstance(network, EfficientSCI):
             raise TypeError(f"{reason}; choose another engine")
-        if precision not in ("bf16", "f32"):
-            raise ValueError(f"precision {precision!r}; wanted bf16 or f32; choose one")
-        super().__init__(shifted(network, reformed(lower(network).layers)), threads, level)
-        self.network, self.precision = network, precision
+        super().__init__(shifted(network, reformed(lower(network).layers)), precision, threads, level)
+        self.network = network
         self.kind = np.uint16 if precision == "bf16" else np.float32
         self.plans: dict[tuple[int, ...], tuple[Plan, Part, Part]] = {}
         if check and self.level != "scalar":

@@ -19,6 +19,7 @@ from bitlens.engine.checks import Check, check_capture, compare_layers, fingerpr
 from bitlens.engine.lower import Lowered, lower
 from bitlens.engine.onnx import Form, build
 from bitlens.engine.openvino import reconstructs
+from bitlens.engine.refusals import VIDEO_NETWORKS, check_settings, unknown
 from bitlens.engine.runtime import code, user_cache
 from bitlens.engine.steps import Tap
 from bitlens.files import atomic_path
@@ -76,9 +77,8 @@ class Engine:
         check: bool = True,
     ):
         if not reconstructs(network):
-            raise TypeError(f"a {type(network).__name__} came; wanted an EfficientSCI (no Q-ViT); run it in torch")
-        if threads is not None and threads < 1:
-            raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
+            raise TypeError(f"{unknown(network, VIDEO_NETWORKS)}; run it in torch")
+        check_settings(threads)
         self.network, self.lowered, self.threads = network, lower(network), threads
         self.form: Form = form
         self.cache = Path(cache) if cache is not None else user_cache("onnxruntime")

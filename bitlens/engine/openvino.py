@@ -21,6 +21,7 @@ from bitlens.engine.checks import Check, ComputesWrongly, check_input, check_pic
 from bitlens.engine.graph import PART, build
 from bitlens.engine.lower import lower
 from bitlens.engine.picture import build_picture
+from bitlens.engine.refusals import GRAPHS, check_settings, unknown
 from bitlens.engine.runtime import Compiled, PictureRuntime, Runtime, code_and_machine, openvino, user_cache
 from bitlens.engine.steps import Tap
 from bitlens.files import atomic_path
@@ -125,14 +126,8 @@ class Engine:
     ):
         kind = kind_of(network)
         if kind is None:
-            raise TypeError(
-                f"a {type(network).__name__} came; wanted an EfficientSCI (no Q-ViT), or a network that enlarges "
-                "pictures; run it in torch"
-            )
-        if precision not in ("auto", "bf16", "f32"):
-            raise ValueError(f"precision {precision!r}; wanted auto, bf16 or f32; choose one")
-        if threads is not None and threads < 1:
-            raise ValueError(f"{threads} threads; wanted 1 or more; change it, or leave it out")
+            raise TypeError(f"{unknown(network, GRAPHS)}; run it in torch")
+        check_settings(threads, precision, "auto", "bf16", "f32")
         self.kind, self.network, self.lowered = kind, network, lower(network)
         self.core = openvino().Core()
         capable = computes_bf16(self.core)

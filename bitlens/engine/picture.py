@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitlens.engine.graph import PART
-from bitlens.engine.lower import LARGEST_CODE, Lowered, Operand, folded_weight, operand
+from bitlens.engine.lower import LARGEST_CODE, Lowered, Operand, folded_weight
 from bitlens.engine.runtime import openvino
 from bitlens.engine.steps import Tap
 from bitlens.engine.trace import Value, Writer, trace
@@ -153,13 +153,7 @@ class PictureGraph(Writer):
         if integers is not None:
             linear = isinstance(integers.geometry, nn.Linear)
             return self.fake_quantize(integers.input, x, shifted=linear)
-        if not isinstance(module, Quantized):
-            return x.op
-        grid = operand(module.input_grid)
-        shape = [1] * x.ndim if grid.scale.ndim == 0 else [1, -1, 1, 1] if x.ndim == 4 else [-1]
-        return self.offsets(
-            replace(grid, scale=grid.scale.reshape(shape), zero_point=grid.zero_point.reshape(shape)), x.op
-        )
+        return self.in_float(module, x)
 
     def fake_quantize(self, grid: Operand, x: Value, shifted: bool) -> Any:
         """The values of an input with one scale on its grid, as the u8 kernels want to see it; or codes times scale."""

@@ -5,14 +5,13 @@ products are QuantizeLinear, DequantizeLinear and float arithmetic (`qdq`, see `
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitlens.engine.lower import Lowered, Operand, folded_weight, operand
+from bitlens.engine.lower import Lowered, Operand, folded_weight
 from bitlens.engine.onnx import Nodes, onnx
 from bitlens.engine.steps import Tap
 from bitlens.engine.trace import Value, Writer, trace
@@ -138,15 +137,7 @@ class PictureFile(Nodes, Writer):
     def entered(self, name: str, module: nn.Module, x: Value) -> str:
         """The input of a layer on its grid."""
         integers = self.exact(name)
-        if integers is not None:
-            return self.quantized(integers.input, x.op)
-        if not isinstance(module, Quantized):
-            return x.op
-        grid = operand(module.input_grid)
-        shape = [1] * x.ndim if grid.scale.ndim == 0 else [1, -1, 1, 1] if x.ndim == 4 else [-1]
-        return self.offsets(
-            replace(grid, scale=grid.scale.reshape(shape), zero_point=grid.zero_point.reshape(shape)), x.op
-        )
+        return self.in_float(module, x) if integers is None else self.quantized(integers.input, x.op)
 
     def weight(self, name: str, module: nn.Module) -> str:
         """A layer's weight; a linear layer's as (in, out)."""

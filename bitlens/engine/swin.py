@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, lower
 from bitlens.engine.native import LEAKY, Packed
 from bitlens.engine.plan import Grid, Part, Plan, Wanted, kernels
+from bitlens.engine.refusals import unfit
 from bitlens.engine.twins import check_layers, refuse_unless_equal
 from bitlens.networks.swinir import Block, SwinIR
 from bitlens.networks.windows import mirror_pad
@@ -29,20 +30,7 @@ INSIDE = ("attn.qkv", "attn.proj", "attn.scores", "attn.mix", "mlp.fc1", "mlp.fc
 
 def missing(network: nn.Module) -> str | None:
     """Why the kernels cannot run a network; None: they can."""
-    if not isinstance(network, SwinIR):
-        return f"a {type(network).__name__} came; these kernels run SwinIR"
-    outcomes = {outcome.name: outcome for outcome in lower(network).report}
-    if others := [name for name, outcome in outcomes.items() if outcome.way not in ("direct", "float")]:
-        return f"{len(others)} layers ({others[0]} first) are not direct; the kernels run integers only"
-    blocks = [name for name, module in network.named_modules() if isinstance(module, Block)]
-    inside = [f"{block}.{part}" for block in blocks for part in INSIDE]
-    if floats := [name for name in inside if outcomes[name].way == "float"]:
-        return f"{len(floats)} layers of blocks ({floats[0]} first) are float; the kernels run integers only"
-    try:
-        kernels().best_level()
-    except ImportError as error:
-        return f"the native kernels are not built ({error})"
-    return None
+    return unfit(network, isinstance(network, SwinIR), "SwinIR", lambda name: not name.endswith(INSIDE))
 
 
 class Engine(Packed):
@@ -75,10 +63,8 @@ class Engine(Packed):
     ):
         if (reason := missing(network)) is not None or not isinstance(network, SwinIR):
             raise TypeError(f"{reason}; choose another engine")
-        if precision not in ("bf16", "f32"):
-            raise ValueError(f"precision {precision!r}; wanted bf16 or f32; choose one")
-        super().__init__(as_volumes(lower(network).layers), threads, level)
-        self.network, self.precision = network, precision
+        super().__init__(as_volumes(lower(network).layers), precision, threads, level)
+        self.network = network
         self.blocks = {
             name: block_of(module, name, self.integers, self.level)
             for name, module in network.named_modules()

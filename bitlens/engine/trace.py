@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from bitlens.engine.lower import IntegerLayer, IntegerProduct, Lowered, layers_of, runs_in_integers
+from bitlens.engine.lower import IntegerLayer, IntegerProduct, Lowered, Operand, layers_of, operand, runs_in_integers
 from bitlens.engine.steps import Tap
+from bitlens.quant.layers import Quantized
 
 __all__ = ["Value", "Writer", "trace"]
 
@@ -129,6 +130,14 @@ class Writer:
     def product(self, name: str, module: nn.Module, left: "Value", right: "Value") -> Any:
         """An attention product of left (b, n, i, k, p) and right (b, n, k, j, p), quantized or not."""
         raise NotImplementedError
+
+    def offsets(self, grid: Operand, x: Any) -> Any:
+        """code - zero_point of x on a grid, in float."""
+        raise NotImplementedError
+
+    def in_float(self, module: nn.Module, x: "Value") -> Any:
+        """The input of a layer that is computed in float; of a quantized one the offsets: see `folded_weight`."""
+        return self.offsets(operand(module.input_grid), x.op) if isinstance(module, Quantized) else x.op
 
     def exact(self, name: str) -> IntegerLayer | None:
         """The integers of a layer, if it runs in them."""

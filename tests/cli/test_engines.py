@@ -12,10 +12,12 @@ from torch import nn
 
 from bitlens import checkpoint
 from bitlens.cli import benchmark, running, shared, speeds
-from bitlens.engine import native, openvino, plan
+from bitlens.engine import native, openvino, plan, swin
 from bitlens.engine.checks import ComputesWrongly
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.swinir import SwinIR
+from bitlens.recipe import Bits, Recipe, Rule
 
 CAPTURE = torch.rand(1, 16, 16), torch.ones(1, 4, 16, 16)
 
@@ -53,6 +55,29 @@ def test_what_was_measured_decides() -> None:
     assert speeds.recall(high, threads + 1) == speeds.recall(network_of(3), threads) == {}
     speeds.file_of(low, threads).write_text("[")
     assert shared.in_order(low)[0] == "native"
+
+
+@pytest.mark.usefixtures("with_kernels")
+def test_one_layer_below_8_bits_is_enough_for_the_rule() -> None:
+    rules = Rule("up_conv", Bits(4, 4)), Rule("*", Bits(8, 8))
+    mixed, _ = quantize(EfficientSCI(8, 1, 2).eval(), Recipe("mixed", rules, "direct", "lsq", "percentile"), [CAPTURE])
+    assert shared.in_order(mixed)[0] == "native"
+
+
+@pytest.mark.usefixtures("with_kernels")
+def test_what_was_measured_at_another_level_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds.remember(low := network_of(4), 1, {"native": 0.3, "openvino": 0.2})
+    assert speeds.recall(low, 1) == {"native": 0.3, "openvino": 0.2}
+    monkeypatch.setattr(plan, "kernels", lambda: SimpleNamespace(best_level=lambda: "avx2"))
+    assert speeds.recall(low, 1) == {}
+
+
+def test_residual_sums_of_video_are_bf16_at_8_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (native, swin):
+        monkeypatch.setattr(module, "Engine", lambda network, **settings: settings)
+    assert running.native_engine(network_of(8), 3) == {"precision": "bf16", "threads": 3}
+    assert running.native_engine(network_of(4)) == {"precision": "f32", "threads": None}
+    assert running.native_engine(SwinIR(2, 8, 1, 1, 2, window=4, hidden=8))["precision"] == "f32"
 
 
 @pytest.mark.usefixtures("with_kernels")

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from bitlens import checkpoint
 from bitlens.cli import main
-from bitlens.cli.srtable import chosen_bits, chosen_rows
+from bitlens.cli.experiment import Experiment
+from bitlens.cli.srtable import Pictures, chosen_bits, chosen_rows, fidelity
 from bitlens.data.images import write_png
 from bitlens.experiments import SR_BUDGETS, SR_METHODS, SR_PAPER, Refining
 from bitlens.networks.imdn import IMDN
@@ -45,6 +48,26 @@ def test_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert main(command) == 0
     assert main([*command, "--seed", "1"]) == 2
     assert "was measured with other settings" in capsys.readouterr().err
+
+
+def test_held_out_photographs_are_not_calibrated_on(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    for i in range(13):  # the first and the last are held out, and white
+        values = np.full((64, 64, 3), 1.0 if i in (0, 12) else 0.25, np.float32)
+        write_png(tmp_path / "photographs" / f"{i:02}.png", values)
+    made = Pictures(Experiment("sr-table", tmp_path / "run", calibration=tmp_path / "photographs"), 2)
+    assert all(float(batch.max()) < 0.5 for (batch,) in (*made.calibration, *made.pool))
+    assert all(float(batch.min()) > 0.5 for (batch,) in made.held_out)
+
+
+def test_fidelity_is_a_mean_over_batches() -> None:
+    class Brighter(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0.1
+
+    batches = [(torch.full((1, 3, 4, 4), value),) for value in (0.2, 0.5, 1.0)]  # at 1 both are clipped alike
+    assert fidelity(Brighter(), nn.Identity(), batches[:2]) == pytest.approx(20, abs=0.01)
+    assert fidelity(Brighter(), nn.Identity(), batches) == pytest.approx((20 + 20 + 100) / 3, abs=0.01)
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

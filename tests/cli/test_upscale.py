@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from bitlens import checkpoint
-from bitlens.cli import main, upscale
+from bitlens.cli import main, speeds, upscale
 from bitlens.cli.memory import bytes_per_pixel
 from bitlens.cli.upscale import enlarge_tiled, levels_last
 from bitlens.data.images import read_image, to_float
 from bitlens.data.pairs import read_picture
 from bitlens.engine.openvino import Engine
-from bitlens.methods import quantize
+from bitlens.methods import quantize, recipe_of
 from bitlens.metrics import psnr_y
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.imdn import IMDN
@@ -127,6 +127,31 @@ def test_low_bits_run_in_integers(
     assert psnr_y(pictures["openvino"], pictures["torch"], shave=2) > 40
 
 
+@pytest.mark.kernels
+def test_a_swin_transformer_runs_on_the_native_kernels(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for, and by "auto" where they were measured to be faster; as near to float as simulated bits are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    network = SwinIR(2, 18, 2, 2, 3, window=4, hidden=26).eval()
+    low, _ = quantize(network, recipe_of("minmax", 8), [(torch.rand(2, 3, 24, 24),)])
+    path = checkpoint.save(low, tmp_path / "swinir-w8a8.safetensors")
+    speeds.remember(low, torch.get_num_threads(), {"native": 0.1, "openvino": 0.2})
+    pictures = {}
+    for engine in ("auto", "native", "torch"):
+        out = tmp_path / f"{engine}.png"
+        assert main(["upscale", str(photo), "--model", str(path), "--out", str(out), "--engine", engine]) == 0
+        pictures[engine] = to_float(read_picture(out))
+        said = "torch, float32, integers simulated" if engine == "torch" else "native kernels ("
+        assert f"engine: {said}" in capsys.readouterr().out
+    np.testing.assert_array_equal(pictures["auto"], pictures["native"])
+    with torch.no_grad():
+        truth = network(torch.from_numpy(to_float(read_picture(photo)))[None])[0].clamp(0, 1).numpy()
+    native, simulated = (psnr_y(pictures[engine], truth, shave=2) for engine in ("native", "torch"))
+    assert abs(native - simulated) < 0.02
+    assert psnr_y(pictures["native"], pictures["torch"], shave=2) > simulated + 10
+
+
 def test_tiles_in_integers_are_the_whole(low_bit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitlens.cli.tiling.used_mb", lambda: -float(upscale.LIBRARIES_MB))
     network, tiles = checkpoint.load(low_bit), []
@@ -141,15 +166,15 @@ def test_tiles_in_integers_are_the_whole(low_bit: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("native", "a PAN came; the kernels run EfficientSCI"),
-        ("onnxruntime", "a PAN came; wanted an EfficientSCI"),
+        ("native", "network IMDN came; wanted SwinIR; choose another engine"),
+        ("onnxruntime", "network IMDN came; wanted EfficientSCI"),
         ("reference", "--engine reference, and the network is float; wanted a low-bit one"),
     ],
 )
 def test_engines_that_do_not_know_the_network(
-    engine: str, message: str, photo: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: str, message: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "large.png"
+    out, model = tmp_path / "large.png", checkpoint.save(IMDN(2, 16, 1), tmp_path / "imdn.safetensors")
     assert main(["upscale", str(photo), "--model", str(model), "--out", str(out), "--engine", engine]) == 2
     shown = capsys.readouterr().err
     assert message in shown and shown.count("\n") == 1 and not out.exists()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,21 +11,12 @@ from torch import Tensor, nn
 
 import bitlens
 from bitlens.cli import main
+from bitlens.engine import plan
 from bitlens.engine.costs import CostModel, Run, bits_of, measure
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI, efficientsci
 from bitlens.quant.layers import Quantized
 from bitlens.recipe import Bits, Recipe, Rule
-
-try:
-    from bitlens.engine.plan import kernels
-
-    kernels().best_level()
-    REASON = ""
-except ImportError as error:
-    REASON = str(error)
-
-needs_kernels = pytest.mark.skipif(bool(REASON), reason=f"the kernels are not built: {REASON}")
 
 MIXED = {"*.ffn.*": 4, "*.scb.0": 2, "*.scb.2": 3, "fem.0": 2, "*": 8}
 """Bits by pattern of a layer's name."""
@@ -52,14 +44,14 @@ def predicted_and_measured(network: EfficientSCI, frames: int, side: int, rounds
     return costs.milliseconds(bits_of(mixed)), min(run.whole[1:])
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_the_sum_is_the_time_of_a_network_with_mixed_bits() -> None:
     predicted, measured = predicted_and_measured(EfficientSCI(16, 2, 2, shortcuts=True).eval(), 4, 48, rounds=12)
     assert 0.8 * measured < predicted < 1.2 * measured, (predicted, measured)
 
 
 @pytest.mark.slow
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("size", ["t", "s"])
 def test_the_sum_is_the_time_of_a_published_network(size: str) -> None:
     network = efficientsci(size, shift=True, shortcuts=True).eval()
@@ -67,7 +59,7 @@ def test_the_sum_is_the_time_of_a_published_network(size: str) -> None:
     assert 0.85 * measured < predicted < 1.15 * measured, (predicted, measured)
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_every_layer_is_measured_and_a_file_keeps_it(tmp_path: Path) -> None:
     network, calls = EfficientSCI(8, 1, 2).eval(), []
     low = {bits: at(network, {"*": bits}) for bits in (8, 4)}
@@ -82,7 +74,21 @@ def test_every_layer_is_measured_and_a_file_keeps_it(tmp_path: Path) -> None:
     assert CostModel.read(tmp_path / "costs.json") == costs
 
 
-@needs_kernels
+def test_layers_of_one_call_share_its_time_by_their_weights() -> None:
+    def layer(weights: int) -> SimpleNamespace:
+        return SimpleNamespace(weight=torch.zeros(weights))
+
+    run = object.__new__(Run)
+    run.engine = SimpleNamespace(integers={"a": layer(30), "b": layer(10), "c": layer(7)})  # type: ignore[assignment]
+    codes = plan.Part(plan.Memory((1, 1, 1, 1), float))
+    layers = {0: ("a", codes, plan.Wanted(side=plan.Side("b", codes))), 2: ("c", codes, plan.Wanted())}
+    run.plan = SimpleNamespace(layers=layers, kinds=["layer", "attention", "layer"])  # type: ignore[assignment]
+    run.steps, run.whole = [[8.0, 9.0], [2.0, 1.0], [5.0, 4.0]], [99.0, 16.0, 15.5]
+    assert run.layers() == {"a": 6.0, "b": 2.0, "c": 4.0}
+    assert run.between() == {"estimate and copies": 1.0, "attention": 1.0}
+
+
+@pytest.mark.kernels
 def test_networks_must_have_the_bits_they_come_under() -> None:
     network, data = EfficientSCI(8, 1, 2).eval(), capture(2, 16)
     with pytest.raises(ValueError, match="has not 8 bits"):
@@ -110,7 +116,7 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
         CostModel.read(tmp_path / "a.json")
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bitlens.save(at(EfficientSCI(8, 1, 2).eval(), {"*": 4}), tmp_path / "small.safetensors")
     small = ["--size", "16", "--frames", "2", "--threads", "1", "--rounds", "1", "--bits", "8", "2"]
@@ -124,7 +130,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["gap-tv"], "gap-tv is a GapTV; wanted an EfficientSCI"),
+        (["gap-tv"], "gap-tv holds GapTV; wanted EfficientSCI"),
         (["efficientsci-t", "--bits", "4", "4"], "--bits 4 4; wanted different whole numbers"),
         (["efficientsci-t", "--bits", "9"], "--bits 9"),
         (["efficientsci-t", "--rounds", "0"], "--rounds 0"),
@@ -138,11 +144,9 @@ def test_bad_input(arguments: list[str], words: str, tmp_path: Path, capsys: pyt
 def test_without_kernels_it_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bitlens.engine import native
-
     def absent() -> Callable[[], None]:
         raise ImportError("No module named 'bitlens_kernels'")
 
-    monkeypatch.setattr(native, "kernels", absent)
+    monkeypatch.setattr(plan, "kernels", absent)
     assert main(["costs", "efficientsci-t", "--bits", "8", "--out", str(tmp_path / "c.json")]) == 2
     assert "the native kernels are not built" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -13,20 +13,13 @@ from torch import Tensor
 import bitlens
 from bitlens.data import benchmarks
 from bitlens.engine import native, plan
-from bitlens.engine.lower import IntegerLayer
+from bitlens.engine.lower import IntegerLayer, lower
 from bitlens.engine.native import Engine, missing
 from bitlens.engine.reference import accumulate, values
 from bitlens.methods import quantize, recipe_of
-from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.efficientsci import EfficientSCI, TemporalAttention
+from bitlens.networks.parts import HeadShift
 from bitlens.recipe import Bits, Recipe, Rule
-
-try:
-    plan.kernels().best_level()
-    REASON = ""
-except ImportError as error:
-    REASON = str(error)
-
-needs_kernels = pytest.mark.skipif(bool(REASON), reason=f"the kernels are not built: {REASON}")
 
 CASES: dict[str, tuple[dict[str, Any], Recipe]] = {
     "8 bits, four groups, colour": (dict(group_num=4, color_ch=3), recipe_of("direct", 8)),
@@ -93,7 +86,7 @@ def check_layer(
     return off, total
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", CASES)
 def test_every_layer_computes_what_the_reference_computes(name: str) -> None:
     network, data = network_of(name), capture()
@@ -118,7 +111,7 @@ def test_every_layer_computes_what_the_reference_computes(name: str) -> None:
     assert 10 * torch.log10(wanted.square().mean() / (video - wanted).square().mean()) > 10  # one tie can change all
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_methods_follow_the_bits() -> None:
     for name, possible in {
         "8 bits, four groups, colour": {"direct"},
@@ -130,7 +123,31 @@ def test_methods_follow_the_bits() -> None:
         assert set(engine.methods) == {k for k, v in engine.integers.items() if isinstance(v, IntegerLayer)}
 
 
-@needs_kernels
+@pytest.mark.kernels
+def test_the_fastest_method_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"direct": 3.0, "winograd2": 1.0, "winograd3": 2.0}
+    monkeypatch.setattr(native, "seconds", lambda convolution, codes: times[convolution.method])
+    engine = Engine(network_of("4 bits with shift and shortcuts"), threads=1, check=False)
+    engine(*capture())
+    assert engine.methods["resdnet_list.0.cformer_list.0.ffn.0"] == "winograd2"
+    assert "winograd3" not in engine.methods.values()  # wherever that is exact, winograd2 is
+
+
+def test_shifts_of_q_and_k_become_biases_of_qkv() -> None:
+    network = network_of("4 bits with shift and shortcuts")
+    name, module = next((n, m) for n, m in network.named_modules() if isinstance(m, TemporalAttention))
+    assert isinstance(module.moveq, HeadShift) and isinstance(module.movek, HeadShift)
+    torch.nn.init.normal_(module.moveq.bias)
+    torch.nn.init.normal_(module.movek.bias)
+    layer = native.shifted(network, lower(network).layers)[f"{name}.qkv"]
+    assert isinstance(layer, IntegerLayer)
+    nothing = torch.zeros(1, module.heads, 1, len(layer.weight) // 3 // module.heads, 1)
+    with torch.no_grad():
+        wanted = [move(nothing).flatten() for move in (module.moveq, module.movek, torch.nn.Identity())]
+    assert layer.bias is not None and torch.equal(layer.bias, torch.cat(wanted))
+
+
+@pytest.mark.kernels
 def test_it_is_called_like_the_network() -> None:
     network = network_of("8 bits, four groups, colour")
     engine = Engine(network, threads=1)
@@ -143,7 +160,7 @@ def test_it_is_called_like_the_network() -> None:
     assert (half - video).square().mean() < 0.05 * video.square().mean()
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_arrays_that_are_in_use_together_do_not_overlap() -> None:
     engine = Engine(network_of("4 bits with shift and shortcuts"), threads=1)
     made, _, _ = engine.plan(2, 8, 8)
@@ -154,11 +171,11 @@ def test_arrays_that_are_in_use_together_do_not_overlap() -> None:
     assert made.block.nbytes - made.workspace < sum(m.bytes for m in made.memories) / 2
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_what_it_cannot_run_is_refused() -> None:
     with pytest.raises(TypeError, match="not direct"):
         Engine(EfficientSCI(8, 1, 2))
-    with pytest.raises(TypeError, match="Conv3d"):
+    with pytest.raises(TypeError, match="network Conv3d came; wanted EfficientSCI without Q-ViT's"):
         Engine(torch.nn.Conv3d(1, 1, 1))
     network = network_of("2 bits with shift and shortcuts")
     with pytest.raises(ValueError, match="precision"):
@@ -173,14 +190,14 @@ def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     def absent() -> None:
         raise ImportError("No module named 'bitlens_kernels'")
 
-    monkeypatch.setattr(native, "kernels", absent)
+    monkeypatch.setattr(plan, "kernels", absent)
     assert "not built" in (missing(network) or "")
     with pytest.raises(TypeError, match="not built"):
         Engine(network)
 
 
 @pytest.mark.slow
-@needs_kernels
+@pytest.mark.kernels
 def test_a_scene_comes_out_as_from_fake_quantization(data_root) -> None:
     """Within 0.02 dB on the first measurement of a scene, with the 4-bit network that is shipped."""
     scene = benchmarks.six_scenes(data_root)[0]

@@ -153,7 +153,7 @@ def test_a_layer_that_computes_wrongly_is_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_what_has_no_graph_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="a STFormer came, for which there is no graph; wanted an EfficientSCI"):
+    with pytest.raises(TypeError, match="network STFormer came; wanted EfficientSCI without"):
         export_onnx(stformer("s"), tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -19,7 +19,7 @@ from bitlens.engine.lower import lower
 from bitlens.engine.openvino import Engine, runs
 from bitlens.engine.picture import PictureGraph, build_picture
 from bitlens.engine.runtime import KEPT, PictureRuntime, openvino
-from bitlens.methods import quantize
+from bitlens.methods import quantize, recipe_of
 from bitlens.metrics import psnr_sci
 from bitlens.networks.edsr import EDSR
 from bitlens.networks.imdn import IMDN
@@ -107,6 +107,15 @@ def test_what_is_not_direct_computes_in_float_what_was_trained(tmp_path: Path) -
     assert any(check.kernel.endswith("_f32") for check in engine.checks)
 
 
+@pytest.mark.parametrize("name", ["IMDN", "SwinIR, light"])  # channels in axis 1, and in the last one of four
+def test_inputs_with_a_scale_for_each_channel_compute_in_float(name: str, tmp_path: Path) -> None:
+    low, _ = quantize(network_of(name), recipe_of("direct", 8, "official"), [(picture(24, 24),)])
+    assert all(check.snr > 60 for check in engine_of(low, tmp_path).checks)
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    assert min(export_onnx(low, tmp_path / "net.onnx", size=(16, 24)).values()) > 60
+
+
 def test_bf16_on_demand(tmp_path: Path) -> None:
     low = quantized(network_of("IMDN"), 8)
     assert engine_of(low, tmp_path, precision="auto", check=False).precision == "f32"
@@ -143,6 +152,19 @@ def test_an_unknown_operation_is_named(tmp_path: Path) -> None:
     assert runs(Strange()) and not runs(nn.Conv2d(3, 3, 1))
     with pytest.raises(TypeError, match="the network uses cumsum; wanted operations that a graph here has; run it"):
         engine_of(Strange(), tmp_path, check=False)(picture())
+
+
+class Weighted(nn.Module):
+    """A difference whose second part has a weight, as torch's alpha."""
+
+    scale = 1
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.sub(image, image.sqrt(), alpha=0.25)
+
+
+def test_sums_have_weights(tmp_path: Path) -> None:
+    torch.testing.assert_close(engine_of(Weighted(), tmp_path, check=False)(picture()), Weighted()(picture()))
 
 
 def test_masks_are_held_once() -> None:

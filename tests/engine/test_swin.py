@@ -19,14 +19,6 @@ from bitlens.networks.swinir import Block, SwinIR
 from bitlens.networks.windows import separation, to_windows
 from bitlens.recipe import Recipe, Rule
 
-try:
-    plan.kernels().best_level()
-    REASON = ""
-except ImportError as error:
-    REASON = str(error)
-
-needs_kernels = pytest.mark.skipif(bool(REASON), reason=f"the kernels are not built: {REASON}")
-
 SMALL: dict[str, Any] = dict(dim=18, units=2, depth=2, heads=3, window=4, hidden=26)
 
 
@@ -100,7 +92,7 @@ def heard(block: Block, x: Tensor, apart: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("window", [8, 5])
 def test_codes_of_a_block_are_fake_quantization_s_but_for_ties(bits: int, window: int) -> None:
@@ -140,7 +132,7 @@ CASES: dict[str, tuple[int, dict[str, int], Recipe | str, int]] = {
 }
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", CASES)
 def test_images_are_as_good_as_fake_quantization_s(name: str) -> None:
     scale, config, recipe, bits = CASES[name]
@@ -157,7 +149,7 @@ def test_images_are_as_good_as_fake_quantization_s(name: str) -> None:
     assert psnr(large, wanted) > psnr(wanted, truth) + 10
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_convolutions_that_are_quantized_run_in_integers() -> None:
     float_convolutions = Engine(quantized(enlarger(2), "minmax"), threads=1)
     float_convolutions(smooth(8, 8))
@@ -170,7 +162,7 @@ def test_convolutions_that_are_quantized_run_in_integers() -> None:
     assert set(engine.methods.values()) <= {"direct", "winograd2"}
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_it_is_called_like_the_network() -> None:
     engine = Engine(quantized(enlarger(2), "minmax"), threads=1)
     image = smooth(7, 9, batch=2)
@@ -183,15 +175,15 @@ def test_it_is_called_like_the_network() -> None:
     assert psnr(half, large) > 35
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_what_it_cannot_run_is_refused() -> None:
-    with pytest.raises(TypeError, match="EfficientSCI came"):
+    with pytest.raises(TypeError, match="network EfficientSCI came; wanted SwinIR; choose"):
         Engine(EfficientSCI(8, 1, 2))
     network = enlarger(2)
-    with pytest.raises(TypeError, match=r"attn\.qkv first\) are float"):
+    with pytest.raises(TypeError, match=r"blocks\.0\.attn\.qkv first, float\) are not direct"):
         Engine(network)
     convolutions = Recipe("c", (Rule("*.attn.mix"), *recipe_of("minmax", 8).rules), weight_range="minmax")
-    with pytest.raises(TypeError, match=r"attn\.mix first\) are float"):
+    with pytest.raises(TypeError, match=r"attn\.mix first, float\) are not direct"):
         Engine(quantized(network, replace(convolutions, activation_range="minmax")))
     with pytest.raises(TypeError, match="not direct"):
         Engine(quantized(network, recipe_of("minmax", 8, "official")))
@@ -206,11 +198,11 @@ def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     def absent() -> None:
         raise ImportError("No module named 'bitlens_kernels'")
 
-    monkeypatch.setattr(swin, "kernels", absent)
+    monkeypatch.setattr(plan, "kernels", absent)
     assert "not built" in (missing(quantized(enlarger(2), "minmax")) or "")
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_photograph_comes_out_as_from_fake_quantization(data_root, bits: int) -> None:
     """Within 0.02 dB, by a network of the published light size, untrained but for its way around."""

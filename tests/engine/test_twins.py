@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.engine import plan
+from bitlens.engine import plan, swin
 from bitlens.engine.checks import ComputesWrongly
 from bitlens.engine.native import Engine
-from bitlens.engine.twins import check_layers
+from bitlens.engine.twins import check_layers, refuse_unless_equal
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.swinir import SwinIR
 
-bk: Any = None
 try:
-    bk = plan.kernels()
+    bk: Any = plan.kernels()
     LEVELS = [level for level in bk.levels() if level != "scalar"]
-    REASON = "" if LEVELS else "this CPU has scalar kernels only"
-except ImportError as error:
-    LEVELS, REASON = [], f"the kernels are not built: {error}"
+except ImportError:
+    bk, LEVELS = None, []
 
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+ONLY_SCALAR = bk is not None and not LEVELS
+pytestmark = [pytest.mark.kernels, pytest.mark.skipif(ONLY_SCALAR, reason="this CPU has scalar kernels only")]
 
 
 def network_of(bits: int) -> torch.nn.Module:
@@ -61,6 +61,30 @@ def test_wrong_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bk, "bind_attend", wrong)
     with pytest.raises(ComputesWrongly, match=r"attention resdnet_list\.0\.cformer_list\.0\.tsab wrongly"):
         Engine(network, threads=1)
+
+
+def test_one_wrong_result_of_several_is_refused() -> None:
+    sums, values = np.zeros((1, 2, 2, 3)), np.zeros((1, 2, 2, 3))
+    refuse_unless_equal("layer a", "avx2", [sums, values], [sums, values.copy()])
+    values[0, 1, 1, 2] = 1.0
+    with pytest.raises(ComputesWrongly, match=r"layer a wrongly at level avx2: 8\.3% differ"):
+        refuse_unless_equal("layer a", "avx2", [sums, values], [sums, np.zeros_like(values)])
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_wrong_block_of_either_shift_is_refused(moved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = SwinIR(2, 8, 1, 2, 2, window=4, hidden=16).eval()
+    low, _ = quantize(network, "minmax", [(torch.rand(1, 3, 8, 8),)], bits=8)
+    block = plan.kernels("swin").SwinBlock
+    bind = block.bind
+
+    def wrong(self: Any, values: np.ndarray, result: np.ndarray, *, shift: int) -> Any:
+        turned = self.level != "scalar" and moved == (shift > 0)
+        return bind(self, values[:, ::-1].copy() if turned else values, result, shift=shift)
+
+    monkeypatch.setattr(block, "bind", wrong)
+    with pytest.raises(ComputesWrongly, match=rf"blocks\.{int(moved)} wrongly"):
+        swin.Engine(low, threads=1)
 
 
 def test_the_scalar_level_is_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:

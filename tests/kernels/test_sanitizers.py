@@ -59,6 +59,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 def test_no_sanitizer_complains(sanitized: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "tests/kernels"]
     run = subprocess.run(command, cwd=REPOSITORY, env=sanitized, capture_output=True, text=True)
@@ -67,6 +68,7 @@ def test_no_sanitizer_complains(sanitized: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 def test_nothing_leaks(sanitized: dict[str, str]) -> None:
     """No block of memory that our code took is lost; one that is dropped on purpose is found."""
     environment = sanitized | {"ASAN_OPTIONS": "detect_leaks=1:exitcode=0", "PYTHONMALLOC": "malloc"}

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from bitlens.methods import METHODS, quantize
 from bitlens.methods.twodquant import TwoStage
 from bitlens.networks import swinir as published
 from bitlens.networks.imdn import IMDN
+from bitlens.networks.parts import MatMul
 from bitlens.networks.swinir import SwinIR
 from bitlens.quant.grid import BoundGrid, StepGrid
 from bitlens.quant.layers import Quantized, QuantizedMatMul, quantized_layers
@@ -55,6 +57,20 @@ def test_convolutional_networks_keep_their_ends() -> None:
     for method in (*KIN, "minmax", "percentile", "dobi"):
         recipe = METHODS[method].recipe_for(network, 4, "deployable")  # type: ignore[attr-defined]
         assert [name for name in convolutions if recipe.bits_of(name) is None] == [convolutions[0], convolutions[-1]]
+
+
+def test_convolutions_named_like_linear_layers_stay_float() -> None:
+    class Mixed(nn.Module):
+        config: ClassVar = {"scale": 2}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.ModuleDict(dict(proj=nn.Conv2d(3, 4, 1), scores=MatMul()))
+            self.second = nn.ModuleDict(dict(proj=nn.Linear(4, 4)))
+
+    recipe = METHODS["minmax"].recipe_for(Mixed(), 4)  # type: ignore[attr-defined]
+    assert recipe.bits_of("first.proj") is None
+    assert recipe.bits_of("second.proj") == recipe.bits_of("first.scores") is not None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import bitlens
+from bitlens.methods import quantize
 from bitlens.networks.efficientsci import (
     EfficientSCI,
     config_from_state_dict,
@@ -210,3 +211,15 @@ def test_widened_copies_learn_apart() -> None:
 def test_widened_refuses_additions() -> None:
     with pytest.raises(ValueError, match="shift and shortcuts"):
         widened(EfficientSCI(8, 1, 2, shift=True, shortcuts=True), 2)
+
+
+def test_widened_refuses_grids() -> None:
+    measurement, mask, _ = data()
+    low, _ = quantize(EfficientSCI(8, 1, 2).eval(), "direct", [(measurement, mask)], bits=8)
+    assert isinstance(low, EfficientSCI)
+    with pytest.raises(ValueError, match="the network has grids; wanted a plain one; widen it before quantizing"):
+        widened(low, 2)
+    shipped = bitlens.load("efficientsci-t-qsci-w8a8")
+    assert isinstance(shipped, EfficientSCI)
+    with pytest.raises(ValueError, match="shift and grids; wanted a plain one"):
+        widened(shipped, 2)
