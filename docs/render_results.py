@@ -5,7 +5,8 @@ python docs/render_results.py --check    exit 1 and name the files that are out 
 python docs/render_results.py --claim    write the six-scene averages into the shipped checkpoints first
 
 results/*.json           `bitlens evaluate ... --json FILE`      -> docs/results.md, the table in README.md
-results/benchmark-*.json, results/engine-*.json: docs/render_speed.py; results/sr/*.json: docs/render_pictures.py
+results/benchmark-*.json, results/engine-*.json: docs/render_speed.py; results/sr/*.json: docs/render_pictures.py;
+results/costs-*.json     `bitlens costs`: for choosing bits, shown nowhere
 results/training-*.json  `bitlens train`, RUN/record.json        -> the table in docs/training.md,
                                                                     docs/learning-curve.png
 """

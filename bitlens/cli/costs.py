@@ -108,8 +108,8 @@ def network_of(model: str) -> "nn.Module":
     network = checkpoint.load(model)
     if not isinstance(network, EfficientSCI) or network.config["normalize"]:
         raise TypeError(
-            f"{model} holds {type(network).__name__}; wanted EfficientSCI without Q-ViT's normalization, which the "
-            "native kernels know; choose another checkpoint"
+            f"{model} holds {type(network).__name__}; wanted EfficientSCI without Q-ViT's normalization, each "
+            "of whose layers is a kernel of its own; choose another checkpoint"
         )
     if quantized_layers(network):
         unprepare(network)
