@@ -112,7 +112,7 @@ def measure(layer: Layer, rounds: int) -> dict[str, Any]:
 def does(layer: Layer, method: str, bits: int) -> bool:
     """Whether a method does a layer, and with its own means."""
     half, shape = 2 ** (bits - 1), (layer.outputs, *layer.kernel, layer.channels)
-    options = dict(stride=layer.stride, padding=layer.padding, zero=1, largest=2**bits - 1)
+    options: dict[str, Any] = dict(stride=layer.stride, padding=layer.padding, zero=1, largest=2**bits - 1)
     if method == "lookup" and bk.best_level() != bk.LEVELS[-1]:
         return False  # it would convolve directly
     return bk.fits(shape, -half, half - 1, method=method, **options)
@@ -123,7 +123,7 @@ def ours(layer: Layer, method: str, bits: int) -> Callable:
     random, largest, half = np.random.default_rng(0), 2**bits - 1, 2 ** (bits - 1)
     weights = random.integers(-half, half, (layer.outputs, *layer.kernel, layer.channels)).astype(np.int8)
     codes = random.integers(0, largest + 1, (*layer.size, layer.channels)).astype(np.uint8)
-    options = dict(stride=layer.stride, padding=layer.padding, zero=1, largest=largest)
+    options: dict[str, Any] = dict(stride=layer.stride, padding=layer.padding, zero=1, largest=largest)
     convolution = bk.Convolution(weights, method=method, **options)
     target = bk.Target(np.empty((*layer.output_size, layer.outputs), np.uint8), 0.3217, 3.0, 0, largest)
     scale, bias = random.uniform(0.5, 1, layer.outputs) / largest / 300, random.normal(size=layer.outputs)
@@ -149,7 +149,7 @@ def onednn(layer: Layer) -> Callable | None:
 
 
 def openvino(layer: Layer) -> Callable | None:
-    """OpenVINO's int8 convolution between two grids of 256 levels."""
+    """OpenVINO's int8 convolution between two grids of 256 levels, from and to memory with channels first."""
     try:
         from bitlens.engine.runtime import openvino as load
 
