@@ -6,6 +6,7 @@ python docs/render_experiments.py --check    exit 1 and name the pages that are 
 results/experiments/qsci-*.json   `bitlens experiment qsci-... --json FILE`     -> docs/qsci.md
 results/experiments/adapt-*.json  `bitlens adapt ... --scenes ... --json FILE`  -> docs/training.md
 results/experiments/swinir-*.json `kernels/bench/swin.py --json FILE`           -> docs/kernels.md
+results/experiments/kernels.json  `kernels/bench/layers.py --json FILE`         -> docs/kernels.md
 """
 
 import sys
@@ -70,6 +71,35 @@ def swin_table(content: dict[str, Any]) -> str:
     )
 
 
+def kernels_table(content: dict[str, Any]) -> str:
+    """The fastest of our kernels that is exact, layer by layer and for each number of bits, beside OpenVINO's int8."""
+    rows = []
+    for one in content["results"]:
+
+        def cell(name: str, one: dict[str, Any] = one) -> str:
+            if name not in one["seconds"]:
+                return "–"
+            rate = one["macs"] / one["seconds"][name] / 1e9
+            share = f", {rate / one['peak']:.0%}" if one["peak"] else ""
+            return f"{1e3 * one['seconds'][name]:.2f} ({rate:.0f}{share})"
+
+        ours = []
+        for bits in (8, 4, 3, 2):
+            exact = [name for name, most in content["bits"].items() if most >= bits and name in one["seconds"]]
+            best = min(exact, key=one["seconds"].__getitem__)
+            ours.append(f"{best} {cell(best)}")
+        shape = f"{one['channels']} -> {one['outputs']}, {'x'.join(map(str, one['kernel']))}"
+        rows.append([one["network"], one["layer"], shape, "x".join(map(str, one["size"])), *ours, cell("OpenVINO")])
+    columns = ["network", "layer", "channels, kernel", "input", *(f"{b} bits" for b in (8, 4, 3, 2)), "OpenVINO int8"]
+    machine = content["machine"]
+    return (
+        f"{markdown(columns, rows, texts=4)}\n\n"
+        f"Milliseconds, in brackets effective GMAC/s and their part of what `vpdpbusd` reaches in registers, in the "
+        f"same rounds. {content['level']}, one thread, medians of processor time of {content['rounds']} interleaved "
+        f"runs, {machine['cpu']} ({', '.join(machine['features'])}), load {machine['load']} before."
+    )
+
+
 def render(root: Path, check: bool = False) -> list[Path]:
     """Bring the pages up to date, or with `check` only find out; the pages that were (or are) out of date."""
     folder = root / "results" / "experiments"
@@ -77,11 +107,13 @@ def render(root: Path, check: bool = False) -> list[Path]:
     adapted = [read_json(path) for path in sorted(folder.glob("adapt-*.json"))]
     tables = "\n\n".join(map(experiment_table, found)) or NOT_MEASURED
     swin = [swin_table(read_json(path)) for path in sorted(folder.glob("swinir-*.json"))]
+    layers = folder / "kernels.json"
+    bench = kernels_table(read_json(layers)) if layers.is_file() else NOT_MEASURED
     qsci, training, kernels = (root / "docs" / name for name in ("qsci.md", "training.md", "kernels.md"))
     pages = {
         qsci: between_marks(qsci, experiments=tables),
         training: between_marks(training, adapt=adapt_table(adapted)),
-        kernels: between_marks(kernels, swin="\n\n".join(swin) or NOT_MEASURED),
+        kernels: between_marks(kernels, bench=bench, swin="\n\n".join(swin) or NOT_MEASURED),
     }
     return bring_up_to_date(pages, check)
 

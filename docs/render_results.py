@@ -5,7 +5,8 @@ python docs/render_results.py --check    exit 1 and name the files that are out 
 python docs/render_results.py --claim    write the six-scene averages into the shipped checkpoints first
 
 results/*.json           `bitlens evaluate ... --json FILE`      -> docs/results.md, the table in README.md
-results/benchmark-*.json, results/engine-*.json: docs/render_speed.py; results/sr/*.json: docs/render_pictures.py
+results/benchmark-*.json, results/engine-*.json: docs/render_speed.py; results/sr/*.json: docs/render_pictures.py;
+results/costs-*.json     `bitlens costs`: for choosing bits, shown nowhere
 results/training-*.json  `bitlens train`, RUN/record.json        -> the table in docs/training.md,
                                                                     docs/learning-curve.png
 """
@@ -101,7 +102,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     """
     found: dict[tuple[str, tuple[str, str, int]], Evaluation] = {}
     for path in sorted(folder.glob("*.json")):
-        if path.name.startswith(("training-", "benchmark-", "engine-")):
+        if path.name.startswith(("training-", "benchmark-", "engine-", "costs-")):
             continue
         content = read_json(path)
         for one in content if isinstance(content, list) else [content]:

@@ -100,6 +100,8 @@ def test_check_says_what_is_out_of_date(checkout: Path, capsys: pytest.CaptureFi
         f"out of date: {Path(name)}" for name in ("README.md", "docs/results.md", "docs/training.md")
     ]
     assert run(checkout) == 0 and run(checkout, "--check") == 0
+    write(checkout, "costs-t.json", {"format": "bitlens-costs-1"})  # is no evaluation, and of no table
+    assert run(checkout, "--check") == 0
     write(checkout, "a.json", made_result("gap-tv", 26.94))
     assert run(checkout, "--check") == 1
 

@@ -30,8 +30,7 @@ class Costs:
     """
 
     model: tyro.conf.Positional[str]
-    """A checkpoint, shipped or a path, or efficientsci-s, -b, -l untrained. A low-bit one keeps its shortcuts; others
-    get those of Q-SCI."""
+    """A checkpoint, shipped or a path, or efficientsci-s, -b, -l untrained. A float one gets Q-SCI's shortcuts."""
     out: Path
     """The file (.json)."""
     size: int = 256
@@ -109,8 +108,8 @@ def network_of(model: str) -> "nn.Module":
     network = checkpoint.load(model)
     if not isinstance(network, EfficientSCI) or network.config["normalize"]:
         raise TypeError(
-            f"{model} holds {type(network).__name__}; wanted EfficientSCI without Q-ViT's normalization, which the "
-            "native kernels know; choose another checkpoint"
+            f"{model} holds {type(network).__name__}; wanted EfficientSCI without Q-ViT's normalization, each "
+            "of whose layers is a kernel of its own; choose another checkpoint"
         )
     if quantized_layers(network):
         unprepare(network)
