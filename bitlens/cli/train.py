@@ -162,8 +162,14 @@ class Train:
         from bitlens.quant.layers import quantized_layers
         from bitlens.quant.prepare import unprepare
 
-        if not quantized_layers(start):
+        low = quantized_layers(start)
+        if not low:
             teacher = teacher or start
+        elif (fewest := min(layer.weight_bits for layer in low.values())) <= self.bits:
+            raise ValueError(
+                f"--start {self.start} has {fewest} bits and --bits {self.bits} came, which would choose its grids "
+                "anew and lose what they learned; wanted fewer bits; to train it on, leave --method out"
+            )
         unprepare(start)
         batches = measurements(sampler, CALIBRATION_BATCHES)
         network, _ = quantize(start, self.method, batches, bits=self.bits, grid=self.grid)

@@ -50,6 +50,15 @@ def test_stformer(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert checkpoint.describe(lower).provenance["teacher"] == str(start)
 
 
+def test_the_same_bits_again_would_lose_the_grids(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--clips", str(clips), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "x.safetensors")]
+    assert main([*command, *QUICK, "--start", "efficientsci-t-qsci-w2a2", "--method", "qsci", "--bits", "2"]) == 2
+    assert "has 2 bits and --bits 2 came" in capsys.readouterr().err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_unknown_network(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "x.safetensors")]
     assert main(["train", "--clips", str(clips), *out, "--network", "stformer-t"]) != 0
