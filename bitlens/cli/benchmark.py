@@ -227,12 +227,13 @@ class Benchmark:
 
 
 def float_of(model: str, folder: Path) -> str:
-    """The float network that a low-bit one was made from, else a copy of it without its grids."""
+    """The float network that a low-bit one was made from or is named after, else a copy of it without its grids."""
     from bitlens import checkpoint
     from bitlens.quant.prepare import unprepare
 
-    origin = checkpoint.describe(model).provenance
-    for name in (origin.get("teacher"), origin.get("start")):
+    about = checkpoint.describe(model)
+    named = about.name.partition(f"-{about.method}-")[0]  # trained on from a low-bit one, it names no float one
+    for name in (about.provenance.get("teacher"), about.provenance.get("start"), named):
         if name in checkpoint.shipped() and not checkpoint.describe(name).method:
             return name
     network = checkpoint.load(model)

@@ -74,6 +74,7 @@ def test_networks_that_enlarge(
 def test_float_network_is_the_one_it_was_made_from(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     assert benchmark.float_of(str(small(tmp_path, 4, start="efficientsci-t")), tmp_path) == "efficientsci-t"
+    assert benchmark.float_of("efficientsci-t-qsci-w8a8", tmp_path) == "efficientsci-t"  # trained on from 8 bits
     path = benchmark.float_of(str(small(tmp_path, 4, start="of-another-machine")), tmp_path / "made")
     assert checkpoint.describe(path).method is None and benchmark.bits_of(path) == 32
     assert benchmark.bits_of(str(tmp_path / "small-w4.safetensors")) == 4
