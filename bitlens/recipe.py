@@ -33,8 +33,9 @@ class Bits:
     """Bits of the layer's input (of both factors of a product), 1 to 8."""
     weight_granularity: Literal["tensor", "channel"] = "channel"
     """One scale for the tensor, or one per output channel."""
-    activation_granularity: Literal["tensor", "input_channel"] = "tensor"
-    """One scale for the input, or one per input channel (Q-SCI's official code; no integer kernel can run it)."""
+    activation_granularity: Literal["tensor", "input_channel", "balanced"] = "tensor"
+    """One scale for the input, one per input channel (Q-SCI's official code; no integer kernel can run it), or one
+    after each channel was multiplied by a factor of its own, which the weights take back (`bitlens.quant.balance`)."""
     product_granularity: Literal["tensor", "head"] = "head"
     """For attention products: one scale per factor, or one per head of each factor."""
     zero_point: Literal["none", "integer", "rounded", "free"] = "integer"

@@ -5,6 +5,7 @@
 | way       | what an integer kernel does with the layer                                                         |
 |-----------|----------------------------------------------------------------------------------------------------|
 | direct    | u8 codes times s8 codes; the zero-point of x is a code, subtracted once per channel: exact         |
+| balanced  | the same, after a factor for each input channel that the weights take back: exact                  |
 | corrected | the same, and rank-one terms for offsets that are no codes (sums of x, or of w near borders): exact |
 | folded    | scales of x per input channel become part of the weights, rounded again to 8 bits: `error`         |
 | float     | none: the layer stays as it is                                                                     |
@@ -19,9 +20,9 @@ from jaxtyping import Float, Float64, Int, Int8
 from torch import Tensor, nn
 
 from bitlens.quant.grid import Grid, quantize
-from bitlens.quant.layers import LAYERS, QUANTIZED, TRANSPOSED, Quantized, QuantizedMatMul, real_weight
+from bitlens.quant.layers import LAYERS, QUANTIZED, TRANSPOSED, Quantized, QuantizedMatMul, real_weight, times_inputs
 
-Way = Literal["direct", "corrected", "folded", "float"]
+Way = Literal["direct", "balanced", "corrected", "folded", "float"]
 
 LARGEST_CODE = 255
 """Of the u8 containers that hold activations."""
@@ -66,6 +67,8 @@ class IntegerLayer:
     bias: Float[Tensor, "out"] | None
     folded: bool
     """The scale of the input is part of the weights."""
+    balance: Float[Tensor, "..."] | None = None
+    """What the values of the input are multiplied by before their grid, shaped to broadcast against them."""
 
     @property
     def scale(self) -> Float64[Tensor, "out"]:
@@ -154,7 +157,7 @@ def lower(network: nn.Module) -> Lowered:
                 why = "its input has a scale per channel, which the sum over channels would mix"
                 report.append(Outcome(name, kind, "folded", why, *bits, error))
             else:
-                report.append(Outcome(name, kind, *way_of(layer.is_exact), *bits))
+                report.append(Outcome(name, kind, *way_of(layer.is_exact, layer.balance is not None), *bits))
     return Lowered(layers, report)
 
 
@@ -176,8 +179,10 @@ def obstacle(geometry: nn.Module) -> str | None:
     return None
 
 
-def way_of(direct: bool) -> tuple[Way, str]:
+def way_of(direct: bool, balanced: bool = False) -> tuple[Way, str]:
     """The way of a layer whose input has one scale, with the reason."""
+    if direct and balanced:
+        return "balanced", "integer zero-points that are codes, of inputs times a factor for each channel"
     if direct:
         return "direct", "integer zero-points that are codes"
     return "corrected", "an offset that is no code of the container"
@@ -195,7 +200,9 @@ def lower_layer(layer: Quantized) -> IntegerLayer:
         weight, scale, offset = weight_codes(layer)
     outputs = geometry.out_features if isinstance(geometry, nn.Linear) else geometry.out_channels
     bias = None if geometry.bias is None else geometry.get_parameter("bias").detach().clone()
-    return IntegerLayer(geometry, inputs, weight, per_output(scale, outputs), per_output(offset, outputs), bias, folded)
+    balance = None if layer.balance is None else layer.balance.detach().clone()
+    per_channel = per_output(scale, outputs), per_output(offset, outputs)
+    return IntegerLayer(geometry, inputs, weight, *per_channel, bias, folded, balance)
 
 
 def weight_codes(layer: Quantized) -> tuple[Int8[Tensor, "..."], Tensor, Tensor]:
@@ -233,13 +240,8 @@ def channel_axis(geometry: nn.Module) -> int:
 
 def folded_weight(layer: Quantized) -> Float64[Tensor, "..."]:
     """The values of the weights times the scale of the input channel that each multiplies."""
-    geometry, weight = layer.layer, real_weight(layer).double()
-    scale = layer.input_grid.scale_and_zero_point()[0].detach().double().flatten()
-    if isinstance(geometry, TRANSPOSED):
-        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    groups = getattr(geometry, "groups", 1)
-    rows = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)  # groups out/groups in/groups taps
-    return (rows * scale.reshape(groups, 1, -1, 1)).reshape(weight.shape)
+    weight, scale = real_weight(layer).double(), layer.input_grid.scale_and_zero_point()[0].detach().double()
+    return weight * scale if scale.numel() == 1 else times_inputs(layer.layer, weight, scale)
 
 
 def round_again(geometry: nn.Module, weight: Float64[Tensor, "..."]) -> tuple[Int8[Tensor, "..."], Tensor]:

@@ -36,7 +36,7 @@ class ReferenceLayer(nn.Module):
         self.layer = layer
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        codes = self.layer.input.codes(x)
+        codes = self.layer.input.codes(x if self.layer.balance is None else x * self.layer.balance)
         total = accumulate if self.layer.is_exact else corrected_sum
         return values(self.layer, total(self.layer, codes))
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from bitlens.engine import plan
-from bitlens.engine.lower import lower
+from bitlens.engine.lower import Lowered, Outcome, lower
 
 VIDEO_NETWORKS = "EfficientSCI without Q-ViT's normalization"
 GRAPHS = f"{VIDEO_NETWORKS}, or one that enlarges pictures"
@@ -18,21 +18,17 @@ def unknown(network: nn.Module, wanted: str) -> str:
 
 
 def unfit(
-    network: nn.Module, known: bool, wanted: str, may_be_float: Callable[[str], bool] = lambda name: False
+    network: nn.Module, known: bool, wanted: str, allowed: Callable[[Outcome], bool] = lambda outcome: False
 ) -> str | None:
     """Why the native kernels cannot run a network; None: they can.
 
     Args:
         known: whether it is of the kind `wanted`.
-        may_be_float: whether a layer, by its name, need not be quantized.
+        allowed: whether a layer that is not direct may be so.
     """
     if not known:
         return unknown(network, wanted)
-    others = [
-        outcome
-        for outcome in lower(network).report
-        if outcome.way != "direct" and not (outcome.way == "float" and may_be_float(outcome.name))
-    ]
+    others = [outcome for outcome in lower(network).report if outcome.way != "direct" and not allowed(outcome)]
     if others:
         return f"{len(others)} layers ({others[0].name} first, {others[0].way}) are not direct; wanted integers only"
     try:
@@ -40,6 +36,20 @@ def unfit(
     except ImportError as error:
         return f"the native kernels are not built ({error})"
     return None
+
+
+def refuse_balanced(lowered: Lowered) -> None:
+    """Refuse layers whose input channels are balanced, which only the graphs of networks for pictures know.
+
+    Raises:
+        TypeError: there is one.
+    """
+    balanced = [outcome.name for outcome in lowered.report if outcome.way == "balanced"]
+    if balanced:
+        raise TypeError(
+            f"{len(balanced)} layers ({balanced[0]} first) have balanced input channels; wanted none in a network for "
+            "video; run it in torch"
+        )
 
 
 def check_settings(threads: int | None, precision: str = "f32", *known: str) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, lower
+from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, Outcome, lower
 from bitlens.engine.native import LEAKY, Packed
 from bitlens.engine.plan import Grid, Part, Plan, Wanted, kernels
 from bitlens.engine.refusals import unfit
@@ -27,17 +27,26 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 INSIDE = ("attn.qkv", "attn.proj", "attn.scores", "attn.mix", "mlp.fc1", "mlp.fc2")
 """The layers of a block."""
 
+NORMALIZED = ("attn.qkv", "mlp.fc1")
+"""Those that read a normalization, which takes the factors of balanced channels."""
+
 
 def missing(network: nn.Module) -> str | None:
     """Why the kernels cannot run a network; None: they can."""
-    return unfit(network, isinstance(network, SwinIR), "SwinIR", lambda name: not name.endswith(INSIDE))
+    return unfit(network, isinstance(network, SwinIR), "SwinIR", may_be)
+
+
+def may_be(outcome: Outcome) -> bool:
+    """Whether a layer that is not direct may be so: float outside of blocks, balanced after a normalization."""
+    inside = outcome.name.endswith(INSIDE)
+    return outcome.name.endswith(NORMALIZED) if outcome.way == "balanced" else outcome.way == "float" and not inside
 
 
 class Engine(Packed):
     """A low-bit SwinIR on the native kernels; called like the network.
 
     Args:
-        network: fake-quantized, every layer of its blocks direct; it is not changed.
+        network: fake-quantized, every layer of its blocks direct, or balanced after a normalization; it is not changed.
         precision: of the convolutions that are not quantized, "f32" or "bf16"; between blocks all is float32.
         threads: CPU threads; None: as many as this process may use.
         level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
@@ -282,8 +291,12 @@ def block_of(module: Block, name: str, integers: dict[str, IntegerLayer | Intege
         bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
         return swin.Linear(grid(layer.input), layer.weight.numpy(), layer.scale.float().numpy(), bias.float().numpy())
 
-    def norm(layer: nn.LayerNorm) -> tuple[np.ndarray, np.ndarray]:
-        return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    def norm(layer: nn.LayerNorm, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Factor and offset, times what the next layer's channels are balanced by."""
+        following = integers[f"{name}.{part}"]
+        assert isinstance(following, IntegerLayer)
+        balance = torch.ones(()) if following.balance is None else following.balance
+        return (layer.weight.detach() * balance).numpy(), (layer.bias.detach() * balance).numpy()
 
     scores, mix = integers[f"{name}.attn.scores"], integers[f"{name}.attn.mix"]
     assert isinstance(scores, IntegerProduct) and isinstance(mix, IntegerProduct)
@@ -292,8 +305,8 @@ def block_of(module: Block, name: str, integers: dict[str, IntegerLayer | Intege
         swin.Swin(
             heads=heads,
             window=module.window,
-            norm1=norm(module.norm1),
-            norm2=norm(module.norm2),
+            norm1=norm(module.norm1, "attn.qkv"),
+            norm2=norm(module.norm2, "mlp.fc1"),
             qkv=linear("attn.qkv"),
             proj=linear("attn.proj"),
             fc1=linear("mlp.fc1"),

@@ -215,7 +215,8 @@ class Layer(nn.Module):
         geometry = getattr(module, "layer", module)
         numbers = {name: parameter.to("meta") for name, parameter in geometry.named_parameters()}
         shape = functional_call(geometry, numbers, tuple(map(without_numbers, inputs))).shape
-        written = (writer.layer if len(inputs) == 1 else writer.product)(self.name, module, *inputs)
+        entered = (module.balanced(inputs[0]),) if isinstance(module, Quantized) else inputs
+        written = (writer.layer if len(inputs) == 1 else writer.product)(self.name, module, *entered)
         writer.taps[self.name] = Tap(tuple(value.op for value in inputs), written)
         return Value(shape, written, writer)
 

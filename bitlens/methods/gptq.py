@@ -36,9 +36,10 @@ class Moments:
 
     def see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A hook that adds the inputs of one pass."""
-        x = unfolded(self.layer.layer, inputs[0].detach().float())
+        values = self.layer.balanced(inputs[0].detach().float())
+        x = unfolded(self.layer.layer, values)
         with torch.no_grad():
-            quantized = unfolded(self.layer.layer, self.layer.input_grid(inputs[0].float()))
+            quantized = unfolded(self.layer.layer, self.layer.input_grid(values))
         stride = max(1, len(x) // POSITIONS) | 1
         x, quantized = x[::stride], quantized[::stride]
         self.own += quantized.T @ quantized

@@ -10,9 +10,10 @@ Beside it, in the same form, what it is compared with and what goes further:
 | `dbdc-pac`      | clipping by density      | bounds of activations, of weights    | Tu et al., CVPR 2023        |
 | `dqc`           | minmax                   | bounds                               | 2DQuant without its stage 1 |
 | `2dquant`       | DOBI                     | bounds                               | 2DQuant                     |
+| `balanced`      | channels balanced, least squared error | bounds                 | RepQ-ViT, SmoothQuant       |
 | `gptq`          | least squared error      | weights by GPTQ, bounds of activations | GPTQ, for both factors    |
-| `2dquant-plus`  | the same, with GPTQ      | bounds, and the weights between them | here                        |
-| `brecq`         | the same, with GPTQ      | the same, block by block first       | BRECQ, with free weights    |
+| `2dquant-plus`  | balanced, with GPTQ      | bounds, and the weights between them | here                        |
+| `brecq`         | the same                 | the same, block by block first       | BRECQ, with free weights    |
 
 The first stage alone are the methods `minmax`, `percentile` and `dobi`.
 """
@@ -29,7 +30,7 @@ from bitlens.methods.direct import layer_bits
 from bitlens.methods.gptq import fit_weights
 from bitlens.methods.ptq import body_rules, two_bounds
 from bitlens.quant.distill import Refined, Refinement, distill
-from bitlens.recipe import Recipe, Rule
+from bitlens.recipe import Bits, Recipe, Rule
 
 Range = Literal["minmax", "mse", "dobi"]
 
@@ -49,6 +50,9 @@ class TwoStage:
     """First ranges of activations, likewise."""
     stages: tuple[Refinement, ...]
     """Trainings one after the other; they share the steps and the time."""
+    balanced: bool = False
+    """Whether input channels of networks that enlarge pictures are balanced, with deployable grids
+    (`bitlens.quant.balance`)."""
     fitted: bool = False
     """Whether weights are rounded by GPTQ before (`bitlens.methods.gptq`)."""
     blocks: Refinement | None = None
@@ -68,9 +72,13 @@ class TwoStage:
             grid: "official" (two free bounds for each tensor, of weights too), or "deployable" (a symmetric scale per
                 output channel of the weights, one scale and an integer zero-point for activations).
         """
-        return self.with_rules(body_rules(network, self.layer(bits, grid)), bits, grid)
+        rules = body_rules(network, self.layer(bits, grid))
+        pictures = "scale" in getattr(network, "config", {})
+        return self.with_rules(
+            balanced(rules) if self.balanced and pictures and grid != "official" else rules, bits, grid
+        )
 
-    def layer(self, bits: int, grid: str) -> Any:
+    def layer(self, bits: int, grid: str) -> Bits:
         """The bits of one layer."""
         return two_bounds(bits) if grid == "official" else layer_bits(bits, grid)
 
@@ -136,6 +144,21 @@ class TwoStage:
         return results
 
 
+UNBALANCED = ("*.proj", "*.fc2", "*.scores", "*.mix")
+"""Patterns of a transformer's layers whose inputs keep one scale: the fused kernel of a Swin block holds them as codes,
+and products have no weights to take factors back."""
+
+
+def balanced(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules with balanced channels for all quantized layers but `UNBALANCED`."""
+    return tuple(
+        replace(rule, bits=replace(rule.bits, activation_granularity="balanced"))
+        if rule.bits is not None and rule.pattern not in UNBALANCED
+        else rule
+        for rule in rules
+    )
+
+
 DBDC_PAC = TwoStage(
     "dbdc-pac",
     "minmax",
@@ -154,10 +177,11 @@ compared, where the official code cuts their gradient off by mistake.
 DQC = TwoStage("dqc", "minmax", "minmax", (Refinement(),))
 TWODQUANT = TwoStage("2dquant", "dobi", "dobi", (Refinement(),))
 GPTQ = TwoStage("gptq", "mse", "mse", (Refinement(500, unit="range", grids="activations"),), fitted=True)
-PLUS = TwoStage("2dquant-plus", "mse", "mse", (Refinement(unit="range", weights=3e-2),), fitted=True)
+BALANCED = TwoStage("balanced", "mse", "mse", (Refinement(unit="range"),), balanced=True)
+PLUS = TwoStage("2dquant-plus", "mse", "mse", (Refinement(unit="range", weights=3e-2),), balanced=True, fitted=True)
 
 BRECQ = replace(
     PLUS, name="brecq", blocks=Refinement(500, unit="range", learning_rate=3e-3, weights=3e-2, features=0.0)
 )
 
-METHODS = {method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, GPTQ, PLUS, BRECQ)}
+METHODS = {method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, BALANCED, GPTQ, PLUS, BRECQ)}

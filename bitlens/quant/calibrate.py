@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitlens.quant.balance import balance_channels
 from bitlens.quant.grid import Grid, StepGrid, TruncationGrid
 from bitlens.quant.layers import Quantized, float_mode, quantized_layers
 from bitlens.quant.ranges import choose_range, ema
@@ -56,6 +57,11 @@ def calibrate(network: nn.Module, batches: Iterable[tuple[Any, ...]], recipe: Re
     Raises:
         ValueError: no batches, NaN in an activation, or a layer that the data never reached.
     """
+    batches = list(batches)
+    training = network.training
+    with float_mode(network.eval()), torch.no_grad():
+        balance_channels(network, batches)
+    network.train(training)
     calibrate_activations(network, batches, recipe.activation_range)
     for layer in quantized_layers(network).values():
         if isinstance(layer, Quantized):
@@ -83,7 +89,8 @@ def calibrate_activations(
     for name, layer in layers.items():
         own = {key: Observer(grid, axis) for key, (grid, axis) in layer.calibration_groups().items()}
         observers |= {(name, key): observer for key, observer in own.items()}
-        hooks.append(observed.get_submodule(name).register_forward_pre_hook(watch(list(own.values()))))
+        entered = layer.balanced if isinstance(layer, Quantized) else None
+        hooks.append(observed.get_submodule(name).register_forward_pre_hook(watch(list(own.values()), entered)))
     training = observed.training
     try:
         with float_mode(observed.eval()), torch.no_grad():
@@ -103,12 +110,14 @@ def calibrate_activations(
         observer.settle(method)
 
 
-def watch(observers: list[Observer]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A hook that shows a layer's inputs to its observers, in order."""
+def watch(
+    observers: list[Observer], entered: Callable[[Tensor], Tensor] | None
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """A hook that shows a layer's inputs to its observers, in order, as its grids see them."""
 
     def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         for observer, values in zip(observers, inputs, strict=True):
-            observer.see(values)
+            observer.see(values if entered is None else entered(values))
 
     return see
 

@@ -1,8 +1,10 @@
 """Fake-quantized layers: one wrapper for any convolution or linear layer, one for attention products.
 
-    y = layer(input_grid(x); weight = weight_grid(w), bias)          product(left_grid(a), right_grid(b))
+    y = layer(input_grid(balance x); weight = weight_grid(w), bias)          product(left_grid(a), right_grid(b))
 
-Zero padding happens after quantization, with the real value 0: integer kernels pad with the code of zero.
+`balance`, where a recipe asks for it, is one factor for each input channel, by which w was divided
+(`bitlens.quant.balance`). Zero padding happens after quantization, with the real value 0: integer kernels pad with the
+code of zero.
 """
 
 from collections.abc import Iterator
@@ -38,6 +40,9 @@ class Quantized(nn.Module):
         bits: how to quantize it.
     """
 
+    balance: Tensor | None
+    """What each input channel is multiplied by, shaped to broadcast; None: the recipe asks for no factors."""
+
     def __init__(self, layer: nn.Module, bits: Bits):
         super().__init__()
         if not isinstance(layer, LAYERS):
@@ -52,12 +57,12 @@ class Quantized(nn.Module):
         if per_channel:
             shape[self.channel_axis] = weight.shape[self.channel_axis]
         self.weight_grid = weight_grid(bits, tuple(shape))
-        inputs = ()
-        if bits.activation_granularity == "input_channel":
-            linear = isinstance(layer, nn.Linear)
-            channels = layer.in_features if linear else layer.in_channels
-            inputs = (channels,) if linear else (1, channels) + (1,) * (weight.ndim - 2)
-        self.input_grid = activation_grid(bits, inputs)
+        linear = isinstance(layer, nn.Linear)
+        channels = layer.in_features if linear else layer.in_channels
+        column = (channels,) if linear else (1, channels) + (1,) * (weight.ndim - 2)
+        self.input_grid = activation_grid(bits, column if bits.activation_granularity == "input_channel" else ())
+        balanced = bits.activation_granularity == "balanced"
+        self.register_buffer("balance", torch.ones(column) if balanced else None)
 
     @property
     def weight_bits(self) -> int:
@@ -68,16 +73,26 @@ class Quantized(nn.Module):
         return self.bits.activation
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.balanced(x)
         if not self.quantizing:
             return self.layer(x)
         weight = self.weight_grid(self.layer.get_parameter("weight"))
         return functional_call(self.layer, {"weight": weight}, (self.input_grid(x),))
 
+    def balanced(self, x: Tensor) -> Tensor:
+        """What the grid of the input sees."""
+        return x if self.balance is None else x * self.balance
+
     def calibration_groups(self) -> dict[str, tuple[Grid, int | None]]:
         """Each activation grid by name, with the axis that its scales run along (None: one scale)."""
-        if self.bits.activation_granularity == "tensor":
+        if self.bits.activation_granularity != "input_channel":
             return {"input_grid": (self.input_grid, None)}
-        return {"input_grid": (self.input_grid, -1 if isinstance(self.layer, nn.Linear) else 1)}
+        return {"input_grid": (self.input_grid, self.input_axis)}
+
+    @property
+    def input_axis(self) -> int:
+        """The axis of the input that runs over its channels."""
+        return -1 if isinstance(self.layer, nn.Linear) else 1
 
 
 class QuantizedMatMul(nn.Module):
@@ -172,6 +187,16 @@ def fuse_grids(network: nn.Module) -> None:
             grid.fused = True
         if isinstance(layer, Quantized) and isinstance(layer.layer, nn.Conv3d):
             layer.layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def times_inputs(layer: nn.Module, weight: Tensor, factors: Tensor) -> Tensor:
+    """A layer's weights, each times the factor of the input channel that it multiplies."""
+    factors = factors.flatten()
+    if isinstance(layer, TRANSPOSED):
+        return weight * factors.reshape(-1, *[1] * (weight.ndim - 1))
+    groups: int = getattr(layer, "groups", 1)
+    rows = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)  # groups out/groups in/groups taps
+    return (rows * factors.reshape(groups, 1, -1, 1)).reshape(weight.shape)
 
 
 def real_weight(layer: Quantized) -> Tensor:

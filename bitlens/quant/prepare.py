@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from bitlens.quant.layers import LAYERS, QUANTIZED, Quantized, QuantizedMatMul, quantized_layers, real_weight
+from bitlens.quant.layers import (
+    LAYERS,
+    QUANTIZED,
+    Quantized,
+    QuantizedMatMul,
+    quantized_layers,
+    real_weight,
+    times_inputs,
+)
 from bitlens.recipe import Bits, Recipe
 
 
@@ -72,7 +80,9 @@ def unprepare(network: nn.Module) -> None:
     """Take the grids out of a network again, in place: weights keep the values that they were rounded to."""
     for wrapped in quantized_layers(network).values():
         if isinstance(wrapped, Quantized):
-            wrapped.layer.get_parameter("weight").copy_(real_weight(wrapped))
+            weight = real_weight(wrapped)
+            back = weight if wrapped.balance is None else times_inputs(wrapped.layer, weight, wrapped.balance)
+            wrapped.layer.get_parameter("weight").copy_(back)
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if isinstance(module, QUANTIZED):
             put(network, name, module.layer)

@@ -17,7 +17,7 @@ from bitlens.methods import quantize, recipe_of
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.swinir import Block, SwinIR
 from bitlens.networks.windows import separation, to_windows
-from bitlens.recipe import Recipe, Rule
+from bitlens.recipe import Bits, Recipe, Rule
 
 SMALL: dict[str, Any] = dict(dim=18, units=2, depth=2, heads=3, window=4, hidden=26)
 
@@ -79,7 +79,7 @@ def heard(block: Block, x: Tensor, apart: Tensor) -> dict[str, Tensor]:
         hook.remove()
     grids: Any = layers
     found = dict(
-        normed1=grids["attn.qkv"].input_grid.codes(inputs["attn.qkv"][0]),
+        normed1=grids["attn.qkv"].input_grid.codes(grids["attn.qkv"].balanced(inputs["attn.qkv"][0])),
         q=grids["attn.scores"].left_grid.codes(inputs["attn.scores"][0]).squeeze(4).transpose(1, 2).flatten(2),
         k=grids["attn.scores"].right_grid.codes(inputs["attn.scores"][1]).squeeze(4).permute(0, 3, 1, 2).flatten(2),
         v=grids["attn.mix"].right_grid.codes(inputs["attn.mix"][1]).squeeze(4).transpose(1, 2).flatten(2),
@@ -87,7 +87,7 @@ def heard(block: Block, x: Tensor, apart: Tensor) -> dict[str, Tensor]:
         mixed=grids["attn.proj"].input_grid.codes(inputs["attn.proj"][0]),
     )
     for name, layer in (("normed2", "mlp.fc1"), ("hidden", "mlp.fc2")):
-        codes = grids[layer].input_grid.codes(inputs[layer][0]).float()
+        codes = grids[layer].input_grid.codes(grids[layer].balanced(inputs[layer][0])).float()
         found[name] = to_windows(codes.roll((-block.offset, -block.offset), (1, 2)), block.window)
     return found
 
@@ -95,9 +95,10 @@ def heard(block: Block, x: Tensor, apart: Tensor) -> dict[str, Tensor]:
 @pytest.mark.kernels
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("window", [8, 5])
-def test_codes_of_a_block_are_fake_quantization_s_but_for_ties(bits: int, window: int) -> None:
+@pytest.mark.parametrize("method", ["minmax", "balanced"])
+def test_codes_of_a_block_are_fake_quantization_s_but_for_ties(method: str, bits: int, window: int) -> None:
     """What the twin computes, from the same values; each code that differs is near a tie, or follows from one."""
-    network = quantized(enlarger(2, window=window, dim=30), recipe_of("minmax", bits))
+    network = quantized(enlarger(2, window=window, dim=30), method, bits)
     integers, random = lower(network).layers, np.random.default_rng(0)
     off = total = 0
     for name in ("layers.0.residual_group.blocks.0", "layers.1.residual_group.blocks.1"):
@@ -129,6 +130,7 @@ CASES: dict[str, tuple[int, dict[str, int], Recipe | str, int]] = {
     "classical x4, everything at 8 bits": (4, dict(features=8), recipe_of("minmax", 8), 8),
     "classical x3, body at 8 bits": (3, dict(features=8), "percentile", 8),
     "light x2, everything at 4 bits": (2, {}, recipe_of("minmax", 4), 4),
+    "light x2, balanced at 4 bits": (2, {}, "balanced", 4),
 }
 
 
@@ -187,6 +189,9 @@ def test_what_it_cannot_run_is_refused() -> None:
         Engine(quantized(network, replace(convolutions, activation_range="minmax")))
     with pytest.raises(TypeError, match="not direct"):
         Engine(quantized(network, recipe_of("minmax", 8, "official")))
+    everywhere = Recipe("b", (Rule("*.proj", Bits(activation_granularity="balanced")), Rule("*", Bits())))
+    with pytest.raises(TypeError, match=r"attn\.proj first, balanced\) are not direct"):
+        Engine(quantized(network, everywhere))
     low = quantized(network, "minmax")
     with pytest.raises(ValueError, match="precision"):
         Engine(low, precision="f16")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitlens.methods import METHODS, quantize
+from bitlens.methods import METHODS, quantize, recipe_of
 from bitlens.methods.twodquant import TwoStage
 from bitlens.networks import swinir as published
 from bitlens.networks.imdn import IMDN
@@ -19,7 +19,7 @@ from bitlens.quant.grid import BoundGrid, StepGrid
 from bitlens.quant.layers import Quantized, QuantizedMatMul, quantized_layers
 from bitlens.recipe import Recipe
 
-KIN = ("dbdc-pac", "dqc", "2dquant", "gptq", "2dquant-plus", "brecq")
+KIN = ("dbdc-pac", "dqc", "2dquant", "balanced", "gptq", "2dquant-plus", "brecq")
 
 
 def swinir() -> SwinIR:
@@ -58,6 +58,20 @@ def test_convolutional_networks_keep_their_ends() -> None:
     for method in (*KIN, "minmax", "percentile", "dobi"):
         recipe = METHODS[method].recipe_for(network, 4, "deployable")  # type: ignore[attr-defined]
         assert [name for name in convolutions if recipe.bits_of(name) is None] == [convolutions[0], convolutions[-1]]
+
+
+def test_what_is_balanced() -> None:
+    """With deployable grids all convolutions, and the transformers' layers that read a normalization or a sum."""
+    convolutional, transformer = IMDN(scale=2, dim=16, units=1), swinir()
+    low, _ = quantize(transformer, "2dquant-plus", [(image(),)], bits=4)
+    found = {name for name, layer in quantized_layers(low).items() if getattr(layer, "balance", None) is not None}
+    assert found == {name for name in quantized_layers(low) if name.endswith(("attn.qkv", "mlp.fc1"))} != set()
+    for method, grid, expected in (("balanced", "deployable", True), ("2dquant-plus", "official", False),
+                                   ("2dquant", "deployable", False)):  # fmt: skip
+        rules = METHODS[method].recipe_for(convolutional, 4, grid).rules  # type: ignore[attr-defined]
+        kinds = {rule.bits.activation_granularity for rule in rules if rule.bits is not None}
+        assert kinds == {"balanced" if expected else "tensor"}
+    assert recipe_of("2dquant-plus", 4).rules[0].bits.activation_granularity == "tensor"  # type: ignore[union-attr]
 
 
 def test_convolutions_named_like_linear_layers_stay_float() -> None:
