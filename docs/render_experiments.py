@@ -71,8 +71,12 @@ def swin_table(content: dict[str, Any]) -> str:
     )
 
 
+OTHER_INT8 = ("oneDNN", "OpenVINO")
+"""Kernels that ours are compared with, as the results name them."""
+
+
 def kernels_table(content: dict[str, Any]) -> str:
-    """The fastest of our kernels that is exact, layer by layer and for each number of bits, beside OpenVINO's int8."""
+    """The fastest of our kernels that is exact, layer by layer and for each number of bits, beside other int8."""
     rows = []
     for one in content["results"]:
 
@@ -89,8 +93,11 @@ def kernels_table(content: dict[str, Any]) -> str:
             best = min(exact, key=one["seconds"].__getitem__)
             ours.append(f"{best} {cell(best)}")
         shape = f"{one['channels']} -> {one['outputs']}, {'x'.join(map(str, one['kernel']))}"
-        rows.append([one["network"], one["layer"], shape, "x".join(map(str, one["size"])), *ours, cell("OpenVINO")])
-    columns = ["network", "layer", "channels, kernel", "input", *(f"{b} bits" for b in (8, 4, 3, 2)), "OpenVINO int8"]
+        rows.append(
+            [one["network"], one["layer"], shape, "x".join(map(str, one["size"])), *ours, *map(cell, OTHER_INT8)]
+        )
+    others = [f"{name} int8" for name in OTHER_INT8]
+    columns = ["network", "layer", "channels, kernel", "input", *(f"{b} bits" for b in (8, 4, 3, 2)), *others]
     machine = content["machine"]
     return (
         f"{markdown(columns, rows, texts=4)}\n\n"

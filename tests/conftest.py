@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from bitlens.engine.openvino import adds_in_16_bits
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
@@ -30,6 +32,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked `kernels`, with the reason, where there are none."""
     if item.get_closest_marker("kernels") and (reason := without_kernels()):
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def vnni() -> bool:
+    """Whether OpenVINO runs layers of 8 bits in integers here; else they are float."""
+    return not adds_in_16_bits()
 
 
 @pytest.fixture(autouse=True)

@@ -141,8 +141,9 @@ class Benchmark:
         work = {model: gmacs(model, *subject.counted) for model in networks}
         about = [describe_row(*pair, work, peaks) for pair in zip(rows, timings, strict=True)]
         add_quality(about, folder, subject)
-        for row, seconds in first_starts.items():
-            next(one for one in about if one["name"] == row)["first_start_s"] = seconds
+        for row in about:
+            if row["name"] in first_starts and row["failure"] is None:
+                row["first_start_s"] = first_starts[row["name"]]
         for model in self.models:
             remember_engines(model, about, self.threads)
         return {

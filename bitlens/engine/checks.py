@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitlens.engine.lower import IntegerLayer, Lowered, runs_in_integers
+from bitlens.engine.lower import IntegerProduct, Lowered, runs_in_integers
 from bitlens.engine.reference import reference_network
 from bitlens.networks.efficientsci import initial_estimate
 
@@ -78,8 +78,8 @@ def compare_layers(
     twin, snrs = reference_network(network), {}
     for name, (inputs, output) in heard.items():
         layer = lowered.layers.get(name)
-        in_float = isinstance(layer, IntegerLayer) and not runs_in_integers(layer)
-        reference = (network if in_float else twin).get_submodule(name)
+        in_integers = isinstance(layer, IntegerProduct) or (layer is not None and runs_in_integers(layer))
+        reference = (twin if in_integers else network).get_submodule(name)
         if is_linear(network.get_submodule(name)):
             wanted = reference(inputs[0].movedim(channels, -1)).movedim(-1, channels)
         else:

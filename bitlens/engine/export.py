@@ -97,15 +97,14 @@ def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int
         )
     check_size("pictures" if enlarges(network) else "measurements", *size)
     with atomic_path(path) as xml, atomic_path(path.with_suffix(".bin")) as weights, torch.no_grad():
-        checks = Engine(network).checks
-        lowered = lower(network)
+        engine = Engine(network)
         if isinstance(network, EfficientSCI):
-            model = build_camera(network, lowered, *size)
+            model = build_camera(network, engine.lowered, *size)
         else:
-            model, _ = build_picture(network, lowered, *size)
+            model, _ = build_picture(network, engine.lowered, *size)
         openvino().save_model(model, str(xml), compress_to_fp16=False)
         os.replace(xml.with_suffix(".bin"), weights)
-    return checks
+    return engine.checks
 
 
 def check_size(what: str, *size: int) -> None:

@@ -12,7 +12,7 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -90,6 +90,11 @@ class IntegerLayer:
         axis = channel_axis(self.geometry)
         return LARGEST_CODE * int(self.weight.long().abs().movedim(axis, 0).flatten(1).sum(1).max())
 
+    @property
+    def saturates(self) -> bool:
+        """Whether two products of a code and a weight may not fit in 16 bits, where CPUs without VNNI add them up."""
+        return 2 * (self.input.qmax - self.input.qmin) * int(self.weight.long().abs().max()) > 32_767
+
 
 def runs_in_integers(layer: IntegerLayer) -> bool:
     """Whether the layer is in the form of int8 kernels: one scale of the input, zero-points that are codes."""
@@ -159,6 +164,17 @@ def lower(network: nn.Module) -> Lowered:
             else:
                 report.append(Outcome(name, kind, *way_of(layer.is_exact, layer.balance is not None), *bits))
     return Lowered(layers, report)
+
+
+def without_saturation(lowered: Lowered) -> Lowered:
+    """The integers without the layers that may saturate, which stay float."""
+    integers = {name: layer for name, layer in lowered.layers.items() if isinstance(layer, IntegerLayer)}
+    wide = {name for name, layer in integers.items() if runs_in_integers(layer) and layer.saturates}
+    why = "two products of it may not fit in the 16 bits that this CPU, which has no VNNI, adds them up in"
+    return Lowered(
+        {name: layer for name, layer in lowered.layers.items() if name not in wide},
+        [replace(outcome, way="float", why=why) if outcome.name in wide else outcome for outcome in lowered.report],
+    )
 
 
 def layers_of(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

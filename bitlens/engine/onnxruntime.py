@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from bitlens.engine.lower import Lowered, lower
 from bitlens.engine.onnx import Form, build
 from bitlens.engine.openvino import reconstructs
 from bitlens.engine.refusals import VIDEO_NETWORKS, check_settings, unknown
-from bitlens.engine.runtime import code, user_cache
+from bitlens.engine.runtime import code, cpu_features, user_cache
 from bitlens.engine.steps import Tap
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI
@@ -210,10 +209,3 @@ def check_arrays() -> dict[str, np.ndarray]:
     """The inputs of the model on which layers are checked."""
     measurement, mask = check_capture()
     return {"measurement": measurement.numpy(), "mask": mask.numpy()}
-
-
-def cpu_features() -> str:
-    """What decides which kernels ONNX Runtime chooses: architecture and, where Linux tells them, the CPU's features."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

@@ -3,7 +3,8 @@
 EfficientSCI has a graph of its own (graph.py); that of a network that enlarges pictures is read off it (picture.py).
 
 Every layer is compared with the integer reference before the first use, because OpenVINO falls back to float, or
-computes wrongly, without a word (docs/engine.md lists when).
+computes wrongly, without a word (docs/engine.md lists when). On CPUs without VNNI, where sums of two products of 8 bits
+saturate, such layers are built in float.
 """
 
 import json
@@ -19,10 +20,18 @@ from torch import Tensor, nn
 
 from bitlens.engine.checks import Check, ComputesWrongly, check_input, check_picture, compare_layers, fingerprint
 from bitlens.engine.graph import PART, build
-from bitlens.engine.lower import lower
+from bitlens.engine.lower import lower, without_saturation
 from bitlens.engine.picture import build_picture
 from bitlens.engine.refusals import GRAPHS, check_settings, unknown
-from bitlens.engine.runtime import Compiled, PictureRuntime, Runtime, code_and_machine, openvino, user_cache
+from bitlens.engine.runtime import (
+    Compiled,
+    PictureRuntime,
+    Runtime,
+    code_and_machine,
+    cpu_features,
+    openvino,
+    user_cache,
+)
 from bitlens.engine.steps import Tap
 from bitlens.files import atomic_path
 from bitlens.networks.efficientsci import EfficientSCI
@@ -88,10 +97,22 @@ def enlarges(network: nn.Module) -> bool:
     return isinstance(getattr(network, "scale", None), int)
 
 
+def held_back(*isas: str) -> bool:
+    """Whether ONEDNN_MAX_CPU_ISA names one of these instruction sets as the most that OpenVINO may use."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in isas
+
+
 def computes_bf16(core: Any) -> bool:
     """Whether OpenVINO computes in bf16 here. Where ONEDNN_MAX_CPU_ISA forbids what it takes, it says that it does."""
-    narrow = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2", "AVX2_VNNI")
+    narrow = held_back("SSE41", "AVX", "AVX2", "AVX2_VNNI")
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and not narrow
+
+
+def adds_in_16_bits() -> bool:
+    """Whether OpenVINO's int8 kernels add pairs of products in 16 bits: on x86 CPUs without VNNI."""
+    flags = cpu_features().split()
+    vnni = {"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags)
+    return held_back("SSE41", "AVX", "AVX2", "AVX512_CORE") or ("avx2" in flags and not vnni)
 
 
 class Engine:
@@ -128,7 +149,9 @@ class Engine:
         if kind is None:
             raise TypeError(f"{unknown(network, GRAPHS)}; run it in torch")
         check_settings(threads, precision, "auto", "bf16", "f32")
-        self.kind, self.network, self.lowered = kind, network, lower(network)
+        lowered = lower(network)
+        self.kind, self.network = kind, network
+        self.lowered = without_saturation(lowered) if adds_in_16_bits() else lowered
         self.core = openvino().Core()
         capable = computes_bf16(self.core)
         if precision == "bf16" and not capable:

@@ -8,6 +8,7 @@ width), that of a picture as (height, width).
 import hashlib
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,13 @@ def code_and_machine() -> str:
     """A hash of what every compiled model depends on: this folder's code, OpenVINO's version, the CPU."""
     facts = code(), openvino().__version__, openvino().Core().get_property("CPU", "FULL_DEVICE_NAME")
     return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def cpu_features() -> str:
+    """What decides which kernels a library chooses: architecture and, where Linux tells them, the CPU's features."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
 class Compiled:

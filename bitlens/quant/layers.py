@@ -7,6 +7,7 @@
 code of zero.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -179,12 +180,14 @@ def fuse_grids(network: nn.Module) -> None:
     """Compile the arithmetic of activation grids and lay weights out for fast convolutions, for training on a CPU.
 
     Whole fake-quantized networks take torch.compile minutes, and come out no faster; their grids are the slow part.
+    Where ATEN_CPU_CAPABILITY holds torch back to an older CPU than this one, they stay uncompiled: torch 2.13 compiles
+    wrong code then.
     """
     # A kernel for each type, rank and layout of a tensor that meets a grid; torch stops at 8 of them.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # type: ignore[assignment]
     for layer in quantized_layers(network).values():
         for grid, _ in layer.calibration_groups().values():
-            grid.fused = True
+            grid.fused = "ATEN_CPU_CAPABILITY" not in os.environ
         if isinstance(layer, Quantized) and isinstance(layer.layer, nn.Conv3d):
             layer.layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 

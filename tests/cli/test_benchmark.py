@@ -23,7 +23,9 @@ def small(folder: Path, bits: int, **provenance: str) -> Path:
     return path
 
 
-def test_small_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, vnni: bool
+) -> None:
     monkeypatch.setattr(benchmark, "PEAKS", ())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model, out, picture = small(tmp_path, 8), tmp_path / "speed.json", tmp_path / "speed.png"
@@ -36,7 +38,7 @@ def test_small_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert rows["low-bit"]["median_s"] > 0 and rows["low-bit"]["peak_mb"] > 50 and rows["low-bit"]["psnr"] > 0
     assert rows["low-bit"]["first_start_s"] > 0 and rows["float32"]["psnr_to_float"] is None
     layers = [cost for cost in result["layers"][model.stem] if cost["gmacs"] is not None]
-    assert len(layers) == 21 and all(cost["kernel"].endswith("I8") for cost in layers)
+    assert len(layers) == 21 and all(cost["kernel"].endswith("I8" if vnni else "f32") for cost in layers)
     assert result["size"] == [4, 32, 32] and result["float_model"] == "float"
     assert picture.read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
@@ -44,7 +46,7 @@ def test_small_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 
 
 def test_networks_that_enlarge(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, vnni: bool
 ) -> None:
     monkeypatch.setattr(benchmark, "PEAKS", ())
     network = PAN(2, 8, 4, 2).eval()
@@ -67,7 +69,7 @@ def test_networks_that_enlarge(
     rows = {row["model"]: row for row in result["rows"] if row["failure"] is None}
     assert rows["pan-w8"]["psnr_to_float"] > rows["pan-w4"]["psnr_to_float"] > 10 and rows["pan-w8"]["psnr"] > 0
     layers = [cost for cost in result["layers"]["pan-w8"] if cost["gmacs"] is not None]
-    assert len(layers) == 20 and sum(cost["kernel"].endswith("I8") for cost in layers) == 18
+    assert len(layers) == 20 and sum(cost["kernel"].endswith("I8") for cost in layers) == 18 * vnni
     assert "one picture of 24x24" in capsys.readouterr().out
 
 

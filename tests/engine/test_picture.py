@@ -83,7 +83,7 @@ def test_float_networks_compute_what_torch_computes(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", ["IMDN", "PAN", "SMFANet", "SwinIR, light", "NGswin"])
-def test_every_layer_computes_what_the_reference_computes(name: str, bits: int, tmp_path: Path) -> None:
+def test_every_layer_computes_what_the_reference_computes(name: str, bits: int, tmp_path: Path, vnni: bool) -> None:
     network = network_of(name)
     low = quantized(network, bits)
     engine = engine_of(low, tmp_path)
@@ -91,7 +91,7 @@ def test_every_layer_computes_what_the_reference_computes(name: str, bits: int, 
     assert all(check.snr == check.snr_f32 > 60 for check in engine.checks)
     for check in engine.checks:
         if isinstance(low.get_submodule(check.name), Quantized):
-            assert check.kernel.upper().endswith("_I8"), check
+            assert check.kernel.upper().endswith("_I8") == (vnni or bits < 8), check
     image = picture(24, 24)
     with torch.no_grad():
         truth, simulated = near(network(image)[0]), low(image)[0]
@@ -114,6 +114,21 @@ def test_inputs_with_a_scale_for_each_channel_compute_in_float(name: str, tmp_pa
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     assert min(export_onnx(low, tmp_path / "net.onnx", size=(16, 24)).values()) > 60
+
+
+def test_without_vnni_layers_that_saturate_are_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two products of 8 bits do not fit in the 16 bits that such CPUs add them up in; those of 4 bits do."""
+    monkeypatch.setattr(engine_module, "adds_in_16_bits", lambda: True)
+    rules = (Rule("*.c2", Bits(4, 4)), Rule("*", Bits(8, 8)))
+    low, _ = quantize(network_of("IMDN"), Recipe("m", rules, activation_range="minmax"), [(picture(24, 24),)])
+    engine = engine_of(low, tmp_path)
+    for check in engine.checks:
+        whole = check.name.endswith(".c2")
+        assert check.snr > 60 and check.kernel.upper().endswith("_I8" if whole else "_F32"), check
+    ways = {outcome.name: outcome.way for outcome in engine.lowered.report}
+    assert (ways["IMDB1.c1"], ways["IMDB1.c2"]) == ("float", "direct")
+    wide = [layer for layer in lower(low).layers.values() if layer.saturates]  # type: ignore[union-attr]
+    assert all(2 * 255 * int(layer.weight.abs().max()) > 32767 for layer in wide)  # type: ignore[union-attr]
 
 
 def test_bf16_on_demand(tmp_path: Path) -> None:
@@ -216,7 +231,7 @@ print(note, "torch" in sys.modules)
 
 
 def test_profile_counts_every_layer(tmp_path: Path) -> None:
-    engine = engine_of(quantized(network_of("SwinIR, light"), 8), tmp_path, check=False)
+    engine = engine_of(quantized(network_of("SwinIR, light"), 4), tmp_path, check=False)
     costs = {cost.name: cost for cost in engine.profile(picture())}
     linear = [name for name, layer in quantized_layers(engine.network).items() if isinstance(layer, Quantized)]
     assert all(costs[name].kernel.upper().endswith("I8") and costs[name].milliseconds >= 0 for name in linear)
