@@ -201,11 +201,18 @@ def test_names() -> None:
     assert list(quantized_layers(network)) == ["2"]
 
 
-def test_fuse_grids_is_for_activations() -> None:
-    """Weights are too small to be worth a kernel; convolutions get the layout that is fast."""
+@pytest.mark.parametrize("held_back", [False, True])
+def test_fuse_grids_is_for_activations(held_back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are too small to be worth a kernel; convolutions get the layout that is fast.
+
+    Where torch is held back to an older CPU, it compiles wrong code: nothing is compiled.
+    """
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    if held_back:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     network = nn.Sequential(nn.Conv3d(2, 3, 3), nn.LeakyReLU(), nn.Conv3d(3, 2, 1))
     prepare(network, Recipe("r", (Rule("*", Bits(4, 4)),)))
     fuse_grids(network)
     for layer in quantized_layers(network).values():
-        assert isinstance(layer, Quantized) and layer.input_grid.fused and not layer.weight_grid.fused
+        assert isinstance(layer, Quantized) and layer.input_grid.fused != held_back and not layer.weight_grid.fused
         assert layer.layer.get_parameter("weight").is_contiguous(memory_format=torch.channels_last_3d)
