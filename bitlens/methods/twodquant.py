@@ -73,10 +73,9 @@ class TwoStage:
                 output channel of the weights, one scale and an integer zero-point for activations).
         """
         rules = body_rules(network, self.layer(bits, grid))
-        pictures = "scale" in getattr(network, "config", {})
-        return self.with_rules(
-            balanced(rules) if self.balanced and pictures and grid != "official" else rules, bits, grid
-        )
+        if self.balanced and grid != "official" and "scale" in getattr(network, "config", {}):
+            rules = balanced(rules)
+        return self.with_rules(rules, bits, grid)
 
     def layer(self, bits: int, grid: str) -> Bits:
         """The bits of one layer."""
