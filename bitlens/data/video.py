@@ -1,9 +1,12 @@
 """One front function that reads any video or stack of frames as float32 in [0, 1], and one that writes it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -21,10 +24,65 @@ from bitlens.data.images import (
 )
 from bitlens.data.writers import import_av, video_writer
 
-__all__ = ["MOVIE_SUFFIXES", "check_video", "read_video", "write_video"]
+__all__ = ["MOVIE_SUFFIXES", "Movie", "check_video", "open_movie", "read_video", "write_video"]
 
 MOVIE_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 ANIMATION_SUFFIXES = (".gif", ".avif")
+
+USUAL_FPS = 10.0
+"""Frames per second of an animation that does not say."""
+
+
+@dataclass(frozen=True)
+class Movie:
+    """A video that is read one frame at a time, and as often as one likes."""
+
+    frames: int
+    fps: float
+    """Frames per second."""
+    decode: Callable[[], Iterator[np.ndarray]]
+
+    def __iter__(self) -> Iterator[Float32[np.ndarray, "h w rgb"]]:
+        return self.decode()
+
+
+def open_movie(path: str | os.PathLike[str]) -> Movie:
+    """A movie or animation (`MOVIE_SUFFIXES`, .gif, .avif) of which one frame (h, w, 3) is in memory at a time.
+
+    Its frames are counted by decoding it once: what containers say of their number is no promise.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: unknown suffix, damaged, or no frame in it.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; wanted a video; check the path")
+    if suffix not in MOVIE_SUFFIXES + ANIMATION_SUFFIXES:
+        wanted = ", ".join(MOVIE_SUFFIXES + ANIMATION_SUFFIXES)
+        raise ValueError(f"{path} has suffix '{suffix}'; wanted a video of {wanted}; convert it")
+    if suffix in MOVIE_SUFFIXES:
+        with _movie(path) as (stream, decoded):
+            fps = float(stream.average_rate or 0) or USUAL_FPS
+            frames = sum(1 for _ in decoded)
+
+        def decode() -> Iterator[np.ndarray]:
+            with _movie(path) as (_, decoded):
+                for frame in decoded:
+                    yield to_float(frame.to_ndarray(format="rgb24"))
+    else:
+        with _animation(path) as image:
+            milliseconds = float(image.info.get("duration", 0))
+            fps = 1000 / milliseconds if milliseconds > 0 else USUAL_FPS
+            frames = sum(1 for _ in _animation_frames(image, False))
+
+        def decode() -> Iterator[np.ndarray]:
+            with _animation(path) as image:
+                yield from _animation_frames(image, False)
+
+    if not frames:
+        raise ValueError(f"{path} has no frame; wanted at least one; it is damaged: copy it again")
+    return Movie(frames, fps, decode)
 
 
 def read_video(
@@ -148,38 +206,60 @@ def _in_unit_range(array: np.ndarray, name: str, path: Path, white: float | int 
     return to_float(array)
 
 
-def _read_movie(path: Path, start: int, stop: int | None, grey: bool) -> np.ndarray:
-    """Decode with PyAV; grey is the Y of the stream, at full range, in 16 bits where it has over 8."""
+@contextmanager
+def _movie(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """PyAV's video stream of a file, and its decoded frames.
+
+    Raises:
+        ValueError: no video in it, or damaged, whenever that is found.
+    """
     av = import_av(path)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError(f"{path} holds no video stream; wanted one; check the file")
             stream = container.streams.video[0]
-            deep = stream.format is not None and max(part.bits for part in stream.format.components) > 8
-            target = ("gray16le" if deep else "gray") if grey else ("rgb48le" if deep else "rgb24")
-            frames = [frame.to_ndarray(format=target) for frame in islice(container.decode(stream), start, stop)]
+            yield stream, container.decode(stream)
     except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter: damaged text beside the video
         raise ValueError(
             f"{path} cannot be decoded ({error}); wanted a complete video file; "
             "it is damaged or of another kind: copy or encode it again"
         ) from error
+
+
+def _read_movie(path: Path, start: int, stop: int | None, grey: bool) -> np.ndarray:
+    """Decode with PyAV; grey is the Y of the stream, at full range, in 16 bits where it has over 8."""
+    with _movie(path) as (stream, decoded):
+        deep = stream.format is not None and max(part.bits for part in stream.format.components) > 8
+        target = ("gray16le" if deep else "gray") if grey else ("rgb48le" if deep else "rgb24")
+        frames = [frame.to_ndarray(format=target) for frame in islice(decoded, start, stop)]
     return to_float(stack_frames(frames, path))
 
 
-def _read_animation(path: Path, start: int, stop: int | None, grey: bool) -> np.ndarray:
-    """Read .gif and .avif frame by frame with Pillow."""
+@contextmanager
+def _animation(path: Path) -> Iterator[Any]:
+    """A .gif or .avif, opened by Pillow.
+
+    Raises:
+        ValueError: damaged, whenever that is found.
+    """
     from PIL import Image, features
 
     if path.suffix.lower() == ".avif" and not features.check("avif"):
         raise ValueError(f"{path} is AVIF, which this Pillow cannot read; wanted Pillow 11.3 or newer; upgrade it")
     try:
         with Image.open(path) as image:
-            frames = list(islice(_animation_frames(image, grey), start, stop))
+            yield image
     except (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); wanted a complete {path.suffix} file; copy or write it again"
         ) from error
+
+
+def _read_animation(path: Path, start: int, stop: int | None, grey: bool) -> np.ndarray:
+    """Read .gif and .avif frame by frame with Pillow."""
+    with _animation(path) as image:
+        frames = list(islice(_animation_frames(image, grey), start, stop))
     return stack_frames(frames, path)
 
 

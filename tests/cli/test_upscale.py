@@ -14,6 +14,7 @@ from bitlens.cli.memory import bytes_per_pixel
 from bitlens.cli.upscale import enlarge_tiled, levels_last
 from bitlens.data.images import read_image, to_float
 from bitlens.data.pairs import read_picture
+from bitlens.data.video import open_movie, read_video
 from bitlens.engine.openvino import Engine
 from bitlens.methods import quantize, recipe_of
 from bitlens.metrics import psnr_y
@@ -48,6 +49,55 @@ def test_a_picture_and_a_folder(photo: Path, model: Path, tmp_path: Path, capsys
     assert main(["upscale", str(photo.parent), "--model", str(model), "--out", str(tmp_path / "all")]) == 0
     np.testing.assert_array_equal(read_image(tmp_path / "all" / "one.png"), large)
     assert "wrote 1 pictures to" in capsys.readouterr().out
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """Five frames of 24 x 32 at 12.5 frames a second."""
+    frames = [Image.new("RGB", (32, 24), (40 * i, 255 - 40 * i, 100)) for i in range(5)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:], duration=80, loop=0)
+    return tmp_path / "film.gif"
+
+
+def test_a_video_one_frame_at_a_time(
+    film: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    windows: list[object] = []
+    original = upscale.window_of
+    monkeypatch.setattr(upscale, "window_of", lambda *given: windows.append(given) or original(*given))
+    assert main(["upscale", str(film), "--model", str(model), "--out", str(tmp_path / "large.npz")]) == 0
+    assert "wrote 5 frames to" in capsys.readouterr().out and len(windows) == 1
+    with torch.no_grad():
+        low = torch.from_numpy(read_video(film, grey=False)).permute(0, 3, 1, 2)
+        wanted = checkpoint.load(model)(low).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    large = read_video(tmp_path / "large.npz", grey=False)
+    assert large.shape == (5, 48, 64, 3)
+    np.testing.assert_allclose(large, wanted, rtol=0, atol=1e-5)
+    pytest.importorskip("av")
+    assert main(["upscale", str(film), "--model", str(model), "--out", str(tmp_path / "large.mkv")]) == 0
+    movie = open_movie(tmp_path / "large.mkv")
+    assert (movie.frames, movie.fps) == (5, 12.5)
+    np.testing.assert_allclose(np.stack(list(movie)), wanted, rtol=0, atol=1 / 255)
+    assert main(["upscale", str(tmp_path / "large.mkv"), "--model", str(model), "--out", f"{tmp_path}/frames/"]) == 0
+    assert [file.name for file in sorted((tmp_path / "frames").iterdir())] == [f"frame_{i:04d}.png" for i in range(5)]
+
+
+def test_bad_videos(film: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = film.read_bytes()
+    (tmp_path / "cut.gif").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "junk.mp4").write_bytes(b"no film" * 99)
+    for source, out, message in (
+        ("cut.gif", "large.gif", "cut.gif cannot be read"),
+        ("junk.mp4", "large.gif", "junk.mp4 cannot be decoded"),
+        ("absent.mp4", "large.gif", "no file"),
+        ("film.gif", "large.png", "cannot write a video to"),
+    ):
+        if source == "junk.mp4":
+            pytest.importorskip("av")
+        given = ["upscale", str(tmp_path / source), "--model", str(model), "--out", str(tmp_path / out)]
+        assert main(given) == 2
+        shown = capsys.readouterr().err
+        assert message in shown and shown.count("\n") == 1 and not (tmp_path / out).exists()
 
 
 @pytest.mark.parametrize("network", [PAN(2, 8, 4, 2), SwinIR(2, 8, 1, 1, 2, window=4, hidden=8)], ids=["PAN", "SwinIR"])
