@@ -44,7 +44,7 @@ def refuse_balanced(lowered: Lowered) -> None:
     Raises:
         TypeError: there is one.
     """
-    balanced = [outcome.name for outcome in lowered.report if outcome.way == "balanced"]
+    balanced = [name for name, layer in lowered.layers.items() if getattr(layer, "balance", None) is not None]
     if balanced:
         raise TypeError(
             f"{len(balanced)} layers ({balanced[0]} first) have balanced input channels; wanted none in a network for "

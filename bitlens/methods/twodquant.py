@@ -51,8 +51,7 @@ class TwoStage:
     stages: tuple[Refinement, ...]
     """Trainings one after the other; they share the steps and the time."""
     balanced: bool = False
-    """Whether input channels of networks that enlarge pictures are balanced, with deployable grids
-    (`bitlens.quant.balance`)."""
+    """Whether input channels of networks that enlarge pictures are balanced (`bitlens.quant.balance`)."""
     fitted: bool = False
     """Whether weights are rounded by GPTQ before (`bitlens.methods.gptq`)."""
     blocks: Refinement | None = None
@@ -73,7 +72,7 @@ class TwoStage:
                 output channel of the weights, one scale and an integer zero-point for activations).
         """
         rules = body_rules(network, self.layer(bits, grid))
-        if self.balanced and grid != "official" and "scale" in getattr(network, "config", {}):
+        if self.balanced and "scale" in getattr(network, "config", {}):
             rules = balanced(rules)
         return self.with_rules(rules, bits, grid)
 

@@ -61,16 +61,15 @@ def test_convolutional_networks_keep_their_ends() -> None:
 
 
 def test_what_is_balanced() -> None:
-    """With deployable grids all convolutions, and the transformers' layers that read a normalization or a sum."""
+    """All convolutions, and the transformers' layers that read a normalization or a residual sum."""
     convolutional, transformer = IMDN(scale=2, dim=16, units=1), swinir()
-    low, _ = quantize(transformer, "2dquant-plus", [(image(),)], bits=4)
-    found = {name for name, layer in quantized_layers(low).items() if getattr(layer, "balance", None) is not None}
-    assert found == {name for name in quantized_layers(low) if name.endswith(("attn.qkv", "mlp.fc1"))} != set()
-    for method, grid, expected in (("balanced", "deployable", True), ("2dquant-plus", "official", False),
-                                   ("2dquant", "deployable", False)):  # fmt: skip
-        rules = METHODS[method].recipe_for(convolutional, 4, grid).rules  # type: ignore[attr-defined]
-        kinds = {rule.bits.activation_granularity for rule in rules if rule.bits is not None}
-        assert kinds == {"balanced" if expected else "tensor"}
+    for grid in ("deployable", "official"):
+        low, _ = quantize(transformer, "2dquant-plus", [(image(),)], bits=4, grid=grid)
+        found = {name for name, layer in quantized_layers(low).items() if getattr(layer, "balance", None) is not None}
+        assert found == {name for name in quantized_layers(low) if name.endswith(("attn.qkv", "mlp.fc1"))} != set()
+    for method, expected in (("balanced", "balanced"), ("2dquant", "tensor")):
+        rules = METHODS[method].recipe_for(convolutional, 4).rules  # type: ignore[attr-defined]
+        assert {rule.bits.activation_granularity for rule in rules if rule.bits is not None} == {expected}
     assert recipe_of("2dquant-plus", 4).rules[0].bits.activation_granularity == "tensor"  # type: ignore[union-attr]
 
 

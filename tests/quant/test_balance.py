@@ -37,7 +37,7 @@ SIZES = torch.tensor([0.1, 0.3, 1.0, 1.0, 3.0, 10.0])
 """Of the six channels."""
 
 
-def made(name: str, bits: int = 4, granularity: Any = "balanced") -> tuple[nn.Module, nn.Module, Tensor]:
+def made(name: str, bits: int = 4, parametrization: Any = "step") -> tuple[nn.Module, nn.Module, Tensor]:
     """The float layer in a network, a quantized copy, and uneven inputs that it was calibrated on."""
     layer, shape = CASES[name]
     torch.manual_seed(0)
@@ -45,7 +45,9 @@ def made(name: str, bits: int = 4, granularity: Any = "balanced") -> tuple[nn.Mo
     sizes = SIZES if name == "linear" else SIZES.reshape(-1, *[1] * (len(shape) - 2))
     x = torch.randn(shape) * sizes
     teacher = nn.Sequential(copy.deepcopy(layer)).eval().requires_grad_(False)
-    recipe = Recipe("b", (Rule("*", Bits(bits, bits, activation_granularity=granularity)),))
+    free = {"zero_point": "free"} if parametrization == "bound" else {}
+    settings: dict[str, Any] = dict(activation_granularity="balanced", parametrization=parametrization, **free)
+    recipe = Recipe("b", (Rule("*", Bits(bits, bits, **settings)),))
     student = copy.deepcopy(teacher)
     prepare(student, recipe)
     calibrate(student, [(x,)], recipe)
@@ -81,11 +83,12 @@ def test_the_float_function_stays(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("parametrization", ["step", "bound"])
 @pytest.mark.parametrize("name", CASES)
-def test_integers_compute_it(name: str) -> None:
-    _, student, x = made(name)
+def test_integers_compute_it(name: str, parametrization: str) -> None:
+    _, student, x = made(name, parametrization=parametrization)
     [outcome] = lower(student).report
-    assert outcome.way == "balanced"
+    assert outcome.way == ("balanced" if parametrization == "step" else "corrected")
     torch.testing.assert_close(reference_network(student)(x), student(x), rtol=1e-4, atol=1e-4)
 
 
@@ -148,14 +151,16 @@ def test_engines_and_checkpoints(kind: str, tmp_path: Path) -> None:
     assert min(export_onnx(low, tmp_path / "net.onnx", size=(16, 24)).values()) > 60
 
 
-def test_networks_for_video_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parametrization", ["step", "bound"])
+def test_networks_for_video_are_refused(parametrization: Any, tmp_path: Path) -> None:
     network = EfficientSCI(in_ch=8, units=1, group_num=2).eval()
+    bits = Bits(4, 4, activation_granularity="balanced", parametrization=parametrization)
     low, _ = quantize(
         network,
-        Recipe("b", (Rule("fem.*", Bits(4, 4, activation_granularity="balanced")), Rule("*", Bits(4, 4)))),
+        Recipe("b", (Rule("fem.*", bits), Rule("*", Bits(4, 4)))),
         [(torch.rand(1, 16, 16), torch.ones(1, 2, 16, 16))],
     )
-    assert "balanced) are not direct" in str(missing(low))
+    assert "are not direct" in str(missing(low))
     pytest.importorskip("openvino")
     with pytest.raises(TypeError, match=r"layers \(fem\.0 first\) have balanced input channels; .*; run it in torch"):
         Engine(low, threads=1, cache=tmp_path)
