@@ -3,8 +3,9 @@
 python docs/render_pictures.py            write the tables
 python docs/render_pictures.py --check    exit 1 and name the pages that are out of date
 
-results/sr/table-*.json  `bitlens experiment sr-table ... --json FILE` -> docs/twodquant.md
-results/sr/*.json        `bitlens evaluate MODEL --data set5 --json FILE` -> docs/super-resolution.md
+results/sr/table-*.json      `bitlens experiment sr-table ... --json FILE` -> docs/twodquant.md
+results/sr/quantized-*.json  `bitlens evaluate START-METHOD-wNaN ...`, made by `bitlens quantize` -> docs/twodquant.md
+results/sr/*.json            `bitlens evaluate MODEL --data set5 --json FILE` -> docs/super-resolution.md
 """
 
 import sys
@@ -91,6 +92,18 @@ def method_table(content: dict[str, Any]) -> str:
     return "\n".join([words, "", *lines])
 
 
+def quantized_table(results: Sequence[dict[str, Any]], floats: Sequence[dict[str, Any]]) -> str:
+    """What `bitlens quantize` made in its default time, beside the float network on the same test set, as Markdown."""
+    whole = {(one["settings"]["model"], one["settings"]["data"]): one["average"]["psnr"] for one in floats}
+    rows = []
+    for one in results:
+        model, data = one["settings"]["model"], one["settings"]["data"]
+        start = next(name for name, _ in whole if model.startswith(name))
+        found, before = one["average"]["psnr"], whole[start, data]
+        rows.append([f"`{model}`", data, f"{before:.2f}", f"{found:.2f}", f"{found - before:+.2f}"])
+    return markdown(["network", "test set", "float (dB)", "low bits (dB)", "difference"], rows, texts=2)
+
+
 def mark(value: float, best: float) -> str:
     """dB, bold where nothing of the same bits is better."""
     return f"**{value:+.2f}**" if value == best else f"{value:+.2f}"
@@ -136,11 +149,16 @@ def render(root: Path, check: bool = False) -> list[Path]:
     """Bring the pages up to date, or with `check` only find out; the pages that were (or are) out of date."""
     read = {file.name: read_json(file) for file in sorted((root / "results" / "sr").glob("*.json"))}
     enlarging, twodquant = root / "docs" / "super-resolution.md", root / "docs" / "twodquant.md"
-    averages = table([content for name, content in read.items() if not name.startswith("table-")])
+    made = [content for name, content in read.items() if name.startswith("quantized-")]
+    floats = [content for name, content in read.items() if not name.startswith(("table-", "quantized-"))]
     methods = "\n\n".join(method_table(content) for name, content in read.items() if name.startswith("table-"))
     pages = {
-        enlarging: between_marks(enlarging, pictures=averages),
-        twodquant: between_marks(twodquant, pictures=methods or NOT_MEASURED),
+        enlarging: between_marks(enlarging, pictures=table(floats)),
+        twodquant: between_marks(
+            twodquant,
+            pictures=methods or NOT_MEASURED,
+            quantized=quantized_table(made, floats) if made else NOT_MEASURED,
+        ),
     }
     return bring_up_to_date(pages, check)
 

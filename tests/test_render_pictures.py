@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import render_pictures as script
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = sorted((REPOSITORY / "results" / "sr").glob("*.json"))
-RESULTS = [file for file in FILES if not file.name.startswith("table-")]
+RESULTS = [file for file in FILES if not file.name.startswith(("table-", "quantized-"))]
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -29,7 +30,7 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "super-resolution.md"
     page.write_text("before\n<!-- pictures:begin -->\n<!-- pictures:end -->\nafter\n")
-    shutil.copy(page, tmp_path / "docs" / "twodquant.md")
+    page.with_name("twodquant.md").write_text(f"{page.read_text()}<!-- quantized:begin -->\n<!-- quantized:end -->\n")
     shutil.copytree(RESULTS[0].parent, tmp_path / "results" / "sr")
     assert script.main(["--check", "--root", str(tmp_path)]) == 1
     assert script.main(["--root", str(tmp_path)]) == 0 and script.main(["--check", "--root", str(tmp_path)]) == 0
@@ -38,6 +39,14 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     page.write_text("no marks")
     assert script.main(["--root", str(tmp_path)]) == 2
     assert "lacks the lines <!-- pictures:begin -->" in capsys.readouterr().err
+
+
+def test_what_quantize_made_is_beside_its_float_network() -> None:
+    def result(model: str, psnr: float) -> dict[str, Any]:
+        return {"settings": {"model": model, "data": "set5"}, "average": {"psnr": psnr}}
+
+    text = script.quantized_table([result("b-x2-2dquant-w4a4", 37.5)], [result("a-x2", 30.0), result("b-x2", 38.25)])
+    assert "| `b-x2-2dquant-w4a4` | set5 | 38.25 | 37.50 | -0.75 |" in text
 
 
 def test_a_table_says_where_the_papers_order_holds() -> None:
