@@ -98,7 +98,9 @@ def quantized_table(results: Sequence[dict[str, Any]], floats: Sequence[dict[str
     rows = []
     for one in results:
         model, data = one["settings"]["model"], one["settings"]["data"]
-        start = next(name for name, _ in whole if model.startswith(name))
+        start = next((name for name, of in whole if model.startswith(name) and of == data), None)
+        if start is None:
+            raise ValueError(f"no float result beside {model} on {data}; wanted its start's; evaluate that as well")
         found, before = one["average"]["psnr"], whole[start, data]
         rows.append([f"`{model}`", data, f"{before:.2f}", f"{found:.2f}", f"{found - before:+.2f}"])
     return markdown(["network", "test set", "float (dB)", "low bits (dB)", "difference"], rows, texts=2)

@@ -47,6 +47,8 @@ def test_what_quantize_made_is_beside_its_float_network() -> None:
 
     text = script.quantized_table([result("b-x2-2dquant-w4a4", 37.5)], [result("a-x2", 30.0), result("b-x2", 38.25)])
     assert "| `b-x2-2dquant-w4a4` | set5 | 38.25 | 37.50 | -0.75 |" in text
+    with pytest.raises(ValueError, match="no float result beside b-x2-2dquant-w4a4 on set5"):
+        script.quantized_table([result("b-x2-2dquant-w4a4", 37.5)], [result("a-x2", 30.0)])
 
 
 def test_a_table_says_where_the_papers_order_holds() -> None:
