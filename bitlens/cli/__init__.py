@@ -23,7 +23,7 @@ VERBS = {
     "demo": "see it work: one coded picture in, a high-speed video out, from float down to 2 bits",
     "measure": "simulate the camera: a video becomes coded measurements",
     "reconstruct": "turn measurements, simulated or from a camera, into a video",
-    "upscale": "enlarge pictures with a super-resolution network",
+    "upscale": "enlarge pictures and videos with a super-resolution network",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
     "benchmark": "measured speed, beside every float engine on this machine",
     "costs": "milliseconds of each layer at each bit-width on this machine, to choose bits by",

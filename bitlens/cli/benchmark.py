@@ -141,9 +141,7 @@ class Benchmark:
         work = {model: gmacs(model, *subject.counted) for model in networks}
         about = [describe_row(*pair, work, peaks) for pair in zip(rows, timings, strict=True)]
         add_quality(about, folder, subject)
-        for row in about:
-            if row["name"] in first_starts and row["failure"] is None:
-                row["first_start_s"] = first_starts[row["name"]]
+        add_first_starts(about, first_starts)
         for model in self.models:
             remember_engines(model, about, self.threads)
         return {
@@ -291,6 +289,13 @@ def describe_row(row: Row, timing: "Timing", work: dict[str, float], peaks: dict
         "gmacs_per_s": rate,
         "fraction_of_peak": rate / peak if peak else None,
     }
+
+
+def add_first_starts(rows: list[dict[str, Any]], seconds: dict[str, float]) -> None:
+    """How long the first start of each engine took; not of rows that failed, which have no later start beside it."""
+    for row in rows:
+        if row["name"] in seconds and row["failure"] is None:
+            row["first_start_s"] = seconds[row["name"]]
 
 
 def add_quality(rows: list[dict[str, Any]], folder: Path, subject: "Subject") -> None:

@@ -9,8 +9,6 @@ import tyro
 if TYPE_CHECKING:
     import numpy as np
 
-    from bitlens.data.video import Movie
-
 MOST_CONTEXT = 48
 """Pixels. A network that sees farther gets `CONTEXT` around its tiles, which are blended; the others are exact."""
 
@@ -63,18 +61,17 @@ class Upscale:
         from bitlens.cli.shared import check_positive, output_file
         from bitlens.data.images import write_png
         from bitlens.data.pairs import picture_files
-        from bitlens.data.video import ANIMATION_SUFFIXES, MOVIE_SUFFIXES, open_movie
+        from bitlens.data.video import ANIMATION_SUFFIXES, MOVIE_SUFFIXES
         from bitlens.files import atomic_folder
 
         check_positive("--memory-mb", self.memory_mb)
         is_video = self.source.suffix.lower() in MOVIE_SUFFIXES + ANIMATION_SUFFIXES and not self.source.is_dir()
-        movie = open_movie(self.source) if is_video else None
-        files = [] if movie is not None else picture_files(self.source)
+        files = [] if is_video else picture_files(self.source)
         network = checkpoint.load(self.model)
         if scale_of(network) is None:
             raise ValueError(f"{self.model} reconstructs video; wanted a super-resolution network; see bitlens models")
-        if movie is not None:
-            self.enlarge_movie(network, movie)
+        if is_video:
+            self.enlarge_movie(network)
             return
         out = Path(self.out)
         if self.source.is_file():
@@ -94,14 +91,16 @@ class Upscale:
                 write_png(folder / f"{file.stem}.png", self.enlarged(network, running, file))
         print(f"wrote {len(files)} pictures to {self.out}")
 
-    def enlarge_movie(self, network: Any, movie: "Movie") -> None:
+    def enlarge_movie(self, network: Any) -> None:
         """Write the enlarged video, one frame after the other."""
         import numpy as np
 
         from bitlens.cli.shared import output_video, progress
+        from bitlens.data.video import open_movie
         from bitlens.data.writers import video_writer
 
         with output_video(self.out) as path:
+            movie = open_movie(self.source)
             running = self.start(network)
             with video_writer(path, movie.frames, movie.fps) as write, progress("frames") as bar:
                 task = bar.add_task(self.source.name, total=movie.frames)

@@ -73,6 +73,13 @@ def test_networks_that_enlarge(
     assert "one picture of 24x24" in capsys.readouterr().out
 
 
+def test_rows_that_failed_have_no_first_start() -> None:
+    """On a CPU without bf16, say: what shows a first start shows the later one too."""
+    rows: list[dict[str, Any]] = [{"name": "a", "failure": None}, {"name": "b", "failure": "no bf16"}]
+    benchmark.add_first_starts(rows, {"a": 3.0, "b": 2.0})
+    assert rows == [{"name": "a", "failure": None, "first_start_s": 3.0}, {"name": "b", "failure": "no bf16"}]
+
+
 def test_float_network_is_the_one_it_was_made_from(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     assert benchmark.float_of(str(small(tmp_path, 4, start="efficientsci-t")), tmp_path) == "efficientsci-t"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from bitlens.engine import openvino as engine_module
 from bitlens.engine.checks import snr
 from bitlens.engine.export import export_onnx, export_openvino
-from bitlens.engine.lower import lower
+from bitlens.engine.lower import IntegerLayer, lower
 from bitlens.engine.openvino import Engine, runs
 from bitlens.engine.picture import PictureGraph, build_picture
 from bitlens.engine.runtime import KEPT, PictureRuntime, openvino
@@ -116,6 +117,24 @@ def test_inputs_with_a_scale_for_each_channel_compute_in_float(name: str, tmp_pa
     assert min(export_onnx(low, tmp_path / "net.onnx", size=(16, 24)).values()) > 60
 
 
+@pytest.mark.parametrize(
+    ("features", "most", "in_16_bits"),
+    [
+        ("flags : sse4_2 avx2 fma", "", True),
+        ("flags : avx2 avx512f avx512_vnni", "", False),
+        ("flags : avx2 avx_vnni", "", False),
+        ("flags : avx2 avx512f avx512_vnni", "AVX2", True),
+        ("flags : avx2 avx_vnni", "AVX2_VNNI", False),
+        ("Features : asimd asimddp", "", False),
+        ("arm64", "", False),
+    ],
+)
+def test_which_cpus_add_in_16_bits(features: str, most: str, in_16_bits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "cpu_features", lambda: features)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    assert engine_module.adds_in_16_bits() == in_16_bits
+
+
 def test_without_vnni_layers_that_saturate_are_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two products of 8 bits do not fit in the 16 bits that such CPUs add them up in; those of 4 bits do."""
     monkeypatch.setattr(engine_module, "adds_in_16_bits", lambda: True)
@@ -127,8 +146,10 @@ def test_without_vnni_layers_that_saturate_are_float(tmp_path: Path, monkeypatch
         assert check.snr > 60 and check.kernel.upper().endswith("_I8" if whole else "_F32"), check
     ways = {outcome.name: outcome.way for outcome in engine.lowered.report}
     assert (ways["IMDB1.c1"], ways["IMDB1.c2"]) == ("float", "direct")
-    wide = [layer for layer in lower(low).layers.values() if layer.saturates]  # type: ignore[union-attr]
-    assert all(2 * 255 * int(layer.weight.abs().max()) > 32767 for layer in wide)  # type: ignore[union-attr]
+    layer = lower(low).layers["IMDB1.c1"]
+    assert isinstance(layer, IntegerLayer)
+    for largest, saturates in ((64, False), (65, True)):  # 2 * 255 * 64 = 32,640
+        assert replace(layer, weight=torch.full_like(layer.weight, -largest)).saturates == saturates
 
 
 def test_bf16_on_demand(tmp_path: Path) -> None:
