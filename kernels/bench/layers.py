@@ -113,7 +113,7 @@ def does(layer: Layer, method: str, bits: int) -> bool:
     """Whether a method does a layer, and with its own means."""
     half, shape = 2 ** (bits - 1), (layer.outputs, *layer.kernel, layer.channels)
     options: dict[str, Any] = dict(stride=layer.stride, padding=layer.padding, zero=1, largest=2**bits - 1)
-    if method == "lookup" and bk.best_level() != bk.LEVELS[-1]:
+    if method == "lookup" and bk.best_level() != "avx512-vbmi":
         return False  # it would convolve directly
     return bk.fits(shape, -half, half - 1, method=method, **options)
 

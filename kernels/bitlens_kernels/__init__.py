@@ -26,12 +26,12 @@ Triple = tuple[int, int, int]
 
 def best_level() -> str:
     """The newest instruction set of this CPU that there are kernels for, or what BITLENS_KERNELS_LEVEL names."""
-    return LEVELS[library.best_level()]
+    return levels()[-1]
 
 
 def levels() -> tuple[str, ...]:
     """All that this CPU has, the oldest first."""
-    return LEVELS[: library.best_level() + 1]
+    return library.levels()
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,9 @@ def peak(level: str | None = None) -> float:
 
 def level_index(level: str | None) -> int:
     """The place of a level that this CPU has; None: of the best one."""
-    return index(levels(), level or best_level(), "level")
+    level = level or best_level()
+    index(levels(), level, "level")
+    return LEVELS.index(level)
 
 
 def index(names: Sequence[str], name: str, what: str) -> int:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-ABI = 4
+ABI = 5
 ALIGN = 64
 MOST_TARGETS = 8
-LEVELS = ("scalar", "avx2", "avx512-vnni", "avx512-vbmi")
-"""Instruction sets; each includes those before it."""
+LEVELS = ("scalar", "avx2", "avx512-vnni", "avx512-vbmi", "neon")
+"""Instruction sets, as abi.h numbers them; of those of one CPU, each includes those before it."""
 METHODS = ("direct", "winograd2", "winograd3", "lookup", "winograd2wide")
 
 Triple = c_int32 * 3
@@ -90,7 +90,7 @@ class SwinCall(ctypes.Structure):
 
 SIGNATURES = {
     "bk_abi": (c_int, []),
-    "bk_best_level": (c_int, []),
+    "bk_has": (c_int, [c_int]),
     "bk_fits": (c_int, [POINTER(Layer), c_int, c_int, c_int]),
     "bk_create": (c_void_p, [POINTER(Layer), c_void_p, c_int, c_int, c_char_p]),
     "bk_destroy": (None, [c_void_p]),
@@ -130,17 +130,16 @@ def functions() -> ctypes.CDLL:
     return found
 
 
-@functools.cache
-def best_level() -> int:
-    """The place in LEVELS of the best level of this CPU, or of a lower one that BITLENS_KERNELS_LEVEL names."""
-    best = functions().bk_best_level()
+def levels() -> tuple[str, ...]:
+    """What this CPU has, the oldest first, up to the one that BITLENS_KERNELS_LEVEL names."""
+    there = tuple(name for place, name in enumerate(LEVELS) if functions().bk_has(place))
     asked = os.environ.get("BITLENS_KERNELS_LEVEL")
     if asked is None:
-        return best
-    if asked not in LEVELS[: best + 1]:
-        there = ", ".join(LEVELS[: best + 1])
-        raise ValueError(f"BITLENS_KERNELS_LEVEL is {asked!r}; wanted one of {there}; choose one, or unset it")
-    return LEVELS.index(asked)
+        return there
+    if asked not in there:
+        wanted = f"wanted one of {', '.join(there)}; choose one, or unset it"
+        raise ValueError(f"BITLENS_KERNELS_LEVEL is {asked!r}; {wanted}")
+    return there[: there.index(asked) + 1]
 
 
 def layer(shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], zero: int, largest: int) -> Layer:

@@ -15,8 +15,8 @@
 extern "C" {
 #endif
 
-enum { BK_ABI = 4 };
-enum { BK_SCALAR, BK_AVX2, BK_VNNI, BK_VBMI, BK_LEVELS };        // instruction sets, each includes those before
+enum { BK_ABI = 5 };
+enum { BK_SCALAR, BK_AVX2, BK_VNNI, BK_VBMI, BK_NEON, BK_LEVELS };  // instruction sets
 enum { BK_DIRECT, BK_WINOGRAD2, BK_WINOGRAD3, BK_LOOKUP, BK_WINOGRAD2_WIDE, BK_METHODS };
 enum { BK_MOST_TARGETS = 8 };
 
@@ -131,7 +131,7 @@ typedef struct bk_swin_block bk_swin_block;
 
 #pragma GCC visibility push(default)
 int bk_abi(void);
-int bk_best_level(void);
+int bk_has(int level);  // whether this CPU has the instruction set, and the library kernels for it
 // 1 where the method is exact for weights lowest .. highest and codes 0 .. largest, and has the geometry.
 int bk_fits(const bk_layer *layer, int method, int lowest, int highest);
 // Null where something does not fit; `message` (160 bytes) says what.

@@ -5,6 +5,10 @@
 #include "exponential.hpp"
 #include "output.hpp"
 
+#include <stdlib.h>
+
+#include <utility>
+
 enum { MOST_TOKENS = 64 };
 
 INLINE Float exponential(Float x) {
@@ -20,24 +24,28 @@ INLINE Float exponential(Float x) {
   return sum * (Float)((n + 127) << 23);
 }
 
+// Half of the lanes of a and half of those of b: those without the bit STEP, or HIGH, those with it, side by side.
+template <int STEP, bool HIGH, int... I>
+INLINE Int exchanged(Int a, Int b, std::integer_sequence<int, I...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, (I & STEP ? LANES + I - !HIGH * STEP : I + HIGH * STEP)...);
+#else
+  return __builtin_shuffle(a, b, Int{(I & STEP ? LANES + I - !HIGH * STEP : I + HIGH * STEP)...});
+#endif
+}
+
 // Rows become columns: lane j of vector i goes to lane i of vector j.
+template <int STEP = 1>
 INLINE void transpose(Int *x) {
-#pragma GCC unroll 4
-  for (int step = 1; step < LANES; step *= 2) {
-    Int low = {}, high = {};  // lanes of the pair (first, second), second's numbered from LANES on
+  constexpr std::make_integer_sequence<int, LANES> lanes{};
 #pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) {
-      low[i] = i & step ? LANES + i - step : i;
-      high[i] = i & step ? LANES + i : i + step;
+  for (int i = 0; i < LANES; i++)
+    if (!(i & STEP)) {
+      Int a = x[i], b = x[i + STEP];
+      x[i] = exchanged<STEP, false>(a, b, lanes);
+      x[i + STEP] = exchanged<STEP, true>(a, b, lanes);
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++)
-      if (!(i & step)) {
-        Int a = x[i], b = x[i + step];
-        x[i] = __builtin_shuffle(a, b, low);
-        x[i + step] = __builtin_shuffle(a, b, high);
-      }
-  }
+  if constexpr (2 * STEP < LANES) transpose<2 * STEP>(x);
 }
 
 // Codes of LANES pixels from `pixel` on (the last one again where there are fewer), minus their zero, as floats:
@@ -155,7 +163,8 @@ static void attend(const bk_attention &a, int threads) {
                                                  : attend_pixels<0, 0>;
 #pragma omp parallel num_threads(threads)
   {
-    Float *memory = (Float *)_mm_malloc(sizeof(Float) * 4 * inner * a.tokens + 3 * inner * sizeof(float), 64);
+    int64_t bytes = sizeof(Float) * 4 * inner * a.tokens + 3 * inner * sizeof(float);
+    Float *memory = (Float *)aligned_alloc(64, (bytes + 63) / 64 * 64);
     float *zeros = (float *)(memory + 4 * inner * a.tokens);  // of each channel of q, k and v
     for (int64_t c = 0; c < 3 * inner; c++) zeros[c] = a.zeros[(c < 2 * inner ? c / inner : 3) * a.heads + c % inner / a.depth];
 #pragma omp for schedule(static)
@@ -164,6 +173,6 @@ static void attend(const bk_attention &a, int threads) {
       int n = a.pixels - pixel < LANES ? (int)(a.pixels - pixel) : LANES;
       compute(a, zeros, pixel, n, memory, memory + 3 * inner * a.tokens);
     }
-    _mm_free(memory);
+    free(memory);
   }
 }

@@ -1,7 +1,7 @@
 // A convolution ready to run: its weights packed for one method on one instruction set, and the tables of both.
 #pragma once
 
-#include "abi.h"
+#include "level.hpp"
 
 enum { GROUP = 3, LARGEST_LOOKUP = 27, LOOKUP_OFFSET = 18 };  // 2-bit channels per look-up; its range -18 .. 9, moved up
 enum { ALIGN = 64, MOST_ROWS = 512 };  // kt * kh
@@ -37,24 +37,10 @@ static inline Size output_size(const bk_layer &l, const int32_t *in) {
           extent(in[2], l.kernel[2], l.stride[2], l.padding[2])};
 }
 
-// What one instruction set offers; null: not there.
-struct Level {
-  int lanes;  // sums in a vector
-  void (*run[BK_METHODS])(const bk_convolution &, const bk_input &, const bk_output &, uint8_t *workspace, int threads);
-  int64_t (*workspace[BK_METHODS])(const bk_convolution &, const bk_input &, int threads);
-  void (*finish)(int64_t, int32_t, const void *, int64_t, const bk_output &, int threads);
-  void (*attend)(const bk_attention &, int threads);
-  double (*peak)(long rounds);
-  int64_t (*swin_workspace)(const bk_swin_block &);  // of one thread
-  void (*swin)(const bk_swin_block &, const bk_swin_call &, uint8_t *workspace, int threads);
-};
-
-extern const Level scalar_level, avx2_level, vnni_level, vbmi_level;
-
 // The widest block of outputs that is computed together and starts at `first`. Winograd's are narrower: the sums of all
 // positions of a block stay in L1.
 static inline int block_width(const bk_convolution &c, int first) {
   int left = c.width - first;
-  if (c.level == BK_AVX2) return 16;
+  if (c.level == BK_AVX2 || c.level == BK_NEON) return 16;
   return left >= 64 && c.positions == 1 ? 64 : left >= 32 ? 32 : 16;
 }

@@ -104,7 +104,7 @@ void pack_direct(bk_convolution &c) {
         packed_at(c, 0, o, c.flat ? tap / l.kernel[2] * c.depth + tap % l.kernel[2] * l.channels + k : tap * c.depth + k) = w;
         sum += w;
       }
-    c.start[o] = -l.zero * sum;
+    c.start[o] = (level_of(c.level).moved - l.zero) * sum;
   }
 }
 
@@ -135,7 +135,8 @@ void pack_winograd(bk_convolution &c) {
           sum += u;
         }
       // The transform of codes that are all `zero` is (plus - minus) zero; it and the offset are taken off here.
-      c.start[(int64_t)p * c.width + o] = -(c.offset[p] + (b.plus - b.minus) * c.layer.zero) * sum;
+      int moved = level_of(c.level).moved - c.offset[p];
+      c.start[(int64_t)p * c.width + o] = (moved - (b.plus - b.minus) * c.layer.zero) * sum;
     }
   }
 }
@@ -189,7 +190,7 @@ bool sums_fit(const bk_layer &layer, const int8_t *weights, int method) {
 }
 
 const char *complaint(const bk_layer &l, const int8_t *weights, int method, int level) {
-  if (level < 0 || level > bk_best_level()) return "this CPU has no such instruction set";
+  if (!bk_has(level)) return "this CPU has no such instruction set";
   if (method < 0 || method >= BK_METHODS) return "there is no such method";
   if (l.channels < 1 || l.outputs < 1 || l.largest < 0 || l.largest > 255 || l.zero < 0 || l.zero > 255)
     return "wanted at least one channel and codes 0 .. 255";
@@ -225,7 +226,7 @@ extern "C" bk_convolution *bk_create(const bk_layer *layer, const int8_t *weight
     std::snprintf(message, 160, "%s", reason);
     return nullptr;
   }
-  if (method == BK_LOOKUP && (level == BK_AVX2 || level == BK_VNNI)) method = BK_DIRECT;  // they have no vpermb
+  if (!level_of(level).run[method]) method = BK_DIRECT;  // look-up, where there is no vpermb
   auto *c = new bk_convolution();
   int64_t count = (int64_t)layer->outputs * taps_of(*layer) * layer->channels;
   c->layer = *layer;

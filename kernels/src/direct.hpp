@@ -4,11 +4,8 @@
 #include "convolution.hpp"
 #include "output.hpp"
 
-#ifdef __AVX512F__
-enum { PIXELS = 12 };  // of a block; 12 pixels x 32 outputs, or 6 x 64 twice
-#else
-enum { PIXELS = 4 };
-#endif
+// Of a block: 12 pixels x 32 outputs, or 6 x 64 twice, of AVX-512; 4 x 16 elsewhere.
+enum { PIXELS = LANES == 16 ? 12 : 4 };
 
 // Where a block reads one row (dt, dh) of taps: the first tap of its first pixel, and the bytes between input pixels.
 struct Row {
@@ -72,7 +69,7 @@ static void multiply(const bk_convolution &c, int position, int first, const Row
     tile<12, 1>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
   }
 #else
-  tile<4, 2>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
+  tile<PIXELS, 16 / LANES>(rows, count, taps, stride, c.depth, w, start, totals, pitch);
 #endif
 }
 

@@ -3,38 +3,55 @@
 #include "convolution.hpp"
 #include "swin.hpp"
 
-namespace {
+#if defined(BK_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(BK_ARM)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
-int detect() {
 #ifdef BK_X86
+
+static const Level *const LEVELS[BK_LEVELS] = {&scalar_level, &avx2_level, &vnni_level, &vbmi_level};
+
+static int detect() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return BK_SCALAR;
   bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("avx512vnni");
   if (!wide) return BK_AVX2;
   return __builtin_cpu_supports("avx512vbmi") ? BK_VBMI : BK_VNNI;
+}
+
+#elif defined(BK_ARM)
+
+static const Level *const LEVELS[BK_LEVELS] = {&scalar_level, nullptr, nullptr, nullptr, &neon_level};
+
+static int detect() {
+#ifdef __APPLE__
+  int there = 0;
+  size_t size = sizeof there;
+  return !sysctlbyname("hw.optional.arm.FEAT_DotProd", &there, &size, nullptr, 0) && there ? BK_NEON : BK_SCALAR;
 #else
-  return BK_SCALAR;
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? BK_NEON : BK_SCALAR;
 #endif
 }
 
-const Level &level_of(int level) {
-#ifdef BK_X86
-  const Level *levels[] = {&scalar_level, &avx2_level, &vnni_level, &vbmi_level};
-  return *levels[level];
 #else
-  (void)level;
-  return scalar_level;
-#endif
-}
 
-}  // namespace
+static const Level *const LEVELS[BK_LEVELS] = {&scalar_level};
+
+static int detect() { return BK_SCALAR; }
+
+#endif
+
+const Level &level_of(int level) { return *LEVELS[level]; }
 
 extern "C" int bk_abi(void) { return BK_ABI; }
 
-extern "C" int bk_best_level(void) {
+extern "C" int bk_has(int level) {
   static const int best = detect();
-  return best;
+  return level >= 0 && level <= best && LEVELS[level];
 }
 
 extern "C" int64_t bk_workspace(const bk_convolution *c, const bk_input *input, int threads) {

@@ -28,7 +28,7 @@ static double peak(long rounds) {
 #pragma GCC unroll 12
     for (int i = 0; i < 12; i++) {
       sums[i] = dot(sums[i], codes, weights);
-      __asm__ volatile("" : "+v"(sums[i]));
+      keep(sums[i]);
     }
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &to);
   double seconds = (double)(to.tv_sec - from.tv_sec) + 1e-9 * (double)(to.tv_nsec - from.tv_nsec);
@@ -43,8 +43,7 @@ static double peak(long rounds) {
 #define LOOKUP_WORKSPACE nullptr
 #endif
 
-extern const Level LEVEL;
-const Level LEVEL = {LANES,
+const Level LEVEL = {MOVED,
                      {direct, winograd<16>, winograd<64>, LOOKUP, winograd<25>},
                      {direct_workspace, winograd_workspace, winograd_workspace, LOOKUP_WORKSPACE, winograd_workspace},
                      finish,

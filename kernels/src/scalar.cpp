@@ -159,7 +159,7 @@ static void attend(const bk_attention &a, int threads) {
 
 static double peak(long) { return 0; }
 
-const Level scalar_level = {1,
+const Level scalar_level = {0,
                             {convolve, convolve, convolve, convolve, convolve},
                             {no_workspace, no_workspace, no_workspace, no_workspace, no_workspace},
                             finish,

@@ -48,7 +48,7 @@ void own(bk_swin &s) {
 Places places_of(const bk_grid &g) { return {1.0f / g.step, MAGIC + (float)g.zero, MAGIC + (float)g.largest}; }
 
 // Some rows of a layer; a run of `run` rows or of `column_run` columns is filled up to a multiple of 4, each by itself.
-Panel pack(const bk_linear &l, int first, int outputs, int inputs, int run, int column_run) {
+Panel pack(const bk_linear &l, int moved, int first, int outputs, int inputs, int run, int column_run) {
   int wide_run = round_to(run, 4), wide_column_run = round_to(column_run, 4);
   Panel p{};
   p.rows = outputs / run * wide_run;
@@ -65,7 +65,7 @@ Panel pack(const bk_linear &l, int first, int outputs, int inputs, int run, int 
       p.codes[(int64_t)row * p.columns + i / column_run * wide_column_run + i % column_run] = w;
       sum += w;
     }
-    p.start[row] = -l.input.zero * sum;
+    p.start[row] = (moved - l.input.zero) * sum;
     p.scale[row] = l.scale[first + o];
     p.bias[row] = l.bias[first + o];
   }
@@ -75,7 +75,7 @@ Panel pack(const bk_linear &l, int first, int outputs, int inputs, int run, int 
 bool is_grid(const bk_grid &g) { return g.step > 0 && g.zero >= 0 && g.zero <= 255 && g.largest >= 0 && g.largest <= 255; }
 
 const char *complaint(const bk_swin &s, int level) {
-  if (level < 0 || level > bk_best_level()) return "this CPU has no such instruction set";
+  if (!bk_has(level)) return "this CPU has no such instruction set";
   if (s.channels < 1 || s.heads < 1 || s.channels % s.heads || s.hidden < 1 || s.window < 1 || s.window > 64)
     return "wanted whole heads, a hidden layer and windows of 1 to 64 pixels";
   if (s.channels / s.heads > MOST_DEPTH) return "wanted at most 1024 channels a head";
@@ -129,18 +129,18 @@ extern "C" bk_swin_block *bk_swin_create(const bk_swin *swin, int level, char *m
   b->swin = *swin;
   own(b->swin);
   const bk_swin &s = b->swin;
-  int c = s.channels;
+  int c = s.channels, moved = level_of(level).moved;
   b->level = level;
   b->tokens = s.window * s.window;
   b->width = round_to(b->tokens, TOKENS);
   b->depth = c / s.heads;
   b->padded = round_to(b->depth, 4);
-  b->q = pack(s.qkv, 0, c, c, b->depth, c);
-  b->k = pack(s.qkv, c, c, c, b->depth, c);
-  b->v = pack(s.qkv, 2 * c, c, c, b->depth, c);
-  b->proj = pack(s.proj, 0, c, c, c, b->depth);
-  b->fc1 = pack(s.fc1, 0, s.hidden, c, s.hidden, c);
-  b->fc2 = pack(s.fc2, 0, c, s.hidden, c, s.hidden);
+  b->q = pack(s.qkv, moved, 0, c, c, b->depth, c);
+  b->k = pack(s.qkv, moved, c, c, c, b->depth, c);
+  b->v = pack(s.qkv, moved, 2 * c, c, c, b->depth, c);
+  b->proj = pack(s.proj, moved, 0, c, c, c, b->depth);
+  b->fc1 = pack(s.fc1, moved, 0, s.hidden, c, s.hidden, c);
+  b->fc2 = pack(s.fc2, moved, 0, c, s.hidden, c, s.hidden);
   prepare_grids(*b);
   return b;
 }

@@ -1,7 +1,7 @@
 // A Swin block ready to run: weights in rows of codes for tokens in the lanes, and every grid and constant of it.
 #pragma once
 
-#include "abi.h"
+#include "level.hpp"
 
 enum { TOKENS = 64, RUN = 16, MOST_DEPTH = 1024 };  // tokens of a window are filled up to a multiple of TOKENS
 
@@ -30,7 +30,7 @@ struct Places {
 struct Panel {
   int rows, columns;
   int8_t *codes;
-  int32_t *start;       // of each row: -zero times the sum of its weights
+  int32_t *start;       // of each row: what its sums start from
   float *scale, *bias;  // of each row
 };
 

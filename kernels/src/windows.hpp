@@ -8,34 +8,7 @@
 #include "attention.hpp"
 #include "swin.hpp"
 
-#ifdef __AVX512F__
-enum { VECTORS = 4 };  // of tokens, times 4 outputs: a block of sums
-#else
-enum { VECTORS = 2 };
-#endif
-
-INLINE Codes codes_at(const uint32_t *from) {
-#ifdef __AVX512VNNI__
-  return {load<Raw>(from)};
-#else
-  Raw all = load<Raw>(from);
-  return {_mm256_and_si256(all, _mm256_set1_epi16(255)), _mm256_srli_epi16(all, 8)};
-#endif
-}
-
-INLINE Weights four_weights(const void *from) {
-  int32_t four;
-  memcpy(&four, from, 4);
-#ifdef __AVX512VNNI__
-  return {_mm512_set1_epi32(four)};
-#else
-  Raw all = _mm256_set1_epi32(four);
-  return {_mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8), _mm256_srai_epi16(all, 8)};
-#endif
-}
-
-INLINE Float root(Float x) { return EACH(sqrt_ps)(x); }
-INLINE Int all_of(int32_t x) { return (Int)EACH(set1_epi32)(x); }
+enum { VECTORS = LANES == 8 ? 2 : 4 };  // of tokens, times 4 outputs: a block of sums
 
 // 2^x for x <= 0, next to nothing below EXP2_LOWEST.
 INLINE Float exp2_of(Float x) {
@@ -69,17 +42,6 @@ INLINE Int place(Float value, const Lattice &l) {
 INLINE Int together(Int a, Int b, Int c, Int d) {
   const uint32_t above = MAGIC_BITS + (MAGIC_BITS << 8) + (MAGIC_BITS << 16) + (MAGIC_BITS << 24);
   return a + (b << 8) + ((c << 16) + (d << 24)) - above;
-}
-
-// The lowest byte of each lane.
-INLINE void store_low_bytes(int8_t *to, Int v) {
-#ifdef __AVX512F__
-  store(to, _mm512_cvtepi32_epi8((Raw)v));
-#else
-  Raw order = _mm256_set1_epi32(0x0c080400), lanes = _mm256_set_epi32(0, 0, 0, 0, 0, 0, 4, 0);
-  Raw packed = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8((Raw)v, order), lanes);
-  store(to, (uint64_t)_mm_cvtsi128_si64(_mm256_castsi256_si128(packed)));
-#endif
 }
 
 // The memory of one thread.
@@ -271,16 +233,16 @@ static void project(const bk_swin_block &b, const WindowSpace s) {
   });
 }
 
-// -z_q sum_d (k_jd - z_k) for every key.
+// What the scores of every key begin with: -z_q sum_d (k_jd - z_k), and what `dot` moves q by.
 static void find_keys(const bk_swin_block &b, const WindowSpace &s, int head) {
   const bk_grid &q = b.swin.q[head], &k = b.swin.k[head];
   const uint32_t *keys = s.k + (int64_t)head * b.padded / 4 * b.width;
-  const uint8_t ones[4] = {1, 1, 1, 1};
+  const uint8_t ones[4] = {MOVED + 1, MOVED + 1, MOVED + 1, MOVED + 1};
   Codes one = four_codes(ones);
   for (int t = 0; t < b.width; t += LANES) {
-    Raw sum = (Raw)all_of(b.depth * (128 - k.zero));
-    for (int g = 0; g < b.padded / 4; g++) sum = dot(sum, one, weights_at((const int8_t *)(keys + g * b.width + t)));
-    store(s.keys + t, (Int)sum * (uint32_t)-q.zero);
+    Raw sum = {};
+    for (int g = 0; g < b.padded / 4; g++) sum = dot(sum, one, weights_at(keys + g * b.width + t));
+    store(s.keys + t, (Int)sum * (uint32_t)(MOVED - q.zero) - (uint32_t)(q.zero * b.depth * (128 - k.zero)));
   }
 }
 
@@ -292,7 +254,7 @@ INLINE void weigh(const bk_swin_block &b, const WindowSpace s, int head, int t) 
   const uint32_t *q = s.q + (int64_t)head * groups * width + t, *k = s.k + (int64_t)head * groups * width;
   const float *position = b.position + ((int64_t)head * width + t / RUN * RUN) * keys + t % RUN;
   Float unit = broadcast(b.score_unit[head]), top = broadcast(NO_TOKEN), sums[4] = {};
-  Raw sum = {};
+  Raw sum = (Raw)all_of(MOVED * b.padded);
   for (int g = 0; g < groups; g++) sum = dot(sum, codes_at(q + g * width), four_weights(ones));
   Int row = (Int)sum * (uint32_t)(128 - b.swin.k[head].zero), part = load<Int>(s.parts + t);
   for (int j = 0; j < keys; j += 4) {
@@ -334,19 +296,21 @@ INLINE void weigh(const bk_swin_block &b, const WindowSpace s, int head, int t) 
   }
 }
 
-// -z_w sum_j (v_jd - z_v) of a channel of v.
+// What the sums of a channel of v begin with: -z_w sum_j (v_jd - z_v), and what `dot` moves the weights by.
 static int32_t column_of(const bk_swin_block &b, const int8_t *v, int head) {
-  if (!b.swin.attention[head].zero) return 0;
-  int32_t sum = b.tokens * (128 - b.swin.v[head].zero);
+  const int zero = b.swin.attention[head].zero;
+  if (!zero && MOVED == 0) return 0;
+  int32_t sum = 0, beyond = 0;
   for (int j = 0; j < b.tokens; j++) sum += v[j];
-  return -b.swin.attention[head].zero * sum;
+  for (int j = b.tokens; j < round_to(b.tokens, 4); j++) beyond += v[j];  // met by weights of 0
+  return MOVED * (sum + beyond) - zero * (sum + b.tokens * (128 - b.swin.v[head].zero));
 }
 
 // Codes of mixed v for LANES queries from t on.
 INLINE void mix(const bk_swin_block &b, const WindowSpace s, int head, int t, const int32_t *columns) {
   const int8_t ones[4] = {1, 1, 1, 1};
   int keys = round_to(b.tokens, 4), width = b.width, padded = b.padded;
-  Raw total = {};
+  Raw total = (Raw)all_of(MOVED * keys);
   for (int j = 0; j < keys; j += 4) total = dot(total, codes_at(s.weights + j / 4 * LANES), four_weights(ones));
   Int row = (Int)total * (uint32_t)(128 - b.swin.v[head].zero);
   Lattice grid = lattice(b.mixed);

@@ -7,7 +7,7 @@
 
 #include "direct.hpp"
 
-enum { TILES = 12 };  // of a block: a multiple of PIXELS
+enum { TILES = 12, WIDEST = LANES == 16 ? 32 : 16 };  // of a block: tiles, a multiple of PIXELS, and outputs
 
 // A tile has N = 16, 25 or 64 positions: edge(N) along each axis, for side_of(N) output pixels along it.
 constexpr int edge(int N) { return N == 25 ? 5 : 4; }
@@ -52,7 +52,7 @@ INLINE void transform_sums(Int *m, int step) {
 // The sum that was multiplied by 4, 36 or 8. What is a multiple of 9 is divided by multiplying with 1 / 9 mod 2^32.
 template <int N>
 INLINE Int divided(Int y) {
-  y = (Int)EACH(srai_epi32)((Raw)y, N == 64 ? 3 : 2);
+  y = halved(y, N == 64 ? 3 : 2);
   return N == 25 ? y * 0x38e38e39u : y;
 }
 
@@ -88,7 +88,7 @@ static void transform_channels(const bk_convolution &c, const uint8_t *const *pi
 #ifdef __AVX512F__
   for (; c.depth - k >= 64; k += 64) transform_tile<Byte64, N>(pixels, c.offset, k, channels, to, position_bytes);
 #endif
-  for (; k < c.depth; k += 32) transform_tile<Byte32, N>(pixels, c.offset, k, channels, to, position_bytes);
+  for (; k < c.depth; k += sizeof(Bytes)) transform_tile<Bytes, N>(pixels, c.offset, k, channels, to, position_bytes);
 }
 
 // Where the sums of pixel j of tile i are: (frame, row, tile, column), so that those of image rows are neighbours.
@@ -100,8 +100,8 @@ INLINE int pixel_of(int j, int i) {
 // V vectors of the sums of the pixels of tile i, from those of its N positions, (position, tile, V).
 template <int N, int V>
 INLINE void transform_back(const int32_t *products, int i, int32_t *sums, int64_t pitch) {
-  enum { E = edge(N), S = side_of(N) };
-#pragma GCC unroll 2
+  enum { E = edge(N), S = side_of(N), COUNT = pixels_of(N) };
+#pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
     Int m[N];
 #pragma GCC unroll 64
@@ -117,7 +117,7 @@ INLINE void transform_back(const int32_t *products, int i, int32_t *sums, int64_
 #pragma GCC unroll 4
       for (int k = 0; k < 4; k++) transform_sums<E>(m + k / 2 * 4 + k % 2, 16);
 #pragma GCC unroll 9
-    for (int j = 0; j < pixels_of(N); j++)
+    for (int j = 0; j < COUNT; j++)
       store(sums + pixel_of<N>(j, i) * pitch + v * LANES, divided<N>(m[(j / S / S * E + j / S % S) * E + j % S]));
   }
 }
@@ -125,8 +125,8 @@ INLINE void transform_back(const int32_t *products, int i, int32_t *sums, int64_
 template <int N>
 static void transform_tiles_back(const int32_t *products, int width, int n, int32_t *sums, int64_t pitch) {
   for (int i = 0; i < n; i++)
-    if (width == 2 * LANES)
-      transform_back<N, 2>(products, i, sums, pitch);
+    if (width == WIDEST)
+      transform_back<N, WIDEST / LANES>(products, i, sums, pitch);
     else
       transform_back<N, 1>(products, i, sums, pitch);
 }
@@ -142,7 +142,7 @@ struct WinogradSpace {
 
 static WinogradSpace winograd_space(const bk_convolution &c, uint8_t *memory) {
   int64_t frame = aligned((int64_t)c.positions * TILES * c.depth), codes = frame * c.taps;
-  int64_t products = (int64_t)c.positions * TILES * 2 * LANES * 4, sums = (int64_t)TILES * 9 * c.width * 4;
+  int64_t products = (int64_t)c.positions * TILES * WIDEST * 4, sums = (int64_t)TILES * 9 * c.width * 4;
   WinogradSpace s = {memory, nullptr, nullptr, nullptr, frame, codes + products + sums + aligned(c.depth)};
   if (memory) {
     s.products = (int32_t *)(memory + codes);

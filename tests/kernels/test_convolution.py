@@ -148,6 +148,24 @@ def test_bad_arguments_are_refused():
         bk.Convolution(np.zeros((4, 1, 3, 3, 4), np.int8)).bind(codes, bk.Output())
 
 
+def test_a_level_that_is_named_is_the_best_one(monkeypatch: pytest.MonkeyPatch):
+    for level in LEVELS:
+        monkeypatch.setenv("BITLENS_KERNELS_LEVEL", level)
+        assert bk.best_level() == level and bk.levels() == LEVELS[: LEVELS.index(level) + 1]
+    monkeypatch.setenv("BITLENS_KERNELS_LEVEL", "sse2")
+    with pytest.raises(ValueError, match=f"'sse2'; wanted one of {', '.join(LEVELS)}"):
+        bk.best_level()
+
+
+def test_a_level_of_another_processor_is_refused():
+    weights, has = np.zeros((4, 1, 1, 1, 4), np.int8), bk.library.functions().bk_has
+    others = [level for place, level in enumerate(bk.LEVELS) if not has(place)]
+    for level in others:
+        with pytest.raises(ValueError, match="no such instruction set"):
+            bk.Convolution(weights, level=level)
+    assert others  # no processor has them all
+
+
 def test_a_call_can_be_made_again():
     random = np.random.default_rng(0)
     case = Case(
