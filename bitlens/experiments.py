@@ -199,6 +199,7 @@ SR_METHODS = (
     ("DOBI", "dobi", "official"),
     ("DQC", "dqc", "official"),
     ("2DQuant", "2dquant", "official"),
+    ("CondiQuant", "condiquant", "official"),
     ("2DQuant, deployable", "2dquant", "deployable"),
     ("balanced, deployable", "balanced", "deployable"),
     ("GPTQ, deployable", "gptq", "deployable"),

@@ -65,7 +65,7 @@ ORDER = ("2DQuant", "DOBI", "Percentile", "MinMax")
 def method_table(content: dict[str, Any]) -> str:
     """What `bitlens experiment sr-table` found, beside the papers' numbers, as Markdown."""
     sets, rows, budget = list(content["float"]), content["rows"], content["budget"]
-    told = [name for name in sets if any(name in row["paper"] | row["condiquant"] for row in rows)]
+    told = [name for name in sets if any(name in row["paper"] for row in rows)]
     columns = ["bits", "method", "held out", *sets, *(f"{name}, paper" for name in told)]
     lines = [f"| {' | '.join(columns)} |", f"|---:|---|{'---:|' * (len(columns) - 2)}"]
     whole = [f"{value:.2f}" for value in content["float"].values()]
@@ -77,10 +77,6 @@ def method_table(content: dict[str, Any]) -> str:
             values = [mark(row["against_float"][name], best[name]) for name in sets]
             values += [f"{row['paper'][name]:+.2f}" if name in row["paper"] else "" for name in told]
             lines.append(f"| {bits} | {row['variant']} | {row['held_out']:.2f} | {' | '.join(values)} |")
-        goal = same[0]["condiquant"]
-        if goal:
-            values = [f"{goal[name]:+.2f}" if name in goal else "" for name in told]
-            lines.append(f"| {bits} | CondiQuant | |{' |' * len(sets)} {' | '.join(values)} |")
     limit = "" if budget["minutes"] is None else f"{budget['minutes']:g} minutes or "
     seconds = [row["refinement_cpu_seconds"] for row in rows if row["steps"]]
     words = (

@@ -46,9 +46,7 @@ def run_table(command: "Experiment") -> int:
         for label, method, grid, bits in variants:
             made = quantized(command, network, pictures, method, grid, bits, f"{label}, {bits} bits")
             paper = SR_PAPER.get((scale, label, bits), {})
-            goal = SR_PAPER.get((scale, "CondiQuant", bits), {})
-            rows.append({"variant": label, "method": method, "grid": grid, "bits": bits, **made})
-            rows[-1] |= {"paper": paper, "condiquant": goal}
+            rows.append({"variant": label, "method": method, "grid": grid, "bits": bits, **made, "paper": paper})
         float_scores: dict[str, float] = {}
         for name in sets:  # one set after the other: what is stopped has whole columns
             float_scores[name] = score_of(command.run_folder / "float.json", command.start, name)
@@ -220,14 +218,10 @@ def show(content: dict[str, Any]) -> None:
     from bitlens.report import console, table
 
     sets = list(content["float"])
-    told = [name for name in sets if any(name in row["paper"] | row["condiquant"] for row in content["rows"])]
+    told = [name for name in sets if any(name in row["paper"] for row in content["rows"])]
     columns = ["bits and method", "held out (dB)", *sets, *(f"{name} in paper" for name in told)]
     rows = [("float", "", *(f"{content['float'][name]:.2f}" for name in sets), *("" for _ in told))]
-    shown = 0
     for row in content["rows"]:
-        if row["bits"] != shown and row["condiquant"]:
-            shown = row["bits"]
-            rows.append((f"{shown}  CondiQuant", "", *("" for _ in sets), *decibels(row["condiquant"], told)))
         scores = *decibels(row["against_float"], sets), *decibels(row["paper"], told)
         rows.append((f"{row['bits']}  {row['variant']}", f"{row['held_out']:.2f}", *scores))
     out = console()

@@ -32,6 +32,7 @@ class Moments:
         self.layer, self.n = layer, 0
         k = layer.layer.get_parameter("weight")[0].numel()
         self.own, self.cross = torch.zeros(k, k, dtype=torch.float64), torch.zeros(k, k, dtype=torch.float64)
+        self.float = torch.zeros(k, k, dtype=torch.float64)
         self.mean, self.own_mean = torch.zeros(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
 
     def see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -43,6 +44,7 @@ class Moments:
         stride = max(1, len(x) // POSITIONS) | 1
         x, quantized = x[::stride], quantized[::stride]
         self.own += quantized.T @ quantized
+        self.float += x.T @ x
         self.cross += x.T @ quantized
         self.mean += x.sum(0, dtype=torch.float64)
         self.own_mean += quantized.sum(0, dtype=torch.float64)
@@ -62,6 +64,14 @@ def fit_weights(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[
     Returns:
         The names of the layers that were rounded.
     """
+    moments = moments_of(student, teacher, batches)
+    for each in moments.values():
+        round_layer(each)
+    return list(moments)
+
+
+def moments_of(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Any, ...]]) -> dict[str, Moments]:
+    """The moments of every layer of a calibrated network that `fits`, by its name; arguments as for `fit_weights`."""
     layers = {name: layer for name, layer in quantized_layers(student).items() if fits(layer)}
     moments = {name: Moments(layer) for name, layer in layers.items() if isinstance(layer, Quantized)}
     hooks = [teacher.get_submodule(name).register_forward_pre_hook(each.see) for name, each in moments.items()]
@@ -72,9 +82,7 @@ def fit_weights(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[
     finally:
         for hook in hooks:
             hook.remove()
-    for each in moments.values():
-        round_layer(each)
-    return list(moments)
+    return moments
 
 
 def fits(layer: nn.Module) -> bool:

@@ -10,6 +10,7 @@ Beside it, in the same form, what it is compared with and what goes further:
 | `dbdc-pac`      | clipping by density      | bounds of activations, of weights    | Tu et al., CVPR 2023        |
 | `dqc`           | minmax                   | bounds                               | 2DQuant without its stage 1 |
 | `2dquant`       | DOBI                     | bounds                               | 2DQuant                     |
+| `condiquant`    | DOBI, on conditioned weights         | bounds                               | CondiQuant                  |
 | `balanced`      | channels balanced, least squared error | bounds                 | RepQ-ViT, SmoothQuant       |
 | `gptq`          | least squared error      | weights by GPTQ, bounds of activations | GPTQ, for both factors    |
 | `2dquant-plus`  | balanced, with GPTQ      | bounds, and the weights between them | here                        |
@@ -26,6 +27,7 @@ from typing import Any, Literal
 from torch import nn
 
 from bitlens.methods.brecq import reconstruct
+from bitlens.methods.condiquant import condition_weights
 from bitlens.methods.direct import layer_bits
 from bitlens.methods.gptq import fit_weights
 from bitlens.methods.ptq import body_rules, two_bounds
@@ -35,7 +37,7 @@ from bitlens.recipe import Bits, Recipe, Rule
 Range = Literal["minmax", "mse", "dobi"]
 
 FITTED = 16
-"""Batches that GPTQ's moments are taken from."""
+"""Batches that moments are taken from."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class TwoStage:
     """Trainings one after the other; they share the steps and the time."""
     balanced: bool = False
     """Whether input channels of networks that enlarge pictures are balanced (`bitlens.quant.balance`)."""
+    conditioned: bool = False
+    """Whether weights are conditioned before (`bitlens.methods.condiquant`)."""
     fitted: bool = False
     """Whether weights are rounded by GPTQ before (`bitlens.methods.gptq`)."""
     blocks: Refinement | None = None
@@ -109,7 +113,11 @@ class TwoStage:
             state: file to go on from; a second stage adds its number to the name.
             on_step: receives the number of finished steps of all stages, and the loss.
         """
-        if self.fitted:  # also before it goes on: a state holds what is trained, and biases are not
+        # These two also before it goes on: a state holds what is trained, and biases are not.
+        if self.conditioned:
+            weight_range: str = student.recipe.weight_range  # type: ignore[union-attr, assignment]
+            condition_weights(student, teacher, batches[:FITTED], weight_range)
+        if self.fitted:
             fit_weights(student, teacher, batches[:FITTED])
         done, results = 0, []
         share = 1 / len(self.stages)
@@ -174,6 +182,7 @@ compared, where the official code cuts their gradient off by mistake.
 
 DQC = TwoStage("dqc", "minmax", "minmax", (Refinement(),))
 TWODQUANT = TwoStage("2dquant", "dobi", "dobi", (Refinement(),))
+CONDIQUANT = replace(TWODQUANT, name="condiquant", conditioned=True)
 GPTQ = TwoStage("gptq", "mse", "mse", (Refinement(500, unit="range", grids="activations"),), fitted=True)
 BALANCED = TwoStage("balanced", "mse", "mse", (Refinement(unit="range"),), balanced=True)
 PLUS = TwoStage("2dquant-plus", "mse", "mse", (Refinement(unit="range", weights=3e-2),), balanced=True, fitted=True)
@@ -182,4 +191,4 @@ BRECQ = replace(
     PLUS, name="brecq", blocks=Refinement(500, unit="range", learning_rate=3e-3, weights=3e-2, features=0.0)
 )
 
-METHODS = {method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, BALANCED, GPTQ, PLUS, BRECQ)}
+METHODS = {method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, CONDIQUANT, BALANCED, GPTQ, PLUS, BRECQ)}

@@ -94,6 +94,7 @@ def test_convolutions_named_like_linear_layers_stay_float() -> None:
         ("dqc", "official"),
         ("2dquant", "official"),
         ("2dquant", "deployable"),
+        ("condiquant", "official"),
         ("gptq", "deployable"),
         ("2dquant-plus", "deployable"),
         ("brecq", "deployable"),
