@@ -42,6 +42,9 @@ class Bits:
     """Of activations: none (symmetric), an integer code, rounded but anywhere (Q-SCI's code), or any number."""
     parametrization: Literal["step", "bound", "truncation"] = "step"
     """Train step and zero-point (LSQ+), the two bounds (2DQuant), or one bound of activations on both sides (PAMS)."""
+    rank: int = 0
+    """Channels of a path of 8 bits beside the layer, which takes the strongest part of its weights over
+    (`bitlens.quant.side`); 0: none. Layers too small for it, grouped convolutions and products have none."""
 
     def __post_init__(self):
         for name in ("weight", "activation"):
@@ -51,6 +54,8 @@ class Bits:
                     f"{name} = {bits!r} bits; wanted a whole number from 1 to 8; to leave a layer float, give its rule "
                     "no bits"
                 )
+        if not isinstance(self.rank, int) or not 0 <= self.rank <= 1024:
+            raise ValueError(f"rank = {self.rank!r} channels; wanted a whole number from 0 to 1024; correct it")
         check_choices(self)
 
 

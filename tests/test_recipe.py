@@ -19,10 +19,11 @@ BITS = st.fixed_dictionaries(
         "weight": WIDTHS,
         "activation": WIDTHS,
         "weight_granularity": st.sampled_from(["tensor", "channel"]),
-        "activation_granularity": st.sampled_from(["tensor", "input_channel"]),
+        "activation_granularity": st.sampled_from(["tensor", "input_channel", "balanced"]),
         "product_granularity": st.sampled_from(["tensor", "head"]),
         "zero_point": st.sampled_from(["none", "integer", "rounded", "free"]),
         "parametrization": st.sampled_from(["step", "bound"]),
+        "rank": st.integers(0, 1024),
     },
 )
 RULES = st.fixed_dictionaries({"pattern": NAMES}, optional={"bits": st.none() | BITS})

@@ -141,8 +141,10 @@ class Quantize:
 
 
 def bits_text(bits: Any) -> str:
-    """w4a4, or float."""
-    return "float" if bits is None else f"w{bits.weight}a{bits.activation}"
+    """w4a4, or w4a4 +8 with a path of eight channels where there is room for it, or float."""
+    if bits is None:
+        return "float"
+    return f"w{bits.weight}a{bits.activation}" + (f" +{bits.rank}" if bits.rank else "")
 
 
 def made_videos(seed: int) -> list[Any]:

@@ -6,6 +6,7 @@ from torch import nn
 
 from bitlens.engine import plan
 from bitlens.engine.lower import Lowered, Outcome, lower
+from bitlens.quant.side import SidePath
 
 VIDEO_NETWORKS = "EfficientSCI without Q-ViT's normalization"
 GRAPHS = f"{VIDEO_NETWORKS}, or one that enlarges pictures"
@@ -28,6 +29,8 @@ def unfit(
     """
     if not known:
         return unknown(network, wanted)
+    if sides := sides_of(network):
+        return f"{len(sides)} layers ({sides[0]} first) have a path beside them; wanted none"
     others = [outcome for outcome in lower(network).report if outcome.way != "direct" and not allowed(outcome)]
     if others:
         return f"{len(others)} layers ({others[0].name} first, {others[0].way}) are not direct; wanted integers only"
@@ -38,12 +41,22 @@ def unfit(
     return None
 
 
-def refuse_balanced(lowered: Lowered) -> None:
-    """Refuse layers whose input channels are balanced, which only the graphs of networks for pictures know.
+def sides_of(network: nn.Module) -> list[str]:
+    """The layers that have a path of few channels beside them."""
+    return [name for name, module in network.named_modules() if isinstance(module, SidePath)]
+
+
+def refuse_additions(network: nn.Module, lowered: Lowered) -> None:
+    """Refuse paths beside layers and balanced input channels, which only the graphs of networks for pictures know.
 
     Raises:
         TypeError: there is one.
     """
+    if sides := sides_of(network):
+        raise TypeError(
+            f"{len(sides)} layers ({sides[0]} first) have a path beside them; wanted none in a network for video; run "
+            "it in torch"
+        )
     balanced = [name for name, layer in lowered.layers.items() if getattr(layer, "balance", None) is not None]
     if balanced:
         raise TypeError(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from bitlens.engine.lower import Lowered
-from bitlens.engine.refusals import refuse_balanced
+from bitlens.engine.refusals import refuse_additions
 from bitlens.networks.efficientsci import CFormer, EfficientSCI, ResDNet, TemporalAttention
 
 
@@ -28,7 +28,7 @@ class Steps:
     """A graph under construction; its values (b, c, t, h, w) are whatever the subclass's ops return."""
 
     def __init__(self, network: EfficientSCI, lowered: Lowered):
-        refuse_balanced(lowered)
+        refuse_additions(network, lowered)
         self.names = {id(module): name for name, module in network.named_modules()}
         self.integers = lowered.layers
         self.taps: dict[str, Tap] = {}

@@ -3,8 +3,8 @@
 [CondiQuant] Liu et al.: "CondiQuant: Condition Number Based Low-Bit Quantization for Image Super-Resolution",
 arXiv 2502.15478, 2025.
 
-Errors dX of the activations come out as W dX, and weigh most against W X where the singular values of W differ most. Along
-inputs that hardly occur, W may change and W X stays. So, for every layer, with centred inputs X,
+Errors dX of the activations come out as W dX, and weigh most against W X where the singular values of W differ most.
+Along inputs that hardly occur, W may change and W X stays. So, for every layer, with centred inputs X,
 
     min over W'   1/2 ||(W' - W) X||^2 / ||X||^2 + strength/2 sum_i (s_i - mean s)^2       s: singular values of W'
 

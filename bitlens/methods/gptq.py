@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bitlens.quant.grid import dequantize, quantize
-from bitlens.quant.layers import Quantized, float_mode, quantized_layers
+from bitlens.quant.layers import Quantized, float_mode, quantized_layers, unfolded
 
 POSITIONS = 1024
 """Positions of each batch that are kept of a layer's input, evenly spaced."""
@@ -55,7 +55,7 @@ def fit_weights(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[
     """Round the weights of every linear layer and plain 2-D convolution of a calibrated network, in place.
 
     Their new weights lie on their grids, and biases follow the means. Other layers (grouped, transposed, 1-D and 3-D
-    convolutions, products) stay as they are.
+    convolutions, products, layers with a path beside them) stay as they are.
 
     Args:
         student: fake-quantized and calibrated. teacher: the float network; its inputs to each layer are taken.
@@ -72,7 +72,8 @@ def fit_weights(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[
 
 def moments_of(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Any, ...]]) -> dict[str, Moments]:
     """The moments of every layer of a calibrated network that `fits`, by its name; arguments as for `fit_weights`."""
-    layers = {name: layer for name, layer in quantized_layers(student).items() if fits(layer)}
+    known = dict(teacher.named_modules())  # without layers that have a path beside them
+    layers = {name: layer for name, layer in quantized_layers(student).items() if name in known and fits(layer)}
     moments = {name: Moments(layer) for name, layer in layers.items() if isinstance(layer, Quantized)}
     hooks = [teacher.get_submodule(name).register_forward_pre_hook(each.see) for name, each in moments.items()]
     try:
@@ -92,21 +93,6 @@ def fits(layer: nn.Module) -> bool:
     inner = layer.layer
     plain = isinstance(inner, nn.Conv2d) and inner.groups == 1 and not isinstance(inner.padding, str)
     return isinstance(inner, nn.Linear) or (plain and inner.padding_mode == "zeros")
-
-
-def unfolded(layer: nn.Module, x: Tensor) -> Float[Tensor, "positions k"]:
-    """What each output position of a layer is a linear function of."""
-    if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])
-    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
-    columns = nn.functional.unfold(
-        x,
-        layer.kernel_size,
-        dilation=layer.dilation,
-        padding=layer.padding,
-        stride=layer.stride,  # type: ignore[arg-type]
-    )  # b k positions
-    return columns.transpose(1, 2).flatten(0, 1)
 
 
 @torch.no_grad()

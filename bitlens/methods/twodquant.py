@@ -5,16 +5,17 @@
 
 Beside it, in the same form, what it is compared with and what goes further:
 
-| name            | start                    | trained                              | source                      |
-|-----------------|--------------------------|--------------------------------------|-----------------------------|
-| `dbdc-pac`      | clipping by density      | bounds of activations, of weights    | Tu et al., CVPR 2023        |
-| `dqc`           | minmax                   | bounds                               | 2DQuant without its stage 1 |
-| `2dquant`       | DOBI                     | bounds                               | 2DQuant                     |
-| `condiquant`    | DOBI, on conditioned weights         | bounds                               | CondiQuant                  |
-| `balanced`      | channels balanced, least squared error | bounds                 | RepQ-ViT, SmoothQuant       |
-| `gptq`          | least squared error      | weights by GPTQ, bounds of activations | GPTQ, for both factors    |
-| `2dquant-plus`  | balanced, with GPTQ      | bounds, and the weights between them | here                        |
-| `brecq`         | the same                 | the same, block by block first       | BRECQ, with free weights    |
+| name           | start                            | trained                                | source                |
+|----------------|----------------------------------|----------------------------------------|-----------------------|
+| `dbdc-pac`     | clipping by density              | bounds of activations, of weights      | Tu et al., CVPR 2023  |
+| `dqc`          | minmax                           | bounds                                 | 2DQuant's stage 2     |
+| `2dquant`      | DOBI                             | bounds                                 | 2DQuant               |
+| `condiquant`   | DOBI, on conditioned weights     | bounds                                 | CondiQuant            |
+| `balanced`     | balanced, least squared error    | bounds                                 | RepQ-ViT, SmoothQuant |
+| `gptq`         | least squared error              | weights by GPTQ, bounds of activations | GPTQ, for both factors |
+| `2dquant-plus` | balanced, with GPTQ              | bounds, and the weights between them   | here                  |
+| `svdquant`     | balanced, paths of 8 bits beside | the same                               | SVDQuant, in integers |
+| `brecq`        | as `2dquant-plus`                | the same, block by block first         | BRECQ, free weights   |
 
 The first stage alone are the methods `minmax`, `percentile` and `dobi`.
 """
@@ -54,6 +55,8 @@ class TwoStage:
     """Trainings one after the other; they share the steps and the time."""
     balanced: bool = False
     """Whether input channels of networks that enlarge pictures are balanced (`bitlens.quant.balance`)."""
+    rank: int = 0
+    """Channels of a path of 8 bits beside each layer of networks that enlarge pictures (`bitlens.quant.side`)."""
     conditioned: bool = False
     """Whether weights are conditioned before (`bitlens.methods.condiquant`)."""
     fitted: bool = False
@@ -76,8 +79,9 @@ class TwoStage:
                 output channel of the weights, one scale and an integer zero-point for activations).
         """
         rules = body_rules(network, self.layer(bits, grid))
-        if self.balanced and "scale" in getattr(network, "config", {}):
-            rules = balanced(rules)
+        if "scale" in getattr(network, "config", {}):
+            rules = balanced(rules) if self.balanced else rules
+            rules = tuple(replace(rule, bits=rule.bits and replace(rule.bits, rank=self.rank)) for rule in rules)
         return self.with_rules(rules, bits, grid)
 
     def layer(self, bits: int, grid: str) -> Bits:
@@ -187,8 +191,12 @@ GPTQ = TwoStage("gptq", "mse", "mse", (Refinement(500, unit="range", grids="acti
 BALANCED = TwoStage("balanced", "mse", "mse", (Refinement(unit="range"),), balanced=True)
 PLUS = TwoStage("2dquant-plus", "mse", "mse", (Refinement(unit="range", weights=3e-2),), balanced=True, fitted=True)
 
+SVDQUANT = replace(PLUS, name="svdquant", rank=8, fitted=False)
+
 BRECQ = replace(
     PLUS, name="brecq", blocks=Refinement(500, unit="range", learning_rate=3e-3, weights=3e-2, features=0.0)
 )
 
-METHODS = {method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, CONDIQUANT, BALANCED, GPTQ, PLUS, BRECQ)}
+METHODS = {
+    method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, CONDIQUANT, BALANCED, GPTQ, PLUS, SVDQUANT, BRECQ)
+}

@@ -13,6 +13,7 @@ from bitlens.quant.balance import balance_channels
 from bitlens.quant.grid import Grid, StepGrid, TruncationGrid
 from bitlens.quant.layers import Quantized, float_mode, quantized_layers
 from bitlens.quant.ranges import choose_range, ema
+from bitlens.quant.side import split_sides
 from bitlens.recipe import Recipe
 
 KEPT = 1 << 13
@@ -60,6 +61,7 @@ def calibrate(network: nn.Module, batches: Iterable[tuple[Any, ...]], recipe: Re
     batches = list(batches)
     training = network.training
     with float_mode(network.eval()), torch.no_grad():
+        split_sides(network, batches)
         balance_channels(network, batches)
     network.train(training)
     calibrate_activations(network, batches, recipe.activation_range)

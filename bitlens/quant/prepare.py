@@ -14,6 +14,7 @@ from bitlens.quant.layers import (
     real_weight,
     times_inputs,
 )
+from bitlens.quant.side import SidePath, has_room
 from bitlens.recipe import Bits, Recipe
 
 
@@ -84,6 +85,11 @@ def unprepare(network: nn.Module) -> None:
             back = weight if wrapped.balance is None else times_inputs(wrapped.layer, weight, wrapped.balance)
             wrapped.layer.get_parameter("weight").copy_(back)
     for name, module in list(network.named_modules(remove_duplicate=False)):
+        if isinstance(module, SidePath):
+            weight = module.main.layer.get_parameter("weight")
+            weight.copy_(module.weight.view_as(weight))
+            put(network, name, module.main)
+    for name, module in list(network.named_modules(remove_duplicate=False)):
         if isinstance(module, QUANTIZED):
             put(network, name, module.layer)
 
@@ -111,7 +117,7 @@ def put(network: nn.Module, name: str, module: nn.Module) -> None:
 def wrap(network: nn.Module, name: str, module: nn.Module, bits: Bits) -> nn.Module:
     """The fake-quantized stand-in of one layer."""
     if isinstance(module, LAYERS):
-        return Quantized(module, bits)
+        return SidePath(module, bits) if bits.rank and has_room(module, bits.rank) else Quantized(module, bits)
     parent = network.get_submodule(name.rpartition(".")[0])
     return QuantizedMatMul(module, bits, getattr(parent, "heads", None))
 

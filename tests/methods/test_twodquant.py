@@ -97,6 +97,7 @@ def test_convolutions_named_like_linear_layers_stay_float() -> None:
         ("condiquant", "official"),
         ("gptq", "deployable"),
         ("2dquant-plus", "deployable"),
+        ("svdquant", "deployable"),
         ("brecq", "deployable"),
     ],
 )
