@@ -55,7 +55,7 @@ def fit_weights(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[
     """Round the weights of every linear layer and plain 2-D convolution of a calibrated network, in place.
 
     Their new weights lie on their grids, and biases follow the means. Other layers (grouped, transposed, 1-D and 3-D
-    convolutions, products, layers with a path beside them) stay as they are.
+    convolutions, products, paths beside layers) stay as they are.
 
     Args:
         student: fake-quantized and calibrated. teacher: the float network; its inputs to each layer are taken.
@@ -72,10 +72,14 @@ def fit_weights(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[
 
 def moments_of(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Any, ...]]) -> dict[str, Moments]:
     """The moments of every layer of a calibrated network that `fits`, by its name; arguments as for `fit_weights`."""
-    known = dict(teacher.named_modules())  # without layers that have a path beside them
-    layers = {name: layer for name, layer in quantized_layers(student).items() if name in known and fits(layer)}
-    moments = {name: Moments(layer) for name, layer in layers.items() if isinstance(layer, Quantized)}
-    hooks = [teacher.get_submodule(name).register_forward_pre_hook(each.see) for name, each in moments.items()]
+    known = dict(teacher.named_modules())
+    moments, hooks = {}, []
+    for name, layer in quantized_layers(student).items():
+        source = known.get(name.removesuffix(".main"))  # a layer with a path beside it is named so; the path has none
+        if source is not None and fits(layer):
+            assert isinstance(layer, Quantized)
+            moments[name] = Moments(layer)
+            hooks.append(source.register_forward_pre_hook(moments[name].see))
     try:
         with torch.no_grad(), float_mode(teacher):
             for batch in batches:

@@ -12,9 +12,9 @@ Beside it, in the same form, what it is compared with and what goes further:
 | `2dquant`      | DOBI                             | bounds                                 | 2DQuant               |
 | `condiquant`   | DOBI, on conditioned weights     | bounds                                 | CondiQuant            |
 | `balanced`     | balanced, least squared error    | bounds                                 | RepQ-ViT, SmoothQuant |
-| `gptq`         | least squared error              | weights by GPTQ, bounds of activations | GPTQ, for both factors |
+| `gptq`         | least squared error              | weights by GPTQ, bounds of activations | GPTQ, both factors    |
 | `2dquant-plus` | balanced, with GPTQ              | bounds, and the weights between them   | here                  |
-| `svdquant`     | balanced, paths of 8 bits beside | the same                               | SVDQuant, in integers |
+| `svdquant`     | as `2dquant-plus`, paths beside  | the same                               | SVDQuant, in integers |
 | `brecq`        | as `2dquant-plus`                | the same, block by block first         | BRECQ, free weights   |
 
 The first stage alone are the methods `minmax`, `percentile` and `dobi`.
@@ -191,7 +191,7 @@ GPTQ = TwoStage("gptq", "mse", "mse", (Refinement(500, unit="range", grids="acti
 BALANCED = TwoStage("balanced", "mse", "mse", (Refinement(unit="range"),), balanced=True)
 PLUS = TwoStage("2dquant-plus", "mse", "mse", (Refinement(unit="range", weights=3e-2),), balanced=True, fitted=True)
 
-SVDQUANT = replace(PLUS, name="svdquant", rank=8, fitted=False)
+SVDQUANT = replace(PLUS, name="svdquant", rank=8)
 
 BRECQ = replace(
     PLUS, name="brecq", blocks=Refinement(500, unit="range", learning_rate=3e-3, weights=3e-2, features=0.0)

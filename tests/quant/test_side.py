@@ -125,10 +125,14 @@ def test_who_has_room() -> None:
 
 
 @torch.no_grad()
-def test_gptq_leaves_it_alone() -> None:
-    teacher, student, x = made("linear")
-    before = student(x)
-    assert fit_weights(student, teacher, [(x,)]) == [] and torch.equal(student(x), before)
+@pytest.mark.parametrize("name", CASES)
+def test_gptq_rounds_the_layer_and_leaves_the_path(name: str) -> None:
+    teacher, student, x = made(name)
+    side, before = side_of(student), float((student(x) - teacher(x)).norm())
+    path = [part.layer.get_parameter("weight").clone() for part in (side.down, side.up)]
+    assert fit_weights(student, teacher, [(x,)]) == ["0.main"]
+    assert float((student(x) - teacher(x)).norm()) < before
+    assert all(torch.equal(a, b.layer.get_parameter("weight")) for a, b in zip(path, (side.down, side.up), strict=True))
 
 
 @torch.no_grad()
