@@ -141,7 +141,7 @@ class Quantize:
 
 
 def bits_text(bits: Any) -> str:
-    """w4a4, or w4a4 +8 with a path of eight channels where there is room for it, or float."""
+    """w4a4, or w4a4 +8 with a path of eight channels beside it, or float."""
     if bits is None:
         return "float"
     return f"w{bits.weight}a{bits.activation}" + (f" +{bits.rank}" if bits.rank else "")

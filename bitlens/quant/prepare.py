@@ -104,8 +104,10 @@ def decide(name: str, module: nn.Module, recipe: Recipe) -> Decision | None:
     rule = recipe.rule_of(name)
     if rule is None:
         return Decision(name, kind, None, "no rule matches")
-    why = f"rule {rule.pattern!r}" if rule.bits else f"rule {rule.pattern!r} leaves it float"
-    return Decision(name, kind, rule.bits, why)
+    if rule.bits is None:
+        return Decision(name, kind, None, f"rule {rule.pattern!r} leaves it float")
+    bits = rule.bits if has_room(module, rule.bits.rank) else replace(rule.bits, rank=0)
+    return Decision(name, kind, bits, f"rule {rule.pattern!r}")
 
 
 def put(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -117,7 +119,7 @@ def put(network: nn.Module, name: str, module: nn.Module) -> None:
 def wrap(network: nn.Module, name: str, module: nn.Module, bits: Bits) -> nn.Module:
     """The fake-quantized stand-in of one layer."""
     if isinstance(module, LAYERS):
-        return SidePath(module, bits) if bits.rank and has_room(module, bits.rank) else Quantized(module, bits)
+        return SidePath(module, bits) if bits.rank else Quantized(module, bits)
     parent = network.get_submodule(name.rpartition(".")[0])
     return QuantizedMatMul(module, bits, getattr(parent, "heads", None))
 

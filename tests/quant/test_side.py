@@ -118,7 +118,8 @@ def test_who_has_room() -> None:
     assert not has_room(nn.Conv2d(64, 64, 3, groups=2), 1) and not has_room(nn.Conv3d(64, 64, 3), 1)
     assert not has_room(nn.Conv2d(64, 64, 3, padding_mode="reflect"), 1)
     network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4))
-    prepare(network, Recipe("s", (Rule("*", Bits(rank=8)),)))
+    decisions = prepare(network, Recipe("s", (Rule("*", Bits(rank=8)),)))
+    assert [decision.bits.rank for decision in decisions if decision.bits] == [8, 0]
     assert isinstance(network[0], SidePath) and isinstance(network[1], Quantized)
     with pytest.raises(ValueError, match="rank = -1 channels"):
         Bits(rank=-1)
