@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bitlens.methods import quantize
 from bitlens.methods.condiquant import condition_number, condition_weights, conditioned
-from bitlens.quant.calibrate import calibrate
+from bitlens.quant.calibrate import calibrate, set_weight_range
 from bitlens.quant.layers import Quantized, float_mode
 from bitlens.quant.prepare import prepare
 from bitlens.recipe import Bits, Recipe, Rule
@@ -55,7 +55,7 @@ def test_a_layer_keeps_its_outputs_and_gets_a_range(layer: nn.Module) -> None:
     else:
         channels = layer.get_parameter("weight").shape[1]
         x = torch.randn(4, 1, 12, 12).expand(-1, channels, -1, -1) + 1
-    recipe = Recipe("test", (Rule("*", Bits(4, 4)),), "test", "minmax", "minmax")
+    recipe = Recipe("test", (Rule("*", Bits(4, 1)),), "test", "minmax", "minmax")
     student = copy.deepcopy(network)
     prepare(student, recipe)
     calibrate(student, [(x,)], recipe)
@@ -70,8 +70,27 @@ def test_a_layer_keeps_its_outputs_and_gets_a_range(layer: nn.Module) -> None:
     if quantized.layer.bias is not None:
         dims = [axis for axis in range(wanted.ndim) if wanted.shape[axis] != len(weight) or axis == 0]
         assert torch.allclose(wanted.mean(dims), found.mean(dims), atol=1e-4)
-    largest = weight.flatten(1).abs().amax(1)
-    assert torch.allclose(quantized.weight_grid.scale_and_zero_point()[0].flatten(), largest / 7, rtol=0.2)
+    chosen, wanted_grid = quantized.weight_grid.scale_and_zero_point()[0].clone(), quantized.weight_grid
+    set_weight_range(quantized, "minmax")
+    assert torch.equal(chosen, wanted_grid.scale_and_zero_point()[0])
+
+
+def test_a_mean_is_the_matter_of_the_bias() -> None:
+    """An input that never changes: with a bias its weights are free, without one they are not."""
+    x = torch.randn(400, 3)
+    x[:, 2] = 1.0
+    for bias in (True, False):
+        layer = nn.Linear(3, 3, bias=bias)
+        with torch.no_grad():
+            layer.weight.copy_(torch.diag(torch.tensor([1.0, 1.0, 0.01])))
+        student = nn.Sequential(copy.deepcopy(layer))
+        recipe = Recipe("test", (Rule("*", Bits(8, 8)),), "test", "minmax", "minmax")
+        prepare(student, recipe)
+        calibrate(student, [(x,)], recipe)
+        ((old, new),) = condition_weights(student, nn.Sequential(layer), [(x,)], "minmax", strength=0.05).values()
+        assert old == pytest.approx(100) and (new < 1.5 if bias else new > 15)
+        with float_mode(student), torch.no_grad():
+            assert float((student(x) - layer(x)).norm() / layer(x).norm()) < 0.05
 
 
 def test_the_method_conditions_before_it_refines() -> None:
