@@ -20,8 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bitlens.methods.gptq import Moments, moments_of
+from bitlens.methods.gptq import layers_that_fit
 from bitlens.quant.calibrate import set_weight_range
+from bitlens.quant.inputs import Moments, watch
+from bitlens.quant.layers import float_mode
 
 STRENGTH, STEPS = 1e-2, 50
 
@@ -44,20 +46,22 @@ def condition_weights(
     Returns:
         The condition number of each layer before and after.
     """
-    numbers = {}
-    for name, moments in moments_of(student, teacher, batches).items():
-        numbers[name] = condition_layer(moments, strength)
-        set_weight_range(moments.layer, weight_range)
+    layers, numbers = layers_that_fit(student, teacher), {}
+    moments = {name: Moments(layer.layer, layer.balanced) for name, (layer, _) in layers.items()}
+    with float_mode(teacher):
+        watch(teacher, batches, [(source, moments[name].see) for name, (_, source) in layers.items()])
+    for name, (layer, _) in layers.items():
+        numbers[name] = condition_layer(layer.layer, moments[name], strength)
+        set_weight_range(layer, weight_range)
     return numbers
 
 
 @torch.no_grad()
-def condition_layer(moments: Moments, strength: float) -> tuple[float, float]:
-    """Put conditioned weights, and the bias that belongs to them, into a layer."""
-    layer = moments.layer.layer
+def condition_layer(layer: nn.Module, moments: Moments, strength: float) -> tuple[float, float]:
+    """Put conditioned weights, and the bias that belongs to them, into a float layer; its condition numbers."""
     weight, bias = layer.get_parameter("weight"), layer.bias
     old = weight.double().flatten(1)  # out k
-    gram, mean = moments.float / moments.n, moments.mean / moments.n
+    gram, mean = moments.second, moments.mean
     if isinstance(bias, nn.Parameter):
         gram = gram - mean.outer(mean)
     new = conditioned(old, gram, strength)

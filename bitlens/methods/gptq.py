@@ -19,20 +19,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bitlens.quant.grid import dequantize, quantize
-from bitlens.quant.layers import Quantized, float_mode, quantized_layers, unfolded
-
-POSITIONS = 1024
-"""Positions of each batch that are kept of a layer's input, evenly spaced."""
+from bitlens.quant.inputs import spread, unfolded, watch
+from bitlens.quant.layers import Quantized, float_mode, quantized_layers
 
 
-class Moments:
+class PairMoments:
     """Second moments of a layer's float inputs x and quantized inputs x', summed over positions."""
 
     def __init__(self, layer: Quantized):
         self.layer, self.n = layer, 0
         k = layer.layer.get_parameter("weight")[0].numel()
         self.own, self.cross = torch.zeros(k, k, dtype=torch.float64), torch.zeros(k, k, dtype=torch.float64)
-        self.float = torch.zeros(k, k, dtype=torch.float64)
         self.mean, self.own_mean = torch.zeros(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
 
     def see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -41,10 +38,8 @@ class Moments:
         x = unfolded(self.layer.layer, values)
         with torch.no_grad():
             quantized = unfolded(self.layer.layer, self.layer.input_grid(values))
-        stride = max(1, len(x) // POSITIONS) | 1
-        x, quantized = x[::stride], quantized[::stride]
+        x, quantized = spread(x), spread(quantized)
         self.own += quantized.T @ quantized
-        self.float += x.T @ x
         self.cross += x.T @ quantized
         self.mean += x.sum(0, dtype=torch.float64)
         self.own_mean += quantized.sum(0, dtype=torch.float64)
@@ -64,30 +59,27 @@ def fit_weights(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[
     Returns:
         The names of the layers that were rounded.
     """
-    moments = moments_of(student, teacher, batches)
+    layers = layers_that_fit(student, teacher)
+    moments = {name: PairMoments(layer) for name, (layer, _) in layers.items()}
+    with float_mode(teacher):
+        watch(teacher, batches, [(source, moments[name].see) for name, (_, source) in layers.items()])
     for each in moments.values():
         round_layer(each)
     return list(moments)
 
 
-def moments_of(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Any, ...]]) -> dict[str, Moments]:
-    """The moments of every layer of a calibrated network that `fits`, by its name; arguments as for `fit_weights`."""
+def layers_that_fit(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Quantized, nn.Module]]:
+    """Every layer of a quantized network that `fits`, by its name, and where the teacher has what enters it.
+
+    A layer with a path beside it is called `main` there, and has the place of both in the teacher.
+    """
     known = dict(teacher.named_modules())
-    moments, hooks = {}, []
+    found = {}
     for name, layer in quantized_layers(student).items():
-        source = known.get(name.removesuffix(".main"))  # a layer with a path beside it is named so; the path has none
-        if source is not None and fits(layer):
-            assert isinstance(layer, Quantized)
-            moments[name] = Moments(layer)
-            hooks.append(source.register_forward_pre_hook(moments[name].see))
-    try:
-        with torch.no_grad(), float_mode(teacher):
-            for batch in batches:
-                teacher(*batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return moments
+        source = known.get(name.removesuffix(".main"))
+        if isinstance(layer, Quantized) and source is not None and fits(layer):
+            found[name] = layer, source
+    return found
 
 
 def fits(layer: nn.Module) -> bool:
@@ -100,7 +92,7 @@ def fits(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def round_layer(moments: Moments) -> None:
+def round_layer(moments: PairMoments) -> None:
     """Put GPTQ's weights, and the bias that belongs to them, into a layer."""
     layer = moments.layer.layer
     weight, bias = layer.get_parameter("weight"), layer.bias

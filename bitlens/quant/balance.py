@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitlens.quant.inputs import watch
 from bitlens.quant.layers import Quantized, quantized_layers, times_inputs
 
 POWER = 0.5
@@ -55,13 +56,7 @@ def balance_channels(network: nn.Module, batches: Iterable[tuple[Any, ...]]) -> 
         for layer in quantized_layers(network).values()
         if isinstance(layer, Quantized) and layer.balance is not None
     ]
-    hooks = [each.layer.register_forward_pre_hook(each.see) for each in powers]
-    try:
-        for batch in batches if hooks else ():
-            network(*batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(network, batches, [(each.layer, each.see) for each in powers])
     for each in powers:
         if each.n:  # a layer that no data reached is refused when ranges are chosen
             apply_balance(each.layer, factors_of(each.sum / each.n))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitlens.quant.balance import balance_channels
 from bitlens.quant.grid import Grid, StepGrid, TruncationGrid
+from bitlens.quant.inputs import See, watch
 from bitlens.quant.layers import Quantized, float_mode, quantized_layers
 from bitlens.quant.ranges import choose_range, ema
 from bitlens.quant.side import split_sides
@@ -87,20 +88,17 @@ def calibrate_activations(
     layers = quantized_layers(network)
     observed = network if observed is None else observed
     observers: dict[tuple[str, str], Observer] = {}
-    hooks = []
+    watchers: list[tuple[nn.Module, See]] = []
     for name, layer in layers.items():
         own = {key: Observer(grid, axis) for key, (grid, axis) in layer.calibration_groups().items()}
         observers |= {(name, key): observer for key, observer in own.items()}
         entered = layer.balanced if isinstance(layer, Quantized) else None
-        hooks.append(observed.get_submodule(name).register_forward_pre_hook(watch(list(own.values()), entered)))
+        watchers.append((observed.get_submodule(name), shown_to(list(own.values()), entered)))
     training = observed.training
     try:
-        with float_mode(observed.eval()), torch.no_grad():
-            for batch in batches:
-                observed(*batch)
+        with float_mode(observed.eval()):
+            watch(observed, batches, watchers)
     finally:
-        for hook in hooks:
-            hook.remove()
         observed.train(training)
     for (name, key), observer in observers.items():
         if not observer.samples:
@@ -112,10 +110,8 @@ def calibrate_activations(
         observer.settle(method)
 
 
-def watch(
-    observers: list[Observer], entered: Callable[[Tensor], Tensor] | None
-) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A hook that shows a layer's inputs to its observers, in order, as its grids see them."""
+def shown_to(observers: list[Observer], entered: Callable[[Tensor], Tensor] | None) -> See:
+    """What shows a layer's inputs to its observers, in order, as its grids see them."""
 
     def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         for observer, values in zip(observers, inputs, strict=True):

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -201,21 +200,6 @@ def times_inputs(layer: nn.Module, weight: Tensor, factors: Tensor) -> Tensor:
     groups: int = getattr(layer, "groups", 1)
     rows = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)  # groups out/groups in/groups taps
     return (rows * factors.reshape(groups, 1, -1, 1)).reshape(weight.shape)
-
-
-def unfolded(layer: nn.Module, x: Tensor) -> Float[Tensor, "positions k"]:
-    """What each output position of a layer is a linear function of."""
-    if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])
-    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
-    columns = nn.functional.unfold(
-        x,
-        layer.kernel_size,
-        dilation=layer.dilation,
-        padding=layer.padding,
-        stride=layer.stride,  # type: ignore[arg-type]
-    )  # b k positions
-    return columns.transpose(1, 2).flatten(0, 1)
 
 
 def real_weight(layer: Quantized) -> Tensor:

@@ -20,11 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bitlens.quant.layers import Quantized, unfolded
+from bitlens.quant.inputs import Moments, watch
+from bitlens.quant.layers import Quantized
 from bitlens.recipe import Bits
-
-POSITIONS = 1024
-"""Positions of each batch that are kept of a layer's input, evenly spaced."""
 
 
 class SidePath(nn.Module):
@@ -93,20 +91,6 @@ def strongest(
     return left[:, :rank] * strength[:rank], right[:rank] / size @ vectors.T
 
 
-class Moments:
-    """E x x^T of a layer's (unfolded) inputs, summed over all that passes."""
-
-    def __init__(self, path: SidePath):
-        k = path.weight.shape[1]
-        self.path, self.sum = path, torch.zeros(k, k, dtype=torch.float64)
-
-    def see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """A hook that adds the inputs of one pass."""
-        x = unfolded(self.path.main.layer, inputs[0].detach().float())
-        x = x[:: max(1, len(x) // POSITIONS) | 1].double()
-        self.sum += x.T @ x / len(x)
-
-
 @torch.no_grad()
 def split_sides(network: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
     """Divide the weights of all layers that have a path beside them, in place.
@@ -115,14 +99,9 @@ def split_sides(network: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
         network: prepared, its grids switched off: what it computes does not change.
         batches: what it is called with.
     """
-    moments = [Moments(module) for module in network.modules() if isinstance(module, SidePath)]
-    hooks = [each.path.register_forward_pre_hook(each.see) for each in moments]
-    try:
-        for batch in batches if hooks else ():
-            network(*batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for each in moments:
-        if each.sum.any():  # a layer that no data reached is refused when ranges are chosen
-            each.path.split(each.sum)
+    paths = [module for module in network.modules() if isinstance(module, SidePath)]
+    moments = [Moments(path.main.layer) for path in paths]
+    watch(network, batches, [(path, each.see) for path, each in zip(paths, moments, strict=True)])
+    for path, each in zip(paths, moments, strict=True):
+        if each.n:  # a layer that no data reached is refused when ranges are chosen
+            path.split(each.second)

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitlens import checkpoint
-from bitlens.engine.export import export_onnx
 from bitlens.engine.lower import lower
 from bitlens.engine.native import missing
 from bitlens.engine.openvino import Engine
@@ -17,13 +15,13 @@ from bitlens.engine.reference import reference_network
 from bitlens.methods import quantize
 from bitlens.methods.gptq import fit_weights
 from bitlens.networks.efficientsci import EfficientSCI
-from bitlens.networks.imdn import IMDN
-from bitlens.networks.ngswin import NGswin
 from bitlens.quant.balance import MOST, factors_of
 from bitlens.quant.calibrate import calibrate
 from bitlens.quant.layers import Quantized, float_mode, quantized_layers
 from bitlens.quant.prepare import prepare, unprepare
 from bitlens.recipe import Bits, Recipe, Rule
+
+from .everywhere import KINDS, runs_everywhere
 
 CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(6, 4), (2, 50, 6)),
@@ -131,24 +129,11 @@ def balanced(network: nn.Module, images: Tensor, bits: int = 4) -> nn.Module:
     return low
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("kind", ["IMDN", "NGswin"])
-def test_engines_and_checkpoints(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_engines_and_checkpoints(kind: str, tmp_path: Path, vnni: bool) -> None:
     torch.manual_seed(0)
-    network: nn.Module = IMDN(2, 16, 1) if kind == "IMDN" else NGswin(2, 16, (2, 1, 1, 2), (2, 2, 2, 2), 4, 16)
     images = torch.rand(1, 3, 24, 24)
-    low = balanced(network.eval(), images)
-    path = checkpoint.save(low, tmp_path / "low.safetensors")
-    assert torch.equal(checkpoint.load(path)(images), low(images))
-    pytest.importorskip("openvino")
-    engine = Engine(low, precision="f32", threads=1, cache=tmp_path)
-    checks = {check.name: check for check in engine.checks}
-    for name, layer in quantized_layers(low).items():
-        assert checks[name].snr > 60
-        assert not isinstance(layer, Quantized) or checks[name].kernel.upper().endswith("_I8"), checks[name]
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnx")
-    assert min(export_onnx(low, tmp_path / "net.onnx", size=(16, 24)).values()) > 60
+    runs_everywhere(balanced(KINDS[kind](), images), images, tmp_path, vnni)
 
 
 @pytest.mark.parametrize("parametrization", ["step", "bound"])

@@ -7,23 +7,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitlens import checkpoint
 from bitlens.engine import native, swin
-from bitlens.engine.export import export_onnx
 from bitlens.engine.lower import lower
 from bitlens.engine.openvino import Engine
 from bitlens.engine.reference import reference_network
 from bitlens.methods import quantize
 from bitlens.methods.gptq import fit_weights
 from bitlens.networks.efficientsci import EfficientSCI
-from bitlens.networks.imdn import IMDN
-from bitlens.networks.ngswin import NGswin
 from bitlens.networks.swinir import SwinIR
 from bitlens.quant.calibrate import calibrate
-from bitlens.quant.layers import Quantized, float_mode, quantized_layers
+from bitlens.quant.layers import Quantized, float_mode
 from bitlens.quant.prepare import prepare, unprepare
 from bitlens.quant.side import SidePath, has_room, strongest
 from bitlens.recipe import Bits, Recipe, Rule
+
+from .everywhere import KINDS, runs_everywhere
 
 CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(16, 12), (2, 50, 16)),
@@ -136,27 +134,14 @@ def test_gptq_rounds_the_layer_and_leaves_the_path(name: str) -> None:
     assert all(torch.equal(a, b.layer.get_parameter("weight")) for a, b in zip(path, (side.down, side.up), strict=True))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("kind", ["IMDN", "NGswin"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_engines_and_checkpoints(kind: str, tmp_path: Path, vnni: bool) -> None:
     torch.manual_seed(0)
-    network: nn.Module = IMDN(2, 16, 1) if kind == "IMDN" else NGswin(2, 16, (2, 1, 1, 2), (2, 2, 2, 2), 4, 16)
     images = torch.rand(1, 3, 24, 24)
     bits = Bits(4, 4, activation_granularity="balanced", rank=2)
-    low, _ = quantize(network.eval(), Recipe("s", (Rule("*", bits),)), [(images,)])
+    low, _ = quantize(KINDS[kind](), Recipe("s", (Rule("*", bits),)), [(images,)])
     assert any(isinstance(module, SidePath) for module in low.modules())
-    path = checkpoint.save(low, tmp_path / "low.safetensors")
-    assert torch.equal(checkpoint.load(path)(images), low(images))
-    pytest.importorskip("openvino")
-    engine = Engine(low, precision="f32", threads=1, cache=tmp_path)
-    checks = {check.name: check for check in engine.checks}
-    for name, layer in quantized_layers(low).items():
-        assert checks[name].snr > 60
-        if isinstance(layer, Quantized) and (vnni or layer.activation_bits < 8):
-            assert checks[name].kernel.upper().endswith("_I8"), checks[name]
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnx")
-    assert min(export_onnx(low, tmp_path / "net.onnx", size=(16, 24)).values()) > 60
+    runs_everywhere(low, images, tmp_path, vnni)
 
 
 def test_who_has_no_kernels_for_it_refuses_it(tmp_path: Path) -> None:
