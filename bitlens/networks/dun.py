@@ -1,0 +1,164 @@
+"""DUN: a deep unfolding network for any camera; physics and small learned priors take turns.
+
+    x_0 = a dozen iterations of GAP-TV, which knows nothing but the mask
+    z_k = x_{k-1} + eta_k A^+ (y - A x_{k-1})          what was measured is put right, in closed form
+    x_k = z_k + P_k(z_k, mask, y / sum(mask), A^+ (y - A x_{k-1}); h_{k-1})        what is likely is put in
+
+A P_k is a U-net of three scales on the frames at half their size: 3 x 3 convolutions within each frame, 3 x 1
+convolutions over time, and h_k, its last features, which the next stage reads. Everything in it is a convolution of
+two-dimensional pictures. Any mask, any number of frames, any size.
+
+Relatives: GAP-net [Meng et al., arXiv 2012.08364] (stages of U-nets), SPA-DUN [Zhang et al., ACM MM 2023] (mask and
+normalized measurement as inputs, one network for all masks and ratios), ELP-Unfolding [Yang et al., ECCV 2022]
+(features that go from stage to stage).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bitlens.networks.classical import GapTV
+from bitlens.operators import normalized_measurement
+
+__all__ = ["DUN"]
+
+INPUTS = 4
+"""Pictures that a prior sees of each frame: estimate, mask, normalized measurement, what the projection corrected."""
+
+
+class DUN(nn.Module):
+    """Deep unfolding: GAP-TV's start, then `stages` times a projection onto the measurement and a learned prior.
+
+    Args:
+        stages: projections and priors, each with weights of its own.
+        widths: channels of the three scales of a prior, at 1/2, 1/4 and 1/8 of the frame's size.
+        blocks: residual blocks at each scale, on the way down and, but for the last, on the way up again.
+        iterations: of GAP-TV, for the start.
+
+    Call:
+        `network(measurement, mask)`: measurement (b, h, w), the plain sum over time of mask * frame, and mask
+        (1 or b, t, h, w), real values in [0, 1], give the video (b, 1, t, h, w) in [0, 1] (not clipped). Any t >= 1,
+        h and w.
+
+    Raises:
+        ValueError: an argument is not positive, or there are not three widths and numbers of blocks.
+    """
+
+    def __init__(
+        self,
+        stages: int = 4,
+        widths: Sequence[int] = (32, 48, 64),
+        blocks: Sequence[int] = (1, 1, 2),
+        iterations: int = 12,
+    ):
+        super().__init__()
+        if len(widths) != 3 or len(blocks) != 3 or min(stages, iterations, *widths, *blocks) < 1:
+            raise ValueError(
+                f"stages={stages}, widths={list(widths)}, blocks={list(blocks)}, iterations={iterations} came; wanted "
+                "numbers from 1, three widths and three numbers of blocks; leave them out for the published ones"
+            )
+        self.config = {"stages": stages, "widths": list(widths), "blocks": list(blocks), "iterations": iterations}
+        self.start = GapTV(iterations)
+        self.priors = nn.ModuleList(Prior(widths, blocks, follows=stage > 0) for stage in range(stages))
+        self.steps = nn.Parameter(torch.ones(stages))  # eta
+
+    def forward(
+        self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]
+    ) -> Float[Tensor, "b 1 t h w"]:
+        return self.estimates(measurement, mask)[-1]
+
+    def estimates(
+        self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]
+    ) -> list[Float[Tensor, "b 1 t h w"]]:
+        """The video after each stage, x_1 to x_K: what training looks at."""
+        height, width = measurement.shape[1:]
+        below, beside = -height % 8, -width % 8
+        if below or beside:  # repeated pixels are measured as the pixels are
+            pad = (0, beside, 0, below)
+            measurement, mask = F.pad(measurement, pad, "replicate"), F.pad(mask, pad, "replicate")
+        mask = mask.to(measurement)
+        mean = normalized_measurement(measurement, mask).unsqueeze(1)  # b 1 h w
+        energy = mask.square().sum(1)  # b h w
+        energy = torch.where(energy == 0, torch.ones_like(energy), energy)
+        mask = mask.expand(len(measurement), -1, -1, -1)
+        video, features, found = self.start(measurement, mask).squeeze(1), None, []
+        for step, prior in zip(self.steps, self.priors, strict=True):
+            residual = (measurement - (mask * video).sum(1)) / energy  # b h w
+            correction = mask * residual.unsqueeze(1)  # b t h w
+            video = video + step * correction
+            known = torch.stack([video, mask, mean.expand_as(video), correction], dim=2)  # b t 4 h w
+            change, features = prior(known, features)
+            video = video + change
+            found.append(video[..., :height, :width].unsqueeze(1))
+        return found
+
+
+class Prior(nn.Module):
+    """P_k: a U-net on every frame, with convolutions over time in its blocks.
+
+    Args:
+        widths, blocks: as for `DUN`.
+        follows: whether there is a stage before, whose features are read.
+    """
+
+    def __init__(self, widths: Sequence[int], blocks: Sequence[int], follows: bool):
+        super().__init__()
+        fine, middle, coarse = widths
+        self.head = nn.Conv2d(4 * INPUTS, fine, 3, padding=1)
+        self.fuse = nn.Conv2d(2 * fine, fine, 1) if follows else None
+        self.down = nn.ModuleList([nn.Conv2d(fine, middle, 2, 2), nn.Conv2d(middle, coarse, 2, 2)])
+        self.up = nn.ModuleList([nn.Conv2d(middle, 4 * fine, 1), nn.Conv2d(coarse, 4 * middle, 1)])
+        self.encoder = nn.ModuleList(run(Block, width, count) for width, count in zip(widths, blocks, strict=True))
+        self.decoder = nn.ModuleList(run(Block, width, count) for width, count in zip(widths[:2], blocks, strict=False))
+        self.tail = nn.Conv2d(fine, 4, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        assert self.tail.bias is not None
+        nn.init.zeros_(self.tail.bias)
+
+    def forward(
+        self, known: Float[Tensor, "b t n h w"], features: Float[Tensor, "bt c h2 w2"] | None
+    ) -> tuple[Float[Tensor, "b t h w"], Float[Tensor, "bt c h2 w2"]]:
+        frames = known.shape[1]
+        x = F.pixel_unshuffle(known.flatten(0, 1), 2)
+        x = self.head(x.contiguous(memory_format=torch.channels_last))
+        if self.fuse is not None:
+            x = self.fuse(torch.cat([x, features], dim=1))
+        skips = []
+        for scale, blocks in enumerate(self.encoder):
+            for block in blocks:  # type: ignore[union-attr]
+                x = block(x, frames)
+            if scale < 2:
+                skips.append(x)
+                x = self.down[scale](x)
+        for scale in (1, 0):
+            x = F.pixel_shuffle(self.up[scale](x), 2) + skips[scale]
+            for block in self.decoder[scale]:  # type: ignore[union-attr]
+                x = block(x, frames)
+        change = F.pixel_shuffle(self.tail(x), 2)  # bt 1 h w
+        return change.view(-1, frames, *change.shape[2:]), x
+
+
+class Block(nn.Module):
+    """A residual block: a convolution within frames, one over time, one within frames."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.time = nn.Conv2d(width, width, (3, 1), padding=(1, 0))
+        self.last = nn.Conv2d(width, width, 3, padding=1)
+        self.act = nn.LeakyReLU(0.1)
+
+    def forward(self, x: Float[Tensor, "bt c h w"], frames: int) -> Float[Tensor, "bt c h w"]:
+        height, width = x.shape[2:]
+        y = self.act(self.first(x))
+        y = y.view(-1, frames, y.shape[1], height * width).transpose(1, 2)  # b c t hw
+        y = self.act(self.time(y)).transpose(1, 2)
+        return x + self.last(y.reshape(-1, y.shape[2], height, width))
+
+
+def run(kind: type[nn.Module], width: int, count: int) -> nn.ModuleList:
+    """`count` modules of one width."""
+    return nn.ModuleList(kind(width) for _ in range(count))
