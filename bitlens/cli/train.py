@@ -13,7 +13,7 @@ from bitlens.training.settings import Training
 if TYPE_CHECKING:
     from torch import nn
 
-    from bitlens.data.clips import Clips, ClipSampler
+    from bitlens.data.clips import Batch, Clips, ClipSampler
     from bitlens.training.loop import Result, Validation
 
 CALIBRATION_BATCHES = 8
@@ -27,6 +27,7 @@ Network = Literal[
     "stformer-s",
     "stformer-b",
     "stformer-l",
+    "dun",
 ]
 
 
@@ -75,6 +76,8 @@ class Train:
     """Samples per step and process."""
     frames: int = 8
     """Frames per measurement."""
+    cameras: bool = False
+    """Train for any camera: a mixture of masks, noise and numbers of frames instead of fresh random binary masks."""
     images: Path | None = None
     """Folder of photographs for synthetic motion."""
     synthetic: float = 0.0
@@ -85,6 +88,7 @@ class Train:
 
     def run(self) -> int:
         from bitlens.cli.shared import keep_freed_memory, output_file
+        from bitlens.data.cameras import Cameras
         from bitlens.data.clips import ClipSampler, load_clips, load_mask
 
         settings = self.settings()
@@ -101,9 +105,12 @@ class Train:
             mask=load_mask(self.mask),
             images=read_images(self.images) if self.images else (),
             synthetic=self.synthetic,
+            cameras=Cameras() if self.cameras else None,
         )
         network, teacher = self.networks(sampler, settings.seed)
-        validation = validation_crops(self.clips, self.frames, 2 * self.crop) if split else None
+        validation = None
+        if split:
+            validation = validation_crops(self.clips, self.frames, 2 * self.crop, self.cameras)
         result = train_in_sight(network, sampler, settings, self.run_folder, validation, teacher, self.device)
         if result.reason != "finished":
             print(f"stopped at step {result.step} of {settings.steps} ({result.reason}); the same command goes on")
@@ -132,6 +139,7 @@ class Train:
         import torch
 
         from bitlens.checkpoint import load
+        from bitlens.networks.dun import DUN
         from bitlens.networks.efficientsci import EfficientSCI, efficientsci, initialize_identity, widened
         from bitlens.networks.stformer import stformer
 
@@ -143,6 +151,8 @@ class Train:
             architecture, _, size = self.network.partition("-")
             if architecture == "stformer":
                 return stformer(size, frames=self.frames), None
+            if architecture == "dun":
+                return DUN(), None
             network = efficientsci(size)
             initialize_identity(network)
             return network, None
@@ -185,7 +195,11 @@ class Train:
             "widened": self.widen,
             "teacher": self.teacher,
             "data": {"clips": len(clips.videos), "identity": clips.identity(), "synthetic": self.synthetic},
-            "masks": "random binary, fresh for every sample" if self.mask is None else self.mask.name,
+            "masks": "a mixture of cameras"
+            if self.cameras
+            else self.mask.name
+            if self.mask
+            else "random binary, fresh",
             "settings": asdict(settings),
             "validation_psnr": result.psnr,
             "run": describe_run(),
@@ -206,13 +220,29 @@ class Train:
         }
 
 
-def validation_crops(clips: Path, frames: int, crop: int) -> "Validation":
-    """Fixed crops of the validation split of a folder of clips."""
+def validation_crops(clips: Path, frames: int, crop: int, cameras: bool = False) -> "Validation":
+    """Fixed crops of the validation split of a folder of clips; with `cameras` measured by each kind of camera."""
+    from bitlens.data.cameras import KINDS, Cameras
     from bitlens.data.clips import ClipSampler, load_clips
     from bitlens.training.loop import validation_batches
 
-    sampler = ClipSampler(load_clips(clips, "val", frames), frames=frames, crop=crop, batch=4, seed=VALIDATION_SEED)
-    return validation_batches(sampler, VALIDATION_BATCHES)
+    videos = load_clips(clips, "val", frames)
+
+    def measured(count: int, camera: Cameras | None, frames: int = frames) -> "list[Batch]":
+        sampler = ClipSampler(videos, frames=frames, crop=crop, batch=4, seed=VALIDATION_SEED, cameras=camera)
+        return validation_batches(sampler, count)
+
+    def camera(kind: str, noisy: float = 0.0) -> Cameras:
+        return Cameras({kind: 1.0}, usual=1.0, noisy=noisy, miscalibrated=noisy)
+
+    if not cameras:
+        return {"clips": measured(VALIDATION_BATCHES, None)}
+    return {
+        **{kind: measured(2 if kind == "binary" else 1, camera(kind)) for kind in KINDS},
+        "binary, noise": measured(1, camera("binary", 1.0)),
+        "plate, noise": measured(1, camera("plate", 1.0)),
+        f"binary, {2 * frames} frames": measured(1, camera("binary"), min(2 * frames, *map(len, videos.videos))),
+    }
 
 
 def train_in_sight(

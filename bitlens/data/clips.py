@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +19,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from bitlens.data.cameras import Cameras
 from bitlens.data.masks import random_mask, read_mask
 from bitlens.data.synthetic import moving_layers
 from bitlens.data.video import read_video
 from bitlens.files import atomic_path
-from bitlens.operators import VideoSCI
 
-__all__ = ["ClipSampler", "Clips", "load_clips", "load_mask", "measurements"]
+__all__ = ["Batch", "ClipSampler", "Clips", "load_clips", "load_mask", "measurements"]
 
 VIDEO_SUFFIXES = {".avif", ".mp4", ".avi", ".mkv", ".mov", ".gif", ".tif", ".npz"}
+SPEEDS = (0.7, 0.2, 0.1)
+"""How often a mixture of cameras sees a video one, two and three times as fast."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
@@ -111,6 +114,17 @@ def state_of(path: Path) -> str:
     return repr([(name, own.st_size, own.st_mtime_ns) for name, own in files])
 
 
+class Batch(NamedTuple):
+    """What a step is trained on."""
+
+    videos: Float[Tensor, "b t h w"]
+    """The truth, in [0, 1]."""
+    masks: Float[Tensor, "b t h w"]
+    """The mask of each sample, as it was calibrated."""
+    measurements: Float[Tensor, "b h w"]
+    """What each camera measured."""
+
+
 class ClipSampler:
     """Random crops of videos with masks, as batches that depend only on (seed, step, rank).
 
@@ -132,6 +146,9 @@ class ClipSampler:
         images: still photographs (h, w) in [0, 1]; a share `synthetic` of the samples is made of them by
             pans, zooms, turns and layered objects.
         synthetic: share of samples made from `images`.
+        cameras: a mixture of cameras instead of fresh random binary masks without noise. It draws the number of
+            frames of a step, and `batch` samples then become as many as hold the same number of frames in all. Real
+            videos are played one to three times as fast, to and fro where they are too short.
     """
 
     def __init__(
@@ -146,7 +163,10 @@ class ClipSampler:
         scale: tuple[float, float] = (1.0, 2.0),
         images: Sequence[np.ndarray] = (),
         synthetic: float = 0.0,
+        cameras: Cameras | None = None,
     ):
+        if mask is not None and cameras is not None:
+            raise ValueError("a fixed mask and a mixture of cameras came; wanted one of them; leave the other out")
         if mask is not None and (len(mask) != frames or min(mask.shape[1:]) < crop):
             raise ValueError(
                 f"the mask is {mask.shape}; wanted {frames} frames of at least {crop}x{crop}; give another mask or crop"
@@ -159,7 +179,7 @@ class ClipSampler:
                 )
         self.clips, self.images = clips, list(images)
         self.frames, self.crop, self.batch, self.seed = frames, crop, batch, seed
-        self.mask, self.scale = mask, scale
+        self.mask, self.scale, self.cameras = mask, scale, cameras
         self.synthetic = synthetic if self.images else 0.0
         lengths = np.array([len(video) - frames + 1 for video in clips.videos], dtype=np.float64)
         self.weights = lengths / lengths.sum()
@@ -177,19 +197,23 @@ class ClipSampler:
             "mask": mask,
             "images": len(self.images),
             "synthetic": self.synthetic,
+            "cameras": None if self.cameras is None else json.loads(json.dumps(asdict(self.cameras))),
         }
 
-    def draw(self, step: int, rank: int = 0) -> tuple[Float[Tensor, "b t h w"], Float[Tensor, "b t h w"]]:
-        """Videos and masks of one step."""
+    def draw(self, step: int, rank: int = 0) -> Batch:
+        """Videos, masks and measurements of one step; all ranks have the same number of frames."""
         random = np.random.default_rng([self.seed, step, rank])
-        samples = [self.sample(random) for _ in range(self.batch)]
-        videos, masks = zip(*samples, strict=True)
-        return torch.stack(videos), torch.stack(masks)
+        frames, batch = self.frames, self.batch
+        if self.cameras is not None:
+            frames = self.cameras.draw_frames(frames, np.random.default_rng([self.seed, step]))
+            batch = max(1, round(batch * self.frames / frames))
+        samples = [self.sample(random, frames) for _ in range(batch)]
+        return Batch(*(torch.stack(part) for part in zip(*samples, strict=True)))
 
-    def sample(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """One video (t, h, w) in [0, 1] and its mask."""
+    def sample(self, random: np.random.Generator, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One video (t, h, w) in [0, 1], its mask and its measurement (h, w)."""
         made = self.synthetic and random.random() < self.synthetic
-        video = self.made_video(random) if made else self.real_video(random)
+        video = self.made_video(random, frames) if made else self.real_video(random, frames)
         for axis in (0, 1, 2):
             if random.random() < 0.5:
                 video = video.flip(axis)
@@ -199,29 +223,34 @@ class ClipSampler:
             low, high = sorted(random.uniform(0, 1, 2))
             if high - low > 0.3:
                 video = low + (high - low) * video
-        return video.contiguous(), torch.from_numpy(self.draw_mask(random))
+        video = video.contiguous()
+        if self.cameras is not None:
+            return video, *self.cameras.draw(video, random)
+        mask = torch.from_numpy(self.draw_mask(random))
+        return video, mask, (mask * video).sum(0)
 
-    def real_video(self, random: np.random.Generator) -> Tensor:
+    def real_video(self, random: np.random.Generator, frames: int) -> Tensor:
         """A random window in space and time of a random video."""
         video = self.clips.videos[random.choice(len(self.weights), p=self.weights)]
-        start = int(random.integers(len(video) - self.frames + 1))
+        speed = 1 if self.cameras is None else int(random.choice(len(SPEEDS), p=SPEEDS)) + 1
+        start = int(random.integers(max(1, len(video) - speed * (frames - 1))))
         size = round(self.crop * random.uniform(*self.scale))
         size = max(self.crop // 2, min(size, *video.shape[1:]))
         top = int(random.integers(video.shape[1] - size + 1))
         left = int(random.integers(video.shape[2] - size + 1))
-        window = np.array(video[start : start + self.frames, top : top + size, left : left + size])
-        frames = torch.from_numpy(window).float().div_(255)
+        window = np.array(video[to_and_fro(start, speed, frames, len(video)), top : top + size, left : left + size])
+        values = torch.from_numpy(window).float().div_(255)
         if size == self.crop:
-            return frames
+            return values
         shape = (self.crop, self.crop)
-        resized = F.interpolate(frames[None], shape, mode="bilinear", antialias=True, align_corners=False)
+        resized = F.interpolate(values[None], shape, mode="bilinear", antialias=True, align_corners=False)
         return resized[0].clamp_(0, 1)
 
-    def made_video(self, random: np.random.Generator) -> Tensor:
+    def made_video(self, random: np.random.Generator, frames: int) -> Tensor:
         """Layers of still photographs in motion."""
         count = int(random.integers(1, 4))
         chosen = [self.images[i] for i in random.integers(len(self.images), size=count)]
-        made = moving_layers(chosen, self.frames, self.crop, self.crop, int(random.integers(2**31)), speed=2.0)
+        made = moving_layers(chosen, frames, self.crop, self.crop, int(random.integers(2**31)), speed=2.0)
         return torch.from_numpy(made)
 
     def draw_mask(self, random: np.random.Generator) -> np.ndarray:
@@ -237,9 +266,16 @@ def measurements(sampler: ClipSampler, count: int) -> list[tuple[Tensor, Tensor]
     """(measurement, mask) of the first `count` batches: what a network is calibrated with."""
     batches = []
     for step in range(count):
-        videos, masks = sampler.draw(step)
-        batches.append((VideoSCI(masks).A(videos.unsqueeze(1)), masks))
+        batch = sampler.draw(step)
+        batches.append((batch.measurements, batch.masks))
     return batches
+
+
+def to_and_fro(start: int, speed: int, frames: int, length: int) -> list[int]:
+    """The frames that are seen from `start` on, every `speed`-th; at the ends of a video it turns back."""
+    period = max(1, 2 * (length - 1))
+    places = ((start + speed * index) % period for index in range(frames))
+    return [min(place, period - place) if length > 1 else 0 for place in places]
 
 
 def load_mask(path: str | os.PathLike[str] | None) -> np.ndarray | None:

@@ -40,8 +40,8 @@ class DUN(nn.Module):
 
     Call:
         `network(measurement, mask)`: measurement (b, h, w), the plain sum over time of mask * frame, and mask
-        (1 or b, t, h, w), real values in [0, 1], give the video (b, 1, t, h, w) in [0, 1] (not clipped). Any t >= 1,
-        h and w.
+        (1 or b, t, h, w), real values in [0, 1], give the video (b, 1, t, h, w) in [0, 1] (not clipped). Any t, h and
+        w. With `every_stage` it is the list of the videos after each stage, x_1 to x_K, which training looks at.
 
     Raises:
         ValueError: an argument is not positive, or there are not three widths and numbers of blocks.
@@ -66,14 +66,8 @@ class DUN(nn.Module):
         self.steps = nn.Parameter(torch.ones(stages))  # eta
 
     def forward(
-        self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]
-    ) -> Float[Tensor, "b 1 t h w"]:
-        return self.estimates(measurement, mask)[-1]
-
-    def estimates(
-        self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]
-    ) -> list[Float[Tensor, "b 1 t h w"]]:
-        """The video after each stage, x_1 to x_K: what training looks at."""
+        self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"], every_stage: bool = False
+    ) -> Float[Tensor, "b 1 t h w"] | list[Float[Tensor, "b 1 t h w"]]:
         height, width = measurement.shape[1:]
         below, beside = -height % 8, -width % 8
         if below or beside:  # repeated pixels are measured as the pixels are
@@ -93,7 +87,7 @@ class DUN(nn.Module):
             change, features = prior(known, features)
             video = video + change
             found.append(video[..., :height, :width].unsqueeze(1))
-        return found
+        return found if every_stage else found[-1]
 
 
 class Prior(nn.Module):

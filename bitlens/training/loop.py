@@ -11,23 +11,22 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bitlens.data.clips import ClipSampler
+from bitlens.data.clips import Batch, ClipSampler
 from bitlens.files import atomic_path
-from bitlens.operators import VideoSCI
 from bitlens.quant.grid import Grid
 from bitlens.quant.layers import fuse_grids, quantized_layers
 from bitlens.training.losses import LOSSES, Distillation
+from bitlens.training.muon import Muon
 from bitlens.training.processes import Processes, stop_requests
 from bitlens.training.settings import FREE_TO_CHANGE, Training
 
@@ -46,8 +45,8 @@ class Result:
     """Whether this process is the one that writes files (rank 0)."""
 
 
-Validation = list[tuple[Tensor, Tensor, Tensor]]
-"""Measurement (b, h, w), mask (b, t, h, w) and video (b, t, h, w) of each validation batch."""
+Validation = Mapping[str, list[Batch]]
+"""Batches of each kind that is validated and reported on its own; what counts is the mean over the kinds."""
 
 
 def train(
@@ -73,7 +72,7 @@ def train(
     Args:
         network: called as network(measurement, mask); float or fake-quantized.
         sampler: where batches come from.
-        validation: batches for the PSNR in the log.
+        validation: batches for the PSNR in the log, by kind.
         teacher: float network for the distillation terms.
         blocks: modules whose outputs are distilled.
         device: where to train.
@@ -108,9 +107,9 @@ def train(
 
     with stop_requests() as stopped:
         while step < settings.steps:
-            videos, masks = (x.to(device) for x in sampler.draw(step, group.rank))
+            batch = Batch(*(x.to(device) for x in sampler.draw(step, group.rank)))
             state.set_rate(settings.rate(step))
-            value, norm = one_step(model, state, videos, masks, loss_of, distillation, settings)
+            value, norm = one_step(model, state, batch, loss_of, distillation, settings)
             bad_steps = 0 if math.isfinite(norm) else bad_steps + 1
             if bad_steps > 20:
                 raise ValueError(
@@ -129,7 +128,13 @@ def train(
                 if validate:
                     assert validation is not None
                     with state.averaged():
-                        last_psnr = record["psnr"] = validation_psnr(network, validation, settings.bf16)
+                        found = {
+                            kind: validation_psnr(network, batches, settings.bf16)
+                            for kind, batches in validation.items()
+                        }
+                    last_psnr = record["psnr"] = sum(found.values()) / len(found)
+                    if len(found) > 1:
+                        record["psnrs"] = {kind: round(psnr, 3) for kind, psnr in found.items()}
                 run.log(record)
                 if on_log and run.writes:
                     on_log(record)
@@ -165,41 +170,45 @@ def compile_blocks(network: nn.Module) -> None:
 def one_step(
     model: nn.Module,
     state: "State",
-    videos: Float[Tensor, "b t h w"],
-    masks: Float[Tensor, "b t h w"],
+    batch: Batch,
     loss_of: Callable[[Tensor, Tensor], Tensor],
     distillation: Distillation | None,
     settings: Training,
 ) -> tuple[float, float]:
     """Forward, backward, clip, update; returns the loss and the norm of its gradient."""
-    measurement = VideoSCI(masks).A(videos.unsqueeze(1))  # b h w
+    videos, masks, measurement = batch
     with torch.autocast(videos.device.type, torch.bfloat16, enabled=settings.bf16):
         target = None
         if distillation:
             distillation.clear()
             with torch.no_grad():
                 target = distillation.teacher(measurement, masks).float()
-        output = model(measurement, masks).float()
+        found = model(measurement, masks, True) if settings.early_stages else [model(measurement, masks)]
+    *early, output = (video.float() for video in found)
     loss = loss_of(output, videos.unsqueeze(1))
+    for video in early:
+        loss = loss + settings.early_stages * loss_of(video, videos.unsqueeze(1))
     total = loss if target is None or distillation is None else loss + distillation.term(output, target)
-    state.optimizer.zero_grad(set_to_none=True)
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
     total.backward()
     limit = settings.clip_norm or math.inf
     norm = float(nn.utils.clip_grad_norm_(state.parameters, limit))
     if math.isfinite(norm) and math.isfinite(float(total.detach())):
-        state.optimizer.step()
+        for optimizer in state.optimizers:
+            optimizer.step()
         state.update_average()
     else:
         norm = math.inf
     return float(loss.detach()), norm
 
 
-def validation_psnr(network: nn.Module, validation: Validation, bf16: bool) -> float:
-    """Mean PSNR in dB over frames of the validation batches (psnr_sci)."""
+def validation_psnr(network: nn.Module, batches: Sequence[Batch], bf16: bool) -> float:
+    """Mean PSNR in dB over frames of batches (psnr_sci)."""
     training = network.training
     network.eval()
     values = []
-    for measurement, mask, video in validation:
+    for video, mask, measurement in batches:
         device = next(network.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             output = network(measurement.to(device), mask.to(device)).float().cpu().squeeze(1)
@@ -209,13 +218,9 @@ def validation_psnr(network: nn.Module, validation: Validation, bf16: bool) -> f
     return sum(values) / len(values)
 
 
-def validation_batches(sampler: ClipSampler, count: int) -> Validation:
+def validation_batches(sampler: ClipSampler, count: int) -> list[Batch]:
     """The first `count` batches of a sampler, as a fixed validation set."""
-    batches = []
-    for step in range(count):
-        videos, masks = sampler.draw(step)
-        batches.append((VideoSCI(masks).A(videos.unsqueeze(1)), masks, videos))
-    return batches
+    return [sampler.draw(step) for step in range(count)]
 
 
 class State:
@@ -228,26 +233,29 @@ class State:
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         scale_rate = settings.scale_learning_rate or 0.1 * settings.learning_rate
+        muon = settings.optimizer == "muon"
+        weights = [p for _, p in named if id(p) not in scales and p.ndim > 1]
+        weight_rate = settings.muon_learning_rate if muon else settings.learning_rate
         groups = [
-            (
-                [p for _, p in named if id(p) not in scales and p.ndim > 1],
-                settings.learning_rate,
-                settings.weight_decay,
-            ),
             ([p for _, p in named if id(p) not in scales and p.ndim <= 1], settings.learning_rate, 0.0),
             ([p for _, p in named if id(p) in scales], scale_rate, 0.0),
         ]
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-        self.optimizer = kind(
-            [dict(params=p, lr=lr, weight_decay=decay, peak=lr) for p, lr, decay in groups if p], foreach=True
-        )
+        weight_group = (weights, weight_rate, settings.weight_decay)
+        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+        adam = groups_of(groups if muon else [weight_group, *groups])
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if adam:
+            self.optimizers.append(kind(adam, betas=(0.9, settings.beta2), foreach=True))
+        if muon and weights:
+            self.optimizers.append(Muon(groups_of([weight_group])))
         self.average = [p.detach().clone() for p in self.parameters]
         self.updates = 0
 
     def set_rate(self, relative: float) -> None:
         """Set every group's learning rate to `relative` times its peak."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * relative
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * relative
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -276,16 +284,22 @@ class State:
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average,
             "updates": self.updates,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         copy_all(self.average, state["average"])
         self.updates = state["updates"]
+
+
+def groups_of(groups: list[tuple[list[nn.Parameter], float, float]]) -> list[dict[str, Any]]:
+    """Parameters, peak rate and decay as an optimizer takes them, without the groups that are empty."""
+    return [{"params": p, "lr": rate, "weight_decay": decay, "peak": rate} for p, rate, decay in groups if p]
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

@@ -22,10 +22,14 @@ class Training:
     """Peak learning rate of the weights."""
     scale_learning_rate: float | None = None
     """Peak learning rate of scales and zero points. None: a tenth of the weights', as 8-bit scales are small."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """Adam as the papers, or AdamW; scales, biases and shifts never decay."""
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"
+    """Adam as the papers, AdamW, or Muon for the weights of layers; scales, biases and shifts never decay."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of what Muon moves; the rest moves by Adam with the one above."""
+    beta2: float = 0.999
+    """Adam's memory of squared gradients."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay of AdamW and Muon."""
     warmup: int = 100
     """Steps of linear warm-up."""
     hold: float = 0.0
@@ -38,6 +42,8 @@ class Training:
     """Decay of the moving average of the weights that is validated and returned; 0 turns it off."""
     loss: Literal["rmse", "mse", "sample-rmse"] = "rmse"
     """RMSE as Q-SCI's code, MSE as its paper, or RMSE per sample."""
+    early_stages: float = 0.0
+    """Weight of the loss of each stage of an unfolding network but the last."""
     distill_output: float = 0.0
     """Weight of the RMSE to the float teacher's output."""
     distill_features: float = 0.0
@@ -64,13 +70,13 @@ class Training:
             choices = get_args(type(self).__annotations__[name])
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} = {getattr(self, name)!r}; wanted one of {', '.join(choices)}; choose one")
-        for name in ("steps", "learning_rate", "log_every", "validate_every", "save_minutes"):
+        for name in ("steps", "learning_rate", "log_every", "validate_every", "save_minutes", "muon_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted more than 0; change the setting")
-        for name in ("distill_output", "distill_features", "distill_similarity", "distill_attention"):
+        for name in ("early_stages", "distill_output", "distill_features", "distill_similarity", "distill_attention"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted a number from 0; change the setting")
-        for name in ("hold", "final", "ema"):
+        for name in ("hold", "final", "ema", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted 0 to 1; change the setting")
         if self.minutes is not None and not self.minutes > 0:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bitlens.data.arrays import write_npz
-from bitlens.data.clips import Clips, ClipSampler, cached, clip_paths, load_clips, load_mask
+from bitlens.data.clips import Batch, Clips, ClipSampler, cached, clip_paths, load_clips, load_mask
 from bitlens.data.masks import random_mask
 
 
@@ -48,13 +48,13 @@ def folder(tmp_path: Path, cache: Path) -> Path:
     return root
 
 
-def draw(step: int = 0, rank: int = 0, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(step: int = 0, rank: int = 0, **settings: Any) -> Batch:
     return ClipSampler(clips(), **{"crop": 16, "batch": 3, "seed": 5, **settings}).draw(step, rank)
 
 
 def test_batches_are_a_function_of_seed_step_and_rank() -> None:
     sampler = ClipSampler(clips(), crop=16, batch=3, seed=5)
-    videos, masks = sampler.draw(7, 1)
+    videos, masks, _ = sampler.draw(7, 1)
     sampler.draw(0), sampler.draw(8, 0)
     np.random.default_rng().random()
     torch.manual_seed(99)
@@ -68,7 +68,7 @@ def test_batches_are_a_function_of_seed_step_and_rank() -> None:
 
 @pytest.mark.parametrize(("frames", "crop", "batch"), [(8, 16, 3), (5, 24, 1), (1, 7, 2)])
 def test_shapes_and_values(frames: int, crop: int, batch: int) -> None:
-    videos, masks = draw(frames=frames, crop=crop, batch=batch)
+    videos, masks, _ = draw(frames=frames, crop=crop, batch=batch)
     assert videos.shape == masks.shape == (batch, frames, crop, crop)
     assert videos.dtype == masks.dtype == torch.float32 and videos.is_contiguous()
     assert float(videos.min()) >= 0 and float(videos.max()) <= 1
@@ -76,7 +76,7 @@ def test_shapes_and_values(frames: int, crop: int, batch: int) -> None:
 
 
 def test_masks_are_fresh_for_every_sample() -> None:
-    _, masks = draw(batch=4)
+    _, masks, _ = draw(batch=4)
     for i in range(4):
         for j in range(i):
             assert 0.3 < float((masks[i] != masks[j]).float().mean()) < 0.7
@@ -84,7 +84,7 @@ def test_masks_are_fresh_for_every_sample() -> None:
 
 def test_fixed_mask_is_cropped() -> None:
     mask = random_mask(8, 20, 24, 3)
-    _, masks = draw(batch=6, mask=mask)
+    _, masks, _ = draw(batch=6, mask=mask)
     windows = np.lib.stride_tricks.sliding_window_view(mask, (16, 16), axis=(1, 2))  # t y x 16 16
     places = set()
     for sample in masks.numpy():
@@ -98,7 +98,7 @@ def test_fixed_mask_is_cropped() -> None:
 
 def test_frames_are_consecutive_forwards_or_backwards() -> None:
     sampler = ClipSampler(numbered(), frames=4, crop=16, batch=40, scale=(1.0, 1.0))
-    videos, _ = sampler.draw(0)
+    videos, *_ = sampler.draw(0)
     steps = (videos[:, 1:] - videos[:, :-1]).flatten(1)
     assert bool((steps.abs().amax(1) - steps.abs().amin(1) < 1e-5).all())  # the same step all over a sample
     contrast = steps[:, 0].abs() * 255 / 20
@@ -126,7 +126,7 @@ def test_longer_videos_are_drawn_more_often() -> None:
 def test_synthetic_samples() -> None:
     images = [np.random.default_rng(i).random((40, 40)).astype(np.float32) for i in range(2)]
     dark = Clips([np.zeros((8, 20, 20), np.uint8)], ["dark"])
-    videos, _ = ClipSampler(dark, crop=16, batch=12, images=images, synthetic=0.5).draw(0)
+    videos, *_ = ClipSampler(dark, crop=16, batch=12, images=images, synthetic=0.5).draw(0)
     made = (videos.amax(dim=(1, 2, 3)) - videos.amin(dim=(1, 2, 3)) > 0.01).sum()
     assert 2 <= int(made) <= 10
     assert ClipSampler(dark, images=[], synthetic=0.5, crop=16).synthetic == 0.0

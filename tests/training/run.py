@@ -33,7 +33,7 @@ def main(folder: Path, given: dict, seconds: float = 0.0) -> str:
     network: torch.nn.Module = EfficientSCI(8, 1, 2)
     initialize_identity(network)
     if quantized:
-        batches = [(y, mask) for y, mask, _ in validation_batches(sampler, 1)]
+        batches = [(y, mask) for _, mask, y in validation_batches(sampler, 1)]
         network, _ = quantize(network, "direct", batches, bits=4)
 
     def on_step(step: int) -> None:
@@ -45,7 +45,7 @@ def main(folder: Path, given: dict, seconds: float = 0.0) -> str:
         sampler,
         Training(**given),
         folder,
-        validation=validation_batches(sampler, 1) if validated else None,
+        validation={"clips": validation_batches(sampler, 1)} if validated else None,
         on_step=on_step,
     )
     if result.writes:

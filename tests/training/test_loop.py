@@ -145,7 +145,7 @@ def test_loss_goes_down(tmp_path: Path) -> None:
     model = network()
     before = validation_psnr(model, held_out, False)
     lines: list[dict[str, Any]] = []
-    result = train(model, sampler(), settings, tmp_path, validation=held_out, on_log=lines.append)
+    result = train(model, sampler(), settings, tmp_path, validation={"clips": held_out}, on_log=lines.append)
     assert (result.step, result.reason) == (80, "finished") and result.psnr is not None
     assert result.psnr > before + 1.0
     assert validation_psnr(model, held_out, False) == pytest.approx(result.psnr)
@@ -156,11 +156,11 @@ def test_loss_goes_down(tmp_path: Path) -> None:
 
 def test_quantized_network_learns(tmp_path: Path) -> None:
     held_out = validation_batches(sampler(seed=9), 2)
-    model, _ = quantize(network(), "qsci", [(y, mask) for y, mask, _ in held_out], bits=4)
+    model, _ = quantize(network(), "qsci", [(y, mask) for _, mask, y in held_out], bits=4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     psnr = validation_psnr(model, held_out, False)
     settings = Training(steps=40, warmup=5, learning_rate=2e-3, bf16=False, ema=0.9)
-    result = train(model, sampler(), settings, tmp_path, validation=held_out)
+    result = train(model, sampler(), settings, tmp_path, validation={"clips": held_out})
     assert result.psnr is not None and result.psnr > psnr + 0.5
     after = model.state_dict()
     assert not torch.equal(after["fem.0.weight_grid.scale"], before["fem.0.weight_grid.scale"])
@@ -285,13 +285,13 @@ def test_learning_rate() -> None:
 
 
 def test_learning_rate_reaches_each_group(tmp_path: Path) -> None:
-    model, _ = quantize(network(), "direct", [(y, m) for y, m, _ in validation_batches(sampler(), 1)], bits=4)
+    model, _ = quantize(network(), "direct", [(y, m) for _, m, y in validation_batches(sampler(), 1)], bits=4)
     settings = Training(learning_rate=1e-3, scale_learning_rate=1e-4, optimizer="adamw", weight_decay=0.2)
     state = State(model, settings)
     state.set_rate(0.5)
     names = {id(p): name for name, p in model.named_parameters()}
     seen = 0
-    for group in state.optimizer.param_groups:
+    for group in state.optimizers[0].param_groups:
         for parameter in group["params"]:
             seen += 1
             name = names[id(parameter)]
@@ -363,7 +363,7 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     """Adam hides the size of gradients, so its second moment is looked at."""
     train(Gain(), sampler(), Training(**{**QUICK, "steps": 1, "clip_norm": 1e-3}), tmp_path)
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
-    first = saved["optimizer"]["state"][0]["exp_avg"] / 0.1
+    first = saved["optimizers"][0]["state"][0]["exp_avg"] / 0.1
     assert float(first.abs()) == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -375,7 +375,7 @@ def test_distillation(tmp_path: Path) -> None:
     settings = Training(
         steps=40, warmup=2, learning_rate=5e-3, bf16=False, distill_output=20.0, distill_features=0.1, ema=0.5
     )
-    measurement, mask, _ = validation_batches(sampler(seed=4), 1)[0]
+    _, mask, measurement = validation_batches(sampler(seed=4), 1)[0]
 
     def distance() -> float:
         with torch.no_grad():
@@ -415,7 +415,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
 def test_validation_psnr_by_its_formula() -> None:
     model, batches = Gain(), validation_batches(sampler(), 2)
     values = []
-    for measurement, mask, video in batches:
+    for video, mask, measurement in batches:
         with torch.no_grad():
             error = (model(measurement, mask)[:, 0] - video).square().mean(dim=(2, 3))
         values.append(float((-10 * error.log10()).mean()))
