@@ -65,6 +65,23 @@ class DUN(nn.Module):
         self.priors = nn.ModuleList(Prior(widths, blocks, follows=stage > 0) for stage in range(stages))
         self.steps = nn.Parameter(torch.ones(stages))  # eta
 
+    @property
+    def radius(self) -> int:
+        """How far away, in pixels, a measured pixel may lie that an output pixel depends on.
+
+        The start's, and for each stage that of its convolutions: a 3 x 3 convolution reaches 2, 4 and 8 pixels far at
+        the three scales. Cuts keep to `alignment`, so that cells of 2, 4 and 8 pixels are those of the whole picture;
+        in each of them a pixel sees all others.
+        """
+        fine, middle, coarse = self.config["blocks"]
+        stage = 4 + 8 * fine + 16 * middle + 16 * coarse + (1 + 3 + 7)
+        return self.start.radius + self.config["stages"] * stage
+
+    @property
+    def alignment(self) -> int:
+        """A cut that starts at a multiple of this is computed as it is within the whole picture."""
+        return 8
+
     def forward(
         self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"], every_stage: bool = False
     ) -> Float[Tensor, "b 1 t h w"] | list[Float[Tensor, "b 1 t h w"]]:

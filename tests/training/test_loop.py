@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bitlens.data.clips import Clips, ClipSampler
 from bitlens.methods import quantize
+from bitlens.networks.dun import DUN
 from bitlens.networks.efficientsci import EfficientSCI, initialize_identity
 from bitlens.training.loop import State, train, validation_batches, validation_psnr
 from bitlens.training.settings import Training
@@ -165,6 +166,20 @@ def test_quantized_network_learns(tmp_path: Path) -> None:
     after = model.state_dict()
     assert not torch.equal(after["fem.0.weight_grid.scale"], before["fem.0.weight_grid.scale"])
     assert not torch.equal(after["fem.2.input_grid.zero_point"], before["fem.2.input_grid.zero_point"])
+
+
+def test_every_stage_of_an_unfolding_network_learns(tmp_path: Path) -> None:
+    """The loss has a term for each stage, and kinds of validation are reported one by one."""
+    torch.manual_seed(0)
+    model = DUN(2, (4, 4, 4), (1, 1, 1), 2)
+    held_out = {"a": validation_batches(sampler(seed=9), 1), "b": validation_batches(sampler(seed=8), 1)}
+    settings = Training(steps=20, warmup=2, optimizer="muon", early_stages=0.5, bf16=False, ema=0.5, log_every=5)
+    lines: list[dict[str, Any]] = []
+    result = train(model, sampler(), settings, tmp_path, validation=held_out, on_log=lines.append)
+    assert set(lines[-1]["psnrs"]) == {"a", "b"}
+    assert result.psnr == pytest.approx(sum(lines[-1]["psnrs"].values()) / 2, abs=1e-3)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert all(bool(prior.tail.weight.any()) for prior in model.priors)  # type: ignore[union-attr]
 
 
 def test_minutes_are_a_budget(tmp_path: Path) -> None:
