@@ -11,6 +11,7 @@ from bitlens.checkpoint.header import (
     CLASSICAL,
     Description,
     Layer,
+    default,
     describe,
     find,
     set_claims,
@@ -20,6 +21,6 @@ from bitlens.checkpoint.header import (
 from bitlens.checkpoint.network import load, save, stored_layers
 
 __all__ = [
-    "CLASSICAL", "Description", "Layer", "describe", "find", "load", "save", "set_claims", "shipped", "stored_layers",
-    "weights_sha256",
+    "CLASSICAL", "Description", "Layer", "default", "describe", "find", "load", "save", "set_claims", "shipped",
+    "stored_layers", "weights_sha256",
 ]  # fmt: skip

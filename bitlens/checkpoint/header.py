@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,13 @@ FORMAT = "bitlens-1"
 WEIGHTS = Path(__file__).parents[1] / "weights"
 CLASSICAL = "gap-tv"
 """The reconstruction without weights; it can be named wherever a checkpoint can."""
+TASKS = {
+    **dict.fromkeys((CLASSICAL, "dun", "efficientsci", "stformer"), "video-sci"),
+    **dict.fromkeys(("edsr", "imdn", "ngswin", "pan", "smfanet", "swinir"), "super-resolution"),
+}
+"""What each network is for."""
+DEFAULTS = {"video-sci": "dun-w8a8"}
+"""The shipped network that a task's verbs take where none is named."""
 MAX_HEADER = 100_000_000
 METADATA: dict[str, Callable[[Any], bool]] = {
     "network": lambda x: isinstance(x, dict) and isinstance(x.get("name"), str) and isinstance(x.get("config"), dict),
@@ -56,10 +64,30 @@ class Description:
     claims: dict[str, Any]
     layers: list[Layer]
 
+    @property
+    def task(self) -> str:
+        """What the network is for: "video-sci" or "super-resolution"."""
+        return TASKS[self.network]
+
+    @property
+    def bits(self) -> tuple[int | None, int | None]:
+        """Bits of the most weights and of the activations that meet them; None for float."""
+        counts: Counter[tuple[int, int]] = Counter()
+        for layer in self.layers:
+            counts[layer.weight_bits, layer.activation_bits] += max(layer.weights, 1)
+        weight, activation = counts.most_common(1)[0][0] if counts else (32, 32)
+        return (weight if weight <= 8 else None), (activation if activation <= 8 else None)
+
 
 def shipped() -> dict[str, Path]:
     """The checkpoints that come with bitlens, by name."""
     return {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}
+
+
+def default(task: str) -> str:
+    """The name of what a task's verbs take where no model is named; gap-tv where its network is not shipped."""
+    name = DEFAULTS.get(task, CLASSICAL)
+    return name if name in shipped() else CLASSICAL
 
 
 def find(path_or_name: str | os.PathLike[str]) -> Path:

@@ -25,6 +25,7 @@ VERBS = {
     "reconstruct": "turn measurements, simulated or from a camera, into a video",
     "upscale": "enlarge pictures and videos with a super-resolution network",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
+    "cameras": "PSNR of networks through many cameras: other masks, more frames, noise",
     "benchmark": "measured speed, beside every float engine on this machine",
     "costs": "milliseconds of each layer at each bit-width on this machine, to choose bits by",
     "verify": "measure again what a checkpoint claims",

@@ -2,6 +2,10 @@
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitlens.checkpoint.header import Description
 
 
 @dataclass(frozen=True)
@@ -12,6 +16,7 @@ class Models:
 
     Example:
         bitlens models
+        bitlens models --json
     """
 
     json: bool = False
@@ -26,11 +31,11 @@ class Models:
 
         listed = [checkpoint.describe(name) for name in ("gap-tv", *checkpoint.shipped())]
         if self.json:
-            print(json.dumps([asdict(one) for one in listed], indent=2, default=str))
+            print(json.dumps([asdict(one) | in_short(one) for one in listed], indent=2, default=str))
             return
         rows = [
             [
-                one.name,
+                one.name + (" *" if one.name == checkpoint.default(one.task) else ""),
                 one.network,
                 bits_in_words(one),
                 f"{one.bytes / 1e6:.2f}",
@@ -41,4 +46,19 @@ class Models:
         out = console()
         columns = ["name", "network", "bits (weights, activations)", "MB", "claimed"]
         out.print(table("checkpoints that come with bitlens", columns, rows, texts=3))
+        out.print("* is taken where no model is named")
         out.print("use a name wherever a command wants a model: bitlens info NAME, bitlens evaluate NAME")
+
+
+def in_short(about: "Description") -> dict[str, Any]:
+    """What scripts look for beside a checkpoint's header."""
+    from bitlens import checkpoint
+
+    weight_bits, activation_bits = about.bits
+    return {
+        "task": about.task,
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "mb": about.bytes / 1e6,
+        "default": about.name == checkpoint.default(about.task),
+    }

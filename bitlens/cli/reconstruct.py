@@ -20,15 +20,17 @@ class Reconstruct:
     true video (`bitlens measure` stores it), PSNR and SSIM are printed.
 
     Example:
+        bitlens reconstruct y.npz --out video.gif
         bitlens reconstruct y.npz --model efficientsci-t-qsci-w4a4 --out video.gif
     """
 
     measurement: tyro.conf.Positional[Path]
     """Raw camera values: .npz .mat .npy .tif, .png of 8 or 16 bits, or a folder of such images."""
-    model: str
-    """A shipped checkpoint (see `bitlens models`), the path of a .safetensors, or gap-tv."""
     out: str
     """The video, by its suffix: .mp4 .mkv .avi .gif .tif .npz, or a folder (no suffix) of PNG frames."""
+    model: str | None = None
+    """A shipped checkpoint (see `bitlens models`), the path of a .safetensors, or gap-tv. Default: the one that is
+    marked in `bitlens models`."""
     mask: Path | None = None
     """The camera's mask: .mat .npz .npy .tif, a folder of images. Default: from the measurement's file."""
     gain: float | None = None
@@ -47,8 +49,8 @@ class Reconstruct:
     """Accept measurements in which more than 1 percent of the pixels are at the maximum."""
     engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
     """What computes: torch (low bits are simulated), native (our kernels, where they are built), openvino (int8 on the
-    CPU), onnxruntime (integers, portable), or reference (integers in plain torch, slow). auto: for low-bit networks
-    that they know native or openvino, as bitlens benchmark measured here or by a rule; else torch."""
+    CPU), onnxruntime (integers, portable), or reference (integers in plain torch, slow). auto: for networks that
+    they know native or openvino, as bitlens benchmark measured here or by a rule; else torch."""
     memory_mb: int | None = None
     """Memory that the process may use. A picture too large for it is run in tiles. Default: 2048, or less where
     less is free."""
@@ -78,8 +80,14 @@ class Reconstruct:
                 out.print(f"mask: {self.mask}, not the one in {self.measurement}")
             for note in recording.notes:
                 out.print(in_flags(note), style="yellow" if note.startswith("warning:") else None)
-            network = checkpoint.load(self.model)
-            about = checkpoint.describe(self.model)
+            model = self.model or checkpoint.default("video-sci")
+            about = checkpoint.describe(model)
+            if about.task != "video-sci":
+                raise ValueError(
+                    f"{about.name} is a network for {about.task}; wanted one that reconstructs video; enlarge pictures "
+                    "with bitlens upscale, or choose a model of bitlens models"
+                )
+            network = checkpoint.load(model)
             running, how = shared.choose_engine(network, self.engine)
             out.print(f"engine: {how}")
             tiles = tiling.choose_tiling(network, running, recording.mask.shape, self.memory_mb)

@@ -98,7 +98,7 @@ def output_video(out: str) -> Iterator[str]:
 def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
     """What runs a network, called like it, and a line that says so.
 
-    "auto": for low-bit networks that they know the native kernels where these are faster, or OpenVINO; else torch. An
+    "auto": for networks that they know the native kernels where these are faster, or OpenVINO; else torch. An
     engine that was compared with the reference and computes wrongly here is passed over, and the line says so.
 
     Raises:
@@ -129,8 +129,10 @@ def in_order(network: "nn.Module") -> list[str]:
     from bitlens.engine.openvino import runs
     from bitlens.quant.layers import quantized_layers
 
-    if not quantized_layers(network) or not runs(network):
+    if not runs(network):
         return ["torch"]
+    if not quantized_layers(network):
+        return ["openvino", "torch"]
     if native_module(network).missing(network) is not None:
         return ["openvino", "torch"]
     return ["native", "openvino", "torch"] if fast_here(network) else ["openvino", "native", "torch"]

@@ -29,6 +29,11 @@ INPUTS = 4
 """Pictures that a prior sees of each frame: estimate, mask, normalized measurement, what the projection corrected."""
 
 
+WEAK = 0.005
+"""A pixel whose mask energy is at most this share of the picture's largest counts as closed: A^+ would turn its noise
+into much more light than there is."""
+
+
 class DUN(nn.Module):
     """Deep unfolding: GAP-TV's start, then `stages` times a projection onto the measurement and a learned prior.
 
@@ -91,9 +96,11 @@ class DUN(nn.Module):
             pad = (0, beside, 0, below)
             measurement, mask = F.pad(measurement, pad, "replicate"), F.pad(mask, pad, "replicate")
         mask = mask.to(measurement)
-        mean = normalized_measurement(measurement, mask).unsqueeze(1)  # b 1 h w
         energy = mask.square().sum(1)  # b h w
-        energy = torch.where(energy == 0, torch.ones_like(energy), energy)
+        seen = energy > WEAK * energy.amax(dim=(1, 2), keepdim=True)
+        measurement, mask = measurement * seen, mask * seen.unsqueeze(1)
+        energy = torch.where(seen, energy, torch.ones_like(energy))
+        mean = normalized_measurement(measurement, mask).unsqueeze(1)  # b 1 h w
         mask = mask.expand(len(measurement), -1, -1, -1)
         video, features, found = self.start(measurement, mask).squeeze(1), None, []
         for step, prior in zip(self.steps, self.priors, strict=True):
@@ -135,7 +142,7 @@ class Prior(nn.Module):
         frames = known.shape[1]
         x = F.pixel_unshuffle(known.flatten(0, 1), 2)
         x = self.head(x.contiguous(memory_format=torch.channels_last))
-        if self.fuse is not None:
+        if self.fuse is not None and features is not None:
             x = self.fuse(torch.cat([x, features], dim=1))
         skips = []
         for scale, blocks in enumerate(self.encoder):

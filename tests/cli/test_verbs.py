@@ -1,6 +1,7 @@
 """The verbs do what they say: measure and reconstruct, evaluate, info, models, demo, on small pictures."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -199,6 +200,25 @@ def test_evaluate_with_a_mask(tmp_path: Path) -> None:
     assert settings["frames_per_measurement"] == 5 and settings["frames_used"] == {"scene": 10}
 
 
+def test_cameras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every camera has a row, scenes that are too short are played to and fro, and noise costs dB."""
+    scene = high_speed_scene(frames=9, height=32, width=40)
+    write_npz(tmp_path / "scenes" / "made.npz", orig=scene, axes="thw")
+    write_npz(tmp_path / "camera.npz", mask=random_mask(11, 40, 40, 3), axes="thw")
+    write_npz(tmp_path / "small.npz", mask=random_mask(4, 24, 40, 3), axes="thw")
+    command = ["cameras", "gap-tv", "--data", f"{tmp_path}/scenes", "--camera-mask", f"{tmp_path}/camera.npz"]
+    assert main([*command, "--json", f"{tmp_path}/cameras.json"]) == 0
+    assert "24 frames" in capsys.readouterr().out
+    content = json.loads((tmp_path / "cameras.json").read_text())
+    rows = {one["camera"]: one["psnr"]["gap-tv"]["made"] for one in content["cameras"]}
+    assert len(rows) == 10 and all(np.isfinite(value) for value in rows.values())
+    assert rows["binary, 4 frames"] > rows["binary, 24 frames"]
+    clean, good, dim = (value for name, value in rows.items() if name.startswith("binary, 8"))
+    assert clean > good > dim
+    assert main(["cameras", "gap-tv", "--data", f"{tmp_path}/scenes", "--camera-mask", f"{tmp_path}/small.npz"]) == 2
+    assert "wanted at least the scenes' 32x40" in capsys.readouterr().err
+
+
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     shown = capsys.readouterr().out
@@ -206,6 +226,12 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in listed] == ["gap-tv", *SHIPPED]
+    assert sum(one["default"] for one in listed) == 1 and {one["task"] for one in listed} == {"video-sci"}
+    for one in listed:
+        low = re.search(r"-w(\d)a(\d)$", one["name"])
+        bits = (int(low[1]), int(low[2])) if low else (None, None)
+        assert (one["weight_bits"], one["activation_bits"]) == bits
+        assert one["mb"] == pytest.approx(one["bytes"] / 1e6) and "claims" in one and "network" in one
 
 
 @pytest.mark.parametrize("name", ["gap-tv", *SHIPPED])

@@ -77,6 +77,19 @@ def test_pixels_that_no_frame_opens() -> None:
 
 
 @torch.no_grad()
+def test_pixels_that_hardly_any_light_reaches_count_as_closed() -> None:
+    """Their noise, divided by next to nothing, would be thousands of times the light of a scene."""
+    network = small()
+    measurement, mask = camera()
+    weak, closed = mask.clone(), mask.clone()
+    weak[..., :3, :5], closed[..., :3, :5] = 1e-4, 0
+    dark = measurement.clone()
+    dark[..., :3, :5] = 0
+    measurement[..., :3, :5] = 0.3
+    assert torch.allclose(network(measurement, weak), network(dark, closed))
+
+
+@torch.no_grad()
 def test_masks_of_real_values_and_of_another_unit() -> None:
     """The physics holds for any mask: what a stage without a prior returns explains the measurement."""
     network = DUN(**SMALL).double().eval()
