@@ -30,8 +30,8 @@ class Quantize:
     out: Path
     """The checkpoint to write (.safetensors)."""
     method: str = "qsci"
-    """The published method: qsci or direct; dobi, percentile or minmax; pams or qvit, which need training; 2dquant,
-    dqc, dbdc-pac, balanced, gptq, 2dquant-plus or brecq, which refine."""
+    """The published method: qsci or direct; unfolding, for dun; dobi, percentile or minmax; pams or qvit, which need
+    training; 2dquant, dqc, dbdc-pac, balanced, gptq, 2dquant-plus or brecq, which refine."""
     bits: int = 8
     """Bits of weights and activations, 1 to 8."""
     grid: Literal["deployable", "official"] = "deployable"

@@ -61,7 +61,7 @@ class Train:
     teacher: str | None = None
     """Float checkpoint that teaches. Default: --start, where that is float."""
     method: str | None = None
-    """Quantize by this method before training: qsci, direct, qvit or pams."""
+    """Quantize by this method before training: qsci, direct, qvit, pams, or unfolding for dun."""
     bits: int = 4
     """Bits for --method."""
     grid: Literal["deployable", "official"] = "deployable"

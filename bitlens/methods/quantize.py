@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 from torch import nn
 
-from bitlens.methods import direct, pams, ptq, qsci, qvit, twodquant
+from bitlens.methods import direct, pams, ptq, qsci, qvit, twodquant, unfolding
 from bitlens.quant.calibrate import calibrate
 from bitlens.quant.prepare import Decision, prepare
 from bitlens.recipe import Recipe
@@ -28,6 +28,7 @@ METHODS: dict[str, Method] = {
     "qsci": qsci,
     "qvit": qvit,
     "pams": pams,
+    "unfolding": unfolding,
     "minmax": ptq.MINMAX,
     "percentile": ptq.PERCENTILE,
     "dobi": ptq.DOBI,

@@ -1,0 +1,17 @@
+"""Low bits inside an unfolding network: its priors are quantized, its physics stays in float.
+
+What a stage gets wrong by rounding, the projection of the next stage sees in the measurement and puts right. So low bits
+cost an unfolding network less than one that rebuilds in a single pass; nobody seems to have published this. The first
+layer of a prior, which reads the measurement, and its last, which writes the video, have 8 bits, as Q-SCI keeps its
+feature extraction and reconstruction near to 8 bits by shortcuts (ECCV 2024, sec. 3.2, 3.3).
+"""
+
+from bitlens.methods.direct import layer_bits, starts
+from bitlens.recipe import Recipe, Rule
+
+
+def recipe(bits: int, grid: str = "deployable") -> Recipe:
+    """Every convolution of the priors at `bits`, the first and the last of each at 8 bits."""
+    edge = layer_bits(8, grid)
+    rules = (Rule("*.head", edge), Rule("*.tail", edge), Rule("*", layer_bits(bits, grid)))
+    return Recipe(f"unfolding-w{bits}a{bits}", rules, "unfolding", *starts(grid))
