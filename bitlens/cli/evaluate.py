@@ -47,6 +47,8 @@ class Evaluate:
     """Compute SSIM too, which takes longer."""
     engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "torch"
     """What computes, as for `bitlens reconstruct`. Claims of checkpoints are of torch."""
+    stages: bool = False
+    """Of unfolding networks: also the PSNR of the video after each stage, in torch."""
 
     def run(self) -> None:
         from bitlens.cli.shared import output_file
@@ -60,6 +62,9 @@ class Evaluate:
         out = console()
         out.print(self._table(results))
         for result in results:
+            if "stages" in result:
+                reached = ", ".join(f"{psnr:.2f}" for psnr in result["stages"])
+                out.print(f"{result['settings']['model']}: {reached} dB after each stage")
             out.print(speed_in_words(result["settings"]))
         if self.json:
             out.print(f"settings and scores: {self.json}")
@@ -102,6 +107,7 @@ class Evaluate:
         from bitlens.cli.shared import choose_engine, describe_run, reconstruct, score
         from bitlens.data.capture import simulate
 
+        stages = stages_psnr(network, about.name, scenes, masks) if self.stages else None
         network, how = choose_engine(network, self.engine)
         scores: dict[str, Any] = {}
         seconds, used = [], {}
@@ -135,7 +141,8 @@ class Evaluate:
             **describe_run(),
         }
         head = {} if len(self.models) == 1 else {"model": about.name}
-        return head | {"scenes": scores, "average": average, "settings": settings}
+        more = {} if stages is None else {"stages": stages}
+        return head | {"scenes": scores, "average": average, **more, "settings": settings}
 
     def _table(self, results: list[dict[str, Any]]) -> Any:
         from bitlens.report import table
@@ -151,6 +158,33 @@ class Evaluate:
                 row += [f"{one['psnr']:.2f}", *([f"{one['ssim']:.4f}"] if self.ssim else [])]
             rows.append(row)
         return table(f"{self.data}", columns, rows)
+
+
+def stages_psnr(network: Any, label: str, scenes: "list[Scene]", masks: "list[np.ndarray]") -> list[float]:
+    """PSNR of the video after each stage of an unfolding network, mean over scenes.
+
+    Raises:
+        ValueError: the network has no stages.
+    """
+    from statistics import fmean
+
+    import torch
+
+    from bitlens.cli.shared import progress
+    from bitlens.data.capture import simulate
+    from bitlens.metrics import psnr_sci
+
+    if not hasattr(network, "priors"):
+        raise ValueError(f"{label} has no stages; wanted an unfolding network; leave --stages out")
+    found: list[list[float]] = []
+    with progress("scenes") as bar:
+        for scene, mask in zip(bar.track(scenes, description=f"{label}, stage by stage"), masks, strict=True):
+            capture = simulate(scene.video, mask)
+            assert capture.reference is not None
+            with torch.inference_mode():
+                videos = network(torch.from_numpy(capture.measurement), torch.from_numpy(mask)[None], True)
+            found.append([psnr_sci(video.flatten(0, 2).numpy(), capture.reference) for video in videos])
+    return [fmean(scores) for scores in zip(*found, strict=True)]
 
 
 def speed_in_words(settings: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """Low bits inside an unfolding network: its priors are quantized, its physics stays in float.
 
-What a stage gets wrong by rounding, the projection of the next stage sees in the measurement and puts right. So low bits
-cost an unfolding network less than one that rebuilds in a single pass; nobody seems to have published this. The first
-layer of a prior, which reads the measurement, and its last, which writes the video, have 8 bits, as Q-SCI keeps its
-feature extraction and reconstruction near to 8 bits by shortcuts (ECCV 2024, sec. 3.2, 3.3).
+What a stage gets wrong by rounding, the projection of the next stage sees in the measurement and puts right. So low
+bits cost an unfolding network less than one that rebuilds in a single pass; nobody seems to have published this. The
+first layer of a prior, which reads the measurement, and its last, which writes the video, have 8 bits, as Q-SCI keeps
+its feature extraction and reconstruction near to 8 bits by shortcuts (ECCV 2024, sec. 3.2, 3.3).
 """
 
 from bitlens.methods.direct import layer_bits, starts
