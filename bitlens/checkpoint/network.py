@@ -165,6 +165,7 @@ def stored_layers(path_or_name: str | os.PathLike[str]) -> list[Layer]:
 
 def architectures() -> "dict[str, type[nn.Module]]":
     """The networks that a header can name."""
+    from bitlens.networks.dun import DUN
     from bitlens.networks.edsr import EDSR
     from bitlens.networks.efficientsci import EfficientSCI
     from bitlens.networks.imdn import IMDN
@@ -174,7 +175,7 @@ def architectures() -> "dict[str, type[nn.Module]]":
     from bitlens.networks.stformer import STFormer
     from bitlens.networks.swinir import SwinIR
 
-    kinds = (EfficientSCI, STFormer, SwinIR, NGswin, EDSR, IMDN, PAN, SMFANet)
+    kinds = (EfficientSCI, STFormer, DUN, SwinIR, NGswin, EDSR, IMDN, PAN, SMFANet)
     return {kind.__name__.lower(): kind for kind in kinds}
 
 
@@ -197,15 +198,27 @@ def build(network: dict[str, Any], path: Path) -> "nn.Module":
         raise ValueError(
             f"{path} names the network {network}; wanted one of {', '.join(known)}; use the version that saved it"
         )
-    side = max(config.get(key, 0) for key in ("in_ch", "dim", "window"))
-    blocks = config.get("units", 0) * config.get("depth", 1) + sum(lists.get("depths", []))
-    least = side**2 * blocks  # bytes, even at one bit
-    if not 0 < least <= path.stat().st_size:
+    if not 0 < least_bytes(config) <= path.stat().st_size:
         raise ValueError(f"{path} cannot hold the network that it names, {config}; copy or save it again")
     try:
         return known[network["name"]](**config)
     except (TypeError, RuntimeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{path} has a configuration that builds nothing ({error}); copy it again") from error
+
+
+def least_bytes(config: dict[str, Any]) -> int:
+    """What the weights of such a network take at least, even at one bit; 0 where no network has such a configuration.
+
+    A block of c channels has at least 8 c^2 of them.
+    """
+    if "stages" in config:
+        widths, blocks = config.get("widths"), config.get("blocks")
+        if not isinstance(widths, list) or not isinstance(blocks, list):
+            return 0
+        return config["stages"] * sum(width**2 * count for width, count in zip(widths, blocks, strict=False))
+    side = max(config.get(key, 0) for key in ("in_ch", "dim", "window"))
+    depths = config.get("depths", [])
+    return side**2 * (config.get("units", 0) * config.get("depth", 1) + sum(depths))
 
 
 def layers_of(network: "nn.Module", tensors: "dict[str, Tensor]") -> list[Layer]:

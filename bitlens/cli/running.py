@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bitlens import checkpoint
-from bitlens.engine.runtime import PictureRuntime, Runtime, Size, code_and_machine, user_cache
+from bitlens.engine.runtime import Compiled, Size, code_and_machine, user_cache
 
 Running = Callable[..., np.ndarray]
 """Measurement (b, h, w) and mask (1 or b, t, h, w) -> video (b, c, t, h, w); or image (b, 3, h, w) -> a larger one."""
@@ -38,7 +38,7 @@ def start(
     folder = user_cache("openvino") if cache is None else cache
     facts = precision, threads, code_and_machine()
     key = hashlib.sha256(checkpoint.find(model).read_bytes() + repr(facts).encode()).hexdigest()[:32]
-    recalled = (Runtime if len(size) == 3 else PictureRuntime).recall(key, folder, size)
+    recalled = Compiled.recall(key, folder, size)
     if recalled is not None:
         return recalled
     from bitlens.engine.openvino import Engine

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bitlens.engine.lower import IntegerProduct, Lowered, runs_in_integers
 from bitlens.engine.reference import reference_network
-from bitlens.networks.efficientsci import initial_estimate
 
 CHECK_SIZE = (4, 16, 16)
 """Frames, height and width of the video on which layers are checked."""
@@ -49,11 +48,6 @@ def check_capture() -> tuple[Tensor, Tensor]:
     scene = F.interpolate(torch.rand(1, 1, 2, 4, 4, generator=generator), CHECK_SIZE, mode="trilinear")[0]  # 1 t h w
     mask = (torch.rand(1, frames, height, width, generator=generator) < 0.5).float()
     return (mask * scene).sum(1), mask
-
-
-def check_input() -> Tensor:
-    """The initial estimate (1, 1, t, h, w) of `check_capture`."""
-    return initial_estimate(*check_capture())
 
 
 def check_picture(size: tuple[int, int] = PICTURE_SIZE) -> Tensor:

@@ -1,6 +1,7 @@
 """Networks on a CPU through OpenVINO: int8 where the network is quantized, bf16 or float32 between.
 
-EfficientSCI has a graph of its own (graph.py); that of a network that enlarges pictures is read off it (picture.py).
+EfficientSCI has a graph of its own (graph.py). Those of DUN (unfolding.py) and of networks that enlarge pictures
+(picture.py) are read off the networks.
 
 Every layer is compared with the integer reference before the first use, because OpenVINO falls back to float, or
 computes wrongly, without a word (docs/engine.md lists when). On CPUs without VNNI, where sums of two products of 8 bits
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitlens.engine.checks import Check, ComputesWrongly, check_input, check_picture, compare_layers, fingerprint
+from bitlens.engine.checks import Check, ComputesWrongly, check_capture, check_picture, compare_layers, fingerprint
 from bitlens.engine.graph import PART, build
 from bitlens.engine.lower import lower, without_saturation
 from bitlens.engine.picture import build_picture
@@ -27,13 +28,17 @@ from bitlens.engine.runtime import (
     Compiled,
     PictureRuntime,
     Runtime,
+    Size,
+    UnfoldingRuntime,
     code_and_machine,
     cpu_features,
     openvino,
     user_cache,
 )
 from bitlens.engine.steps import Tap
+from bitlens.engine.unfolding import build_unfolding
 from bitlens.files import atomic_path
+from bitlens.networks.dun import DUN
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.quant.layers import quantized_layers
 
@@ -65,20 +70,23 @@ class Kind:
     build: Callable[..., tuple[Any, dict[str, Tap]]]
     """(network, lowered, *size) -> OpenVINO's model, and its layers' taps."""
     runtime: type[Compiled]
-    check_input: Callable[..., Tensor]
-    """What the model is checked on."""
+    example: Callable[[], tuple[Tensor, ...]]
+    """What the engine is called with when it is checked."""
     channels: int
     """The axis of linear layers' channels in the model."""
     precision: str
     """What "auto" is where all grids have 8 bits: pictures are nearer to the truth than videos, and bf16 shows."""
 
 
-VIDEO = Kind(build, Runtime, check_input, 1, "bf16")
-PICTURE = Kind(build_picture, PictureRuntime, check_picture, -1, "f32")
+VIDEO = Kind(build, Runtime, check_capture, 1, "bf16")
+UNFOLDING = Kind(build_unfolding, UnfoldingRuntime, check_capture, 1, "f32")
+PICTURE = Kind(build_picture, PictureRuntime, lambda: (check_picture(),), -1, "f32")
 
 
 def kind_of(network: nn.Module) -> Kind | None:
     """The kind of a network; None where there is no graph for it."""
+    if isinstance(network, DUN):
+        return UNFOLDING
     return VIDEO if reconstructs(network) else PICTURE if enlarges(network) else None
 
 
@@ -119,7 +127,7 @@ class Engine:
     """A network compiled for this CPU; called like the network.
 
     Args:
-        network: an EfficientSCI or a network that enlarges pictures, fake-quantized or float; it is not changed.
+        network: an EfficientSCI, a DUN or a network that enlarges pictures, fake-quantized or float; it is not changed.
         precision: of everything that is not integer; "auto" is bf16 for videos where the CPU computes in it and no grid
             has fewer than 8 bits, else f32. Coarse grids turn what bf16 rounds away into whole codes (docs/engine.md).
         threads: CPU threads; None leaves it to OpenVINO.
@@ -164,7 +172,8 @@ class Engine:
         self.cache = Path(cache) if cache is not None else user_cache("openvino")
         self.cache.mkdir(parents=True, exist_ok=True)
         identity = fingerprint(network, self.lowered, (code_and_machine(), self.settings))
-        self.runtime: Any = kind.runtime(identity, self.settings, self.cache, self.build)
+        config = getattr(network, "config", {})
+        self.runtime: Any = kind.runtime(identity, self.settings, self.cache, self.build, config)
         self.names = {outcome.name for outcome in self.lowered.report}
         self.checks = self.checked() if check else []
 
@@ -178,18 +187,22 @@ class Engine:
         result = self.runtime(*(np.asarray(one, np.float32) for one in inputs))
         return result if isinstance(inputs[0], np.ndarray) else torch.from_numpy(result)
 
+    def entered(self, *inputs: Any) -> tuple[Size, tuple[np.ndarray, ...]]:
+        """The size of the model that runs these inputs, and what enters it."""
+        return self.runtime.enter(*(np.asarray(one, np.float32) for one in inputs))
+
     def build(self, *size: int) -> Any:
         """The OpenVINO model for one size."""
         return self.kind.build(self.network, self.lowered, *size)[0]
 
     def profile(self, *inputs: Any, runs: int = 3) -> list[Cost]:
         """What OpenVINO's own counters say of each op, in order: the fastest of some runs, in a model of its own."""
-        entered = self.runtime.enter(*(np.asarray(one, np.float32) for one in inputs))[:1]
-        model = self.build(*entered.shape[2:])
+        size, entered = self.entered(*inputs)
+        model = self.build(*size)
         compiled = self.core.compile_model(model, "CPU", {**self.settings, "PERF_COUNT": True})
         request, layers, counters = compiled.create_infer_request(), layers_of(compiled, self.names), []
         for _ in range(runs + 1):
-            request.infer(entered)
+            request.infer([one[:1] for one in entered])
             counters.append(request.profiling_info)
         costs: dict[str, Cost] = {}
         for infos in zip(*counters[1:], strict=True):
@@ -230,7 +243,7 @@ def check_layers(engine: Engine) -> list[Check]:
     The inputs come from the engine so that one layer's rounding ties do not count against the next one. Listening to
     the layers keeps OpenVINO from fusing some of them: kernels are read off the model as it will be used.
     """
-    size = engine.kind.check_input().shape[2:]
+    size, _ = engine.entered(*engine.kind.example())
     model, taps = engine.kind.build(engine.network, engine.lowered, *size)
     exact = layer_snrs(engine, model, taps, "f32")
     found = exact if engine.precision == "f32" else layer_snrs(engine, model, taps, engine.precision)
@@ -243,7 +256,8 @@ def layer_snrs(engine: Engine, model: Any, taps: dict[str, Tap], precision: str)
     ends = [end for tap in taps.values() for end in (*tap.inputs, tap.output)]
     listening = openvino().Model(ends, model.get_parameters(), "check")
     settings = {**engine.settings, "INFERENCE_PRECISION_HINT": precision}
-    found = engine.core.compile_model(listening, "CPU", settings)(engine.kind.check_input().numpy())
+    _, entered = engine.entered(*engine.kind.example())
+    found = engine.core.compile_model(listening, "CPU", settings)(list(entered))
     results = (torch.from_numpy(found[index]) for index in range(len(ends)))
     heard = {name: ([next(results) for _ in tap.inputs], next(results)) for name, tap in taps.items()}
     return compare_layers(engine.network, engine.lowered, heard, engine.kind.channels)

@@ -22,6 +22,9 @@ from bitlens.engine.steps import Tap
 from bitlens.engine.trace import Value, Writer, trace
 from bitlens.quant.layers import Quantized
 
+Window = tuple[int, int, int, int]
+"""What a convolution does along an axis: size, stride, padding, dilation."""
+
 
 class PictureGraph(Writer):
     """The ops of a network for one size of picture; values are OpenVINO outputs."""
@@ -81,6 +84,14 @@ class PictureGraph(Writer):
         """The mean over some axes, which stay with size 1."""
         return self.ops.reduce_mean(x, np.array(axes, np.int64), True).output(0)
 
+    def total(self, x: Any, axes: Sequence[int]) -> Any:
+        """The sum over some axes, which stay with size 1."""
+        return self.ops.reduce_sum(x, np.array(axes, np.int64), True).output(0)
+
+    def where(self, condition: Any, x: Any, other: Any) -> Any:
+        """x where the condition holds, else the other one, with broadcasting."""
+        return self.ops.select(condition, x, other).output(0)
+
     def length(self, x: Any, axes: Sequence[int]) -> Any:
         """The square root of the sum of squares over some axes, which stay with size 1."""
         return self.ops.reduce_l2(x, np.array(axes, np.int64), True).output(0)
@@ -117,21 +128,29 @@ class PictureGraph(Writer):
     def layer(self, name: str, module: nn.Module, x: Value) -> Any:
         """A convolution or linear layer; its op has the layer's name, by which kernels and times are found."""
         geometry: Any = module.layer if isinstance(module, Quantized) else module
-        inputs, weight, bias = self.enter(name, module, x), self.weight(name, module), self.bias(name, geometry)
-        if isinstance(geometry, nn.Linear):  # its bias is fused for rows of one axis
-            inputs = self.reshape(inputs, (1, prod(x.shape[:-1]), x.shape[-1]))
-            node = self.ops.matmul(inputs, weight, False, True)
-        else:
-            convolution = self.ops.convolution if geometry.groups == 1 else self.ops.group_convolution
-            padding = geometry.padding
-            node = convolution(inputs, weight, geometry.stride, padding, padding, geometry.dilation)
-            bias = None if bias is None else bias.reshape(-1, 1, 1)
+        inputs = self.enter(name, module, x)
+        if not isinstance(geometry, nn.Linear):
+            return self.convolution(name, module, inputs, windows_of(geometry))
+        rows = self.reshape(inputs, (1, prod(x.shape[:-1]), x.shape[-1]))  # its bias is fused for rows of one axis
+        node = self.ops.matmul(rows, self.weight(name, module), False, True)
+        return self.reshape(self.named(name, node, self.bias(name, geometry)), (*x.shape[:-1], geometry.out_features))
+
+    def convolution(self, name: str, module: nn.Module, inputs: Any, windows: Sequence[Window]) -> Any:
+        """A convolution of inputs on their grid, with as many spatial axes as there are windows: those of the layer,
+        and others of size 1."""
+        geometry: Any = module.layer if isinstance(module, Quantized) else module
+        sizes, strides, padding, dilations = zip(*windows, strict=True)
+        convolution = self.ops.convolution if geometry.groups == 1 else self.ops.group_convolution
+        node = convolution(inputs, self.weight(name, module, sizes), strides, padding, padding, dilations)
+        bias = self.bias(name, geometry)
+        return self.named(name, node, None if bias is None else bias.reshape(-1, *[1] * len(windows)))
+
+    def named(self, name: str, node: Any, bias: Tensor | None) -> Any:
+        """The output of a layer's op, which gets the layer's name, plus its bias."""
         node.set_friendly_name(name)
         if bias is not None:
             node = self.ops.add(node, self.constant(bias))
             node.set_friendly_name(f"{name}{PART}bias")
-        if isinstance(geometry, nn.Linear):
-            return self.reshape(node.output(0), (*x.shape[:-1], geometry.out_features))
         return node.output(0)
 
     def bias(self, name: str, geometry: nn.Module) -> Tensor | None:
@@ -164,16 +183,21 @@ class PictureGraph(Writer):
         ends = [np.full([1] * x.ndim, end, np.float32) for end in (low, high, *first)]
         return self.ops.fake_quantize(inputs, *ends, LARGEST_CODE + 1).output(0)
 
-    def weight(self, name: str, module: nn.Module) -> Any:
-        """A layer's weight: s8 codes times a scale per output channel where it runs in integers, else floats."""
+    def weight(self, name: str, module: nn.Module, window: Sequence[int] = ()) -> Any:
+        """A layer's weight: s8 codes times a scale per output channel where it runs in integers, else floats.
+
+        Args:
+            window: the sizes of a convolution's spatial axes.
+        """
         integers = self.exact(name)
         geometry: Any = module.layer if isinstance(module, Quantized) else module
         groups = getattr(geometry, "groups", 1)
         if integers is None:
             values = folded_weight(module) if isinstance(module, Quantized) else geometry.weight
-            return self.constant(by_group(values, groups).float())
-        codes = self.ops.convert(np.ascontiguousarray(by_group(integers.weight, groups)), "f32")
-        scale = integers.weight_scale.reshape(-1, *[1] * (integers.weight.ndim - 1))
+            return self.constant(by_group(values.reshape(*values.shape[:2], *window), groups).float())
+        weight = integers.weight.reshape(*integers.weight.shape[:2], *window)
+        codes = self.ops.convert(np.ascontiguousarray(by_group(weight, groups)), "f32")
+        scale = integers.weight_scale.reshape(-1, *[1] * (weight.ndim - 1))
         return self.ops.multiply(codes, np.ascontiguousarray(by_group(scale, groups))).output(0)
 
     def offsets(self, grid: Operand, x: Any, unit: Tensor | None = None) -> Any:
@@ -228,6 +252,11 @@ class PictureGraph(Writer):
         return self.transpose(self.reshape(x, value.shape), (0, 1, 4, 2, 3))
 
 
+def windows_of(geometry: Any) -> list[Window]:
+    """What a convolution does along each of its spatial axes."""
+    return list(zip(geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation, strict=True))
+
+
 def by_group(weight: Tensor, groups: int) -> Tensor:
     """(out, in / groups, ...) as (groups, out / groups, in / groups, ...); as it is where there is one group."""
     return weight if groups == 1 else weight.reshape(groups, -1, *weight.shape[1:])
@@ -237,7 +266,7 @@ def build_picture(network: nn.Module, lowered: Lowered, height: int, width: int)
     """The model from image (1, 3, height, width) to image (1, 3, scale height, scale width), and its layers' taps."""
     g = PictureGraph(lowered)
     image = g.ops.parameter([1, 3, height, width], np.float32, "image")
-    large = trace(network, g, image.output(0), height, width)
+    large = trace(network, g, (image.output(0), (1, 3, height, width))).op
     image.output(0).get_tensor().set_names({"image"})
     large.get_tensor().set_names({"large"})
     return openvino().Model([large], [image], type(network).__name__.lower()), g.taps

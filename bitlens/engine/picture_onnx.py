@@ -24,6 +24,7 @@ KINDS = {
     "divide": "Div",
     "maximum": "Max",
     "power": "Pow",
+    "equal": "Equal",
     "relu": "Relu",
     "sigmoid": "Sigmoid",
     "sqrt": "Sqrt",
@@ -84,6 +85,14 @@ class PictureFile(Nodes, Writer):
     def mean(self, x: str, axes: Sequence[int]) -> str:
         """The mean over some axes, which stay with size 1."""
         return self.op("ReduceMean", x, self.integers_of(*axes))
+
+    def total(self, x: str, axes: Sequence[int]) -> str:
+        """The sum over some axes, which stay with size 1."""
+        return self.op("ReduceSum", x, self.integers_of(*axes))
+
+    def where(self, condition: str, x: str, other: str) -> str:
+        """x where the condition holds, else the other one, with broadcasting."""
+        return self.op("Where", condition, x, other)
 
     def length(self, x: str, axes: Sequence[int]) -> str:
         """The square root of the sum of squares over some axes, which stay with size 1."""
@@ -179,7 +188,7 @@ def build_picture(
         ValueError: the network does something at this size that ONNX cannot say.
     """
     g = PictureFile(lowered)
-    large = trace(network, g, "image", height, width)
+    large = trace(network, g, ("image", (1, 3, height, width))).op
     g.nodes.append(onnx().helper.make_node("Identity", [large], ["large"], "large"))
     info, kind, scale = onnx().helper.make_tensor_value_info, onnx().TensorProto.FLOAT, int(network.scale)  # type: ignore[arg-type]
     inputs = [info("image", kind, [1, 3, height, width])]

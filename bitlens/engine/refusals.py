@@ -9,7 +9,7 @@ from bitlens.engine.lower import Lowered, Outcome, lower
 from bitlens.quant.side import SidePath
 
 VIDEO_NETWORKS = "EfficientSCI without Q-ViT's normalization"
-GRAPHS = f"{VIDEO_NETWORKS}, or one that enlarges pictures"
+GRAPHS = f"{VIDEO_NETWORKS}, DUN, or one that enlarges pictures"
 """The networks that there are graphs of, in words."""
 
 

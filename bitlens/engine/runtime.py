@@ -1,7 +1,7 @@
 """Runs what OpenVINO has compiled: numpy in, numpy out, without torch and without the network.
 
-`Engine` (openvino.py) builds, checks and compiles; a `Runtime` or a `PictureRuntime` finds that in the cache, so a
-second start is quick and small. It knows the network as an identity, and a size: that of a video as (frames, height,
+`Engine` (openvino.py) builds, checks and compiles; a `Compiled` of some kind finds that in the cache, so a second
+start is quick and small. It knows the network as an identity, and a size: that of a video as (frames, height,
 width), that of a picture as (height, width).
 """
 
@@ -21,6 +21,8 @@ from jaxtyping import Float
 from bitlens.files import atomic_path
 
 Size = tuple[int, ...]
+Entered = tuple[np.ndarray, ...]
+"""The inputs of a model, each with the same batch."""
 
 KEPT = 2
 """Compiled models that are held at once: each has the memory that it computes in."""
@@ -73,6 +75,7 @@ class Compiled:
         settings: OpenVINO's.
         cache: folder of compiled models.
         build: makes the OpenVINO model for a size that is not in the cache; None: such sizes are refused.
+        config: of the network, for what is computed outside of the model.
     """
 
     def __init__(
@@ -81,15 +84,18 @@ class Compiled:
         settings: dict[str, Any],
         cache: Path,
         build: Callable[..., Any] | None = None,
+        config: dict[str, Any] | None = None,
     ):
         self.identity, self.settings, self.cache, self.build = identity, settings, cache, build
+        self.config = config or {}
         self.core = openvino().Core()
         self.compiled: dict[Size, Any] = {}
 
-    def run(self, entered: Float[np.ndarray, "b *size"]) -> Float[np.ndarray, "b *result"]:
-        """What the model computes of its inputs, one after the other."""
-        compiled = self.compile(*entered.shape[2:])
-        return np.concatenate([compiled(one[None])[0] for one in entered])
+    def run(self, size: Size, entered: Entered) -> Float[np.ndarray, "b *result"]:
+        """What the model for a size computes of its inputs, one of a batch after the other."""
+        compiled = self.compile(*size)
+        batch = range(len(entered[0]))
+        return np.concatenate([compiled([one[i : i + 1] for one in entered])[0] for i in batch])
 
     def fit(self, size: Size) -> Size:
         """The size of the model that runs inputs of a size."""
@@ -130,19 +136,21 @@ class Compiled:
 
     def remember(self, key: str, note: str) -> None:
         """Write down what this runtime is, under a key that names what it was made of, with a note for people."""
-        about = {"identity": self.identity, "settings": self.settings, "note": note}
+        about = {name: getattr(self, name) for name in ("identity", "settings", "config")}
+        about |= {"kind": type(self).__name__, "note": note}
         with atomic_path(self.cache / f"{key}-runtime.json") as temporary:
             temporary.write_text(json.dumps(about), encoding="utf-8")
 
-    @classmethod
-    def recall(cls, key: str, cache: Path, size: Size) -> tuple[Any, str] | None:
+    @staticmethod
+    def recall(key: str, cache: Path, size: Size) -> tuple[Any, str] | None:
         """What `remember` wrote down, with its note, if a model for this size is there too and whole."""
         file = cache / f"{key}-runtime.json"
         if not file.is_file():
             return None
         try:
             about = json.loads(file.read_text(encoding="utf-8"))
-            runtime, note = cls(about["identity"], about["settings"], cache), str(about["note"])
+            kind, note = RUNTIMES[about["kind"]], str(about["note"])
+            runtime = kind(about["identity"], about["settings"], cache, config=about["config"])
         except (ValueError, KeyError, TypeError):
             return None  # damaged: made anew
         fitting = runtime.fit(size)
@@ -161,15 +169,14 @@ class Runtime(Compiled):
     ) -> Float[np.ndarray, "b c t h w"]:
         """The video of a measurement, which is the plain sum over time, and its mask."""
         h, w = measurement.shape[-2:]
-        return self.run(self.enter(measurement, mask))[..., :h, :w]
+        return self.run(*self.enter(measurement, mask))[..., :h, :w]
 
     def enter(
         self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
-    ) -> Float[np.ndarray, "b 1 t h2 w2"]:
-        """The initial estimate, padded to an even height and width: the model's input."""
-        estimate = initial_estimate(measurement, mask)
-        h, w = estimate.shape[-2:]
-        return np.pad(estimate, [(0, 0)] * 3 + [(0, h % 2), (0, w % 2)], mode="edge") if h % 2 or w % 2 else estimate
+    ) -> tuple[Size, Entered]:
+        """The size of the model, and its input: the initial estimate (b, 1, t, h2, w2), padded to even h and w."""
+        estimate = padded(initial_estimate(measurement, mask), 2)
+        return estimate.shape[2:], (estimate,)
 
     def fit(self, size: Size) -> Size:
         """Frames, and even height and width."""
@@ -182,11 +189,53 @@ class PictureRuntime(Compiled):
 
     def __call__(self, image: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b 3 h2 w2"]:
         """The enlarged picture, not clipped, of RGB in [0, 1]."""
-        return self.run(self.enter(image))
+        return self.run(*self.enter(image))
 
-    def enter(self, image: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b 3 h w"]:
-        """The model's input: the picture as it is."""
-        return np.ascontiguousarray(image, np.float32)
+    def enter(self, image: Float[np.ndarray, "b 3 h w"]) -> tuple[Size, Entered]:
+        """The size of the model, and its input: the picture as it is."""
+        return image.shape[2:], (np.ascontiguousarray(image, np.float32),)
+
+
+class UnfoldingRuntime(Compiled):
+    """The compiled models of a deep unfolding network.
+
+    What they start from is computed by torch, which is imported when the first measurement comes.
+    """
+
+    def __call__(
+        self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
+    ) -> Float[np.ndarray, "b 1 t h w"]:
+        """The video of a measurement, which is the plain sum over time, and its mask."""
+        h, w = measurement.shape[-2:]
+        return self.run(*self.enter(measurement, mask))[:, None, :, :h, :w]
+
+    def enter(
+        self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
+    ) -> tuple[Size, Entered]:
+        """The size of the model, and its inputs: measurement, mask and start, padded as the network does it."""
+        import torch
+
+        from bitlens.networks.classical import GapTV
+        from bitlens.networks.dun import begin
+
+        given = (torch.from_numpy(np.ascontiguousarray(one, np.float32)) for one in (measurement, mask))
+        entered = tuple(one.numpy() for one in begin(GapTV(self.config["iterations"]), *given))
+        return entered[1].shape[1:], entered
+
+    def fit(self, size: Size) -> Size:
+        """Frames, height and width as multiples of 8."""
+        frames, height, width = size
+        return frames, height + -height % 8, width + -width % 8
+
+
+RUNTIMES = {kind.__name__: kind for kind in (Runtime, PictureRuntime, UnfoldingRuntime)}
+
+
+def padded(pictures: Float[np.ndarray, "*b h w"], multiple: int) -> Float[np.ndarray, "*b h2 w2"]:
+    """Pictures with their last row and column repeated until height and width are multiples of a number."""
+    below, beside = (-size % multiple for size in pictures.shape[-2:])
+    wide = [(0, 0)] * (pictures.ndim - 2) + [(0, below), (0, beside)]
+    return np.ascontiguousarray(np.pad(pictures, wide, mode="edge") if below or beside else pictures, np.float32)
 
 
 def initial_estimate(

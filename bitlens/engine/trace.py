@@ -2,12 +2,13 @@
 
 The network runs once, as its own code says, on a `Value`: a tensor with a shape and, where its numbers would be, an op
 of the graph. torch hands every ATen operation on a Value to a `Writer`, which adds the op; layers arrive whole, so that
-they can be integers. What does not depend on the picture (masks, position biases) torch computes, as always; it becomes
+they can be integers. What does not depend on the inputs (masks, position biases) torch computes, as always; it becomes
 a constant where it meets a Value. So a new network needs nothing here, unless it uses an operation that is new too.
 """
 
 import copy
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -29,16 +30,16 @@ UNARY = ("relu", "sigmoid", "sqrt", "gelu")
 
 
 class Value(Tensor):
-    """A tensor (float32) of a graph under construction: it has a shape and an op, but no numbers."""
+    """A tensor of a graph under construction: it has a shape, a dtype and an op, but no numbers."""
 
     op: Any
     writer: "Writer"
 
     @staticmethod
-    def __new__(cls, shape: Sequence[int], op: Any, writer: "Writer") -> "Value":
-        return Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # type: ignore[attr-defined]
+    def __new__(cls, shape: Sequence[int], op: Any, writer: "Writer", dtype: torch.dtype = torch.float32) -> "Value":
+        return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)  # type: ignore[attr-defined]
 
-    def __init__(self, shape: Sequence[int], op: Any, writer: "Writer"):
+    def __init__(self, shape: Sequence[int], op: Any, writer: "Writer", dtype: torch.dtype = torch.float32):
         self.op, self.writer = op, writer
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -92,7 +93,7 @@ class Writer:
         raise NotImplementedError
 
     def elementwise(self, kind: str, *values: Any) -> Any:
-        """One of `BINARY`'s and `UNARY`'s, "maximum", "minimum" or "power", with broadcasting."""
+        """One of `BINARY`'s and `UNARY`'s, "maximum", "minimum", "power" or "equal", with broadcasting."""
         raise NotImplementedError
 
     def leaky(self, x: Any, slope: float) -> Any:
@@ -101,6 +102,14 @@ class Writer:
 
     def mean(self, x: Any, axes: Sequence[int]) -> Any:
         """The mean over some axes, which stay with size 1."""
+        raise NotImplementedError
+
+    def total(self, x: Any, axes: Sequence[int]) -> Any:
+        """The sum over some axes, which stay with size 1."""
+        raise NotImplementedError
+
+    def where(self, condition: Any, x: Any, other: Any) -> Any:
+        """x where the condition holds, else the other one, with broadcasting."""
         raise NotImplementedError
 
     def length(self, x: Any, axes: Sequence[int]) -> Any:
@@ -166,10 +175,10 @@ class Writer:
         else:
             raise TypeError(f"the network uses {name}; wanted operations that a graph here has; run it in torch")
         if isinstance(written, list):
-            return [Value(shape.shape, op, self) for shape, op in zip(shapes, written, strict=True)]
+            return [Value(shape.shape, op, self, shape.dtype) for shape, op in zip(shapes, written, strict=True)]
         if isinstance(shapes, tuple):  # what nothing here asks for: indices of a maximum, statistics of a norm
             return Value(shapes[0].shape, written, self), *shapes[1:]
-        return Value(shapes.shape, written, self)
+        return Value(shapes.shape, written, self, shapes.dtype)
 
     def op_of(self, value: Any) -> Any:
         """The op of a Value; a constant for all else."""
@@ -187,8 +196,17 @@ class Writer:
         return self.elementwise("multiply", x, x)
 
 
-def trace(network: nn.Module, writer: Writer, image: Any, height: int, width: int) -> Any:
-    """Write down what a network computes from `image`, the graph's input (1, 3, height, width); the graph's result.
+def trace(network: nn.Module, writer: Writer, *inputs: tuple[Any, Sequence[int]], method: str = "forward") -> Any:
+    """Write down what a network computes from the graph's inputs.
+
+    Args:
+        network: it is not changed.
+        writer: of the graph.
+        inputs: op and shape of each argument of the method.
+        method: of the network.
+
+    Returns:
+        What the method does; its tensors are Values.
 
     Raises:
         TypeError: the network does something that the graph has no op for.
@@ -198,8 +216,9 @@ def trace(network: nn.Module, writer: Writer, image: Any, height: int, width: in
     for name, module in list(layers_of(twin)):
         parent, _, child = name.rpartition(".")
         setattr(twin.get_submodule(parent), child, Layer(name, module))
+    twin.eval()
     with torch.inference_mode(False), torch.no_grad():
-        return twin.eval()(Value((1, 3, height, width), image, writer)).op
+        return getattr(twin, method)(*(Value(shape, op, writer) for op, shape in inputs))
 
 
 class Layer(nn.Module):
@@ -224,7 +243,7 @@ class Layer(nn.Module):
 def without_numbers(value: Any) -> Any:
     """A tensor as one on torch's meta device; all else as it is."""
     if isinstance(value, Value):
-        return torch.empty(value.shape, device="meta")
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
     return value.to("meta") if isinstance(value, Tensor) else value
 
 
@@ -326,6 +345,26 @@ def mean(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], keepdim: bool
     return w.reshape(w.mean(x.op, [dim % x.ndim for dim in dims]), shapes.shape)
 
 
+def total(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], keepdim: bool = False) -> Any:
+    """torch.sum over some axes."""
+    return w.reshape(w.total(x.op, [dim % x.ndim for dim in dims]), shapes.shape)
+
+
+def equal(w: Writer, shapes: Tensor, x: Value, other: Any) -> Any:
+    """x == other"""
+    return w.elementwise("equal", x.op, w.op_of(other))
+
+
+def where(w: Writer, shapes: Tensor, condition: Value, x: Any, other: Any) -> Any:
+    """torch.where"""
+    return w.where(w.op_of(condition), w.op_of(x), w.op_of(other))
+
+
+def ones_like(w: Writer, shapes: Tensor, x: Value, **_: Any) -> Any:
+    """torch.ones_like"""
+    return w.constant(torch.ones(shapes.shape))
+
+
 def var(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], correction: int = 1, keepdim: bool = False) -> Any:
     """The variance over some axes: the mean of squares around the mean, times n / (n - correction)."""
     dims = [dim % x.ndim for dim in dims]
@@ -365,10 +404,17 @@ def layer_norm(
 
 
 def pixel_shuffle(w: Writer, shapes: Tensor, x: Value, r: int) -> Any:
-    """(b, c r r, h, w) as (b, c, h r, w r)."""
-    b, c, h, width = x.shape
-    apart = w.reshape(x.op, (b, c // r**2, r, r, h, width))
+    """(..., c r r, h, w) as (..., c, h r, w r)."""
+    *rest, c, h, width = x.shape
+    apart = w.reshape(x.op, (prod(rest), c // r**2, r, r, h, width))
     return w.reshape(w.transpose(apart, (0, 1, 4, 2, 5, 3)), shapes.shape)
+
+
+def pixel_unshuffle(w: Writer, shapes: Tensor, x: Value, r: int) -> Any:
+    """(..., c, h r, w r) as (..., c r r, h, w)."""
+    *rest, c, h, width = x.shape
+    apart = w.reshape(x.op, (prod(rest), c, h // r, r, width // r, r))
+    return w.reshape(w.transpose(apart, (0, 1, 3, 5, 2, 4)), shapes.shape)
 
 
 def largest(w: Writer, shapes: Any, x: Value, size: Sequence[int], *_: Any) -> Any:
@@ -411,11 +457,16 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "clamp_min": clamp_min,
     "leaky_relu": leaky_relu,
     "mean": mean,
+    "sum": total,
+    "eq": equal,
+    "where": where,
+    "ones_like": ones_like,
     "var": var,
     "linalg_vector_norm": vector_norm,
     "_softmax": softmax,
     "native_layer_norm": layer_norm,
     "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
     "adaptive_max_pool2d": largest,
     "max_pool2d_with_indices": largest,
     "upsample_nearest2d": nearest,

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from bitlens.networks.classical import GapTV
 from bitlens.operators import normalized_measurement
 
-__all__ = ["DUN"]
+__all__ = ["DUN", "begin"]
 
 INPUTS = 4
 """Pictures that a prior sees of each frame: estimate, mask, normalized measurement, what the projection corrected."""
+MULTIPLE = 8
+"""Heights and widths are padded to multiples of this: a square of pixels, halved twice."""
 
 
 WEAK = 0.005
@@ -85,33 +87,57 @@ class DUN(nn.Module):
     @property
     def alignment(self) -> int:
         """A cut that starts at a multiple of this is computed as it is within the whole picture."""
-        return 8
+        return MULTIPLE
 
     def forward(
         self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"], every_stage: bool = False
     ) -> Float[Tensor, "b 1 t h w"] | list[Float[Tensor, "b 1 t h w"]]:
         height, width = measurement.shape[1:]
-        below, beside = -height % 8, -width % 8
-        if below or beside:  # repeated pixels are measured as the pixels are
-            pad = (0, beside, 0, below)
-            measurement, mask = F.pad(measurement, pad, "replicate"), F.pad(mask, pad, "replicate")
-        mask = mask.to(measurement)
+        found = self.unfold(*begin(self.start, measurement, mask))
+        videos = [video[..., :height, :width].unsqueeze(1) for video in found]
+        return videos if every_stage else videos[-1]
+
+    def unfold(
+        self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "b t h w"], video: Float[Tensor, "b t h w"]
+    ) -> list[Float[Tensor, "b t h w"]]:
+        """The video after each stage, from what `begin` gives.
+
+        Priors see squares of 2 x 2 pixels as channels. So does the physics, which knows pixels one by one: what it
+        gives needs no rearrangement on its way into a prior, nor what comes out.
+        """
         energy = mask.square().sum(1)  # b h w
-        seen = energy > WEAK * energy.amax(dim=(1, 2), keepdim=True)
-        measurement, mask = measurement * seen, mask * seen.unsqueeze(1)
-        energy = torch.where(seen, energy, torch.ones_like(energy))
-        mean = normalized_measurement(measurement, mask).unsqueeze(1)  # b 1 h w
-        mask = mask.expand(len(measurement), -1, -1, -1)
-        video, features, found = self.start(measurement, mask).squeeze(1), None, []
+        energy = squares(torch.where(energy == 0, 1.0, energy))  # b 4 h2 w2
+        mean = squares(normalized_measurement(measurement, mask).unsqueeze(1).expand_as(mask))  # b t 4 h2 w2
+        measurement, mask, video = squares(measurement), squares(mask), squares(video)
+        features, found = None, []
         for step, prior in zip(self.steps, self.priors, strict=True):
-            residual = (measurement - (mask * video).sum(1)) / energy  # b h w
-            correction = mask * residual.unsqueeze(1)  # b t h w
+            residual = (measurement - (mask * video).sum(1)) / energy  # b 4 h2 w2
+            correction = mask * residual.unsqueeze(1)  # b t 4 h2 w2
             video = video + step * correction
-            known = torch.stack([video, mask, mean.expand_as(video), correction], dim=2)  # b t 4 h w
-            change, features = prior(known, features)
+            change, features = prior(torch.cat([video, mask, mean, correction], dim=2), features)
             video = video + change
-            found.append(video[..., :height, :width].unsqueeze(1))
-        return found if every_stage else found[-1]
+            found.append(F.pixel_shuffle(video, 2).squeeze(2))
+        return found
+
+
+def begin(
+    start: GapTV, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]
+) -> tuple[Float[Tensor, "b h2 w2"], Float[Tensor, "b t h2 w2"], Float[Tensor, "b t h2 w2"]]:
+    """Measurement, mask and x_0 as the stages take them.
+
+    Height and width are padded to multiples of 8 by repeated pixels, which are measured as the pixels are. Pixels that
+    hardly any light reaches (`WEAK`) are closed.
+    """
+    below, beside = -measurement.shape[1] % MULTIPLE, -measurement.shape[2] % MULTIPLE
+    if below or beside:
+        pad = (0, beside, 0, below)
+        measurement, mask = F.pad(measurement, pad, "replicate"), F.pad(mask, pad, "replicate")
+    mask = mask.to(measurement)
+    energy = mask.square().sum(1)  # 1 or b, h w
+    seen = energy > WEAK * energy.amax(dim=(1, 2), keepdim=True)
+    measurement, mask = measurement * seen, mask * seen.unsqueeze(1)
+    video = start(measurement, mask).squeeze(1)
+    return measurement, mask.expand_as(video), video
 
 
 class Prior(nn.Module):
@@ -137,11 +163,10 @@ class Prior(nn.Module):
         nn.init.zeros_(self.tail.bias)
 
     def forward(
-        self, known: Float[Tensor, "b t n h w"], features: Float[Tensor, "bt c h2 w2"] | None
-    ) -> tuple[Float[Tensor, "b t h w"], Float[Tensor, "bt c h2 w2"]]:
+        self, known: Float[Tensor, "b t n h2 w2"], features: Float[Tensor, "bt c h2 w2"] | None
+    ) -> tuple[Float[Tensor, "b t 4 h2 w2"], Float[Tensor, "bt c h2 w2"]]:
         frames = known.shape[1]
-        x = F.pixel_unshuffle(known.flatten(0, 1), 2)
-        x = self.head(x.contiguous(memory_format=torch.channels_last))
+        x = self.head(known.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         if self.fuse is not None and features is not None:
             x = self.fuse(torch.cat([x, features], dim=1))
         skips = []
@@ -155,8 +180,7 @@ class Prior(nn.Module):
             x = F.pixel_shuffle(self.up[scale](x), 2) + skips[scale]
             for block in self.decoder[scale]:  # type: ignore[union-attr]
                 x = block(x, frames)
-        change = F.pixel_shuffle(self.tail(x), 2)  # bt 1 h w
-        return change.view(-1, frames, *change.shape[2:]), x
+        return self.tail(x).unflatten(0, (-1, frames)), x
 
 
 class Block(nn.Module):
@@ -175,6 +199,11 @@ class Block(nn.Module):
         y = y.view(-1, frames, y.shape[1], height * width).transpose(1, 2)  # b c t hw
         y = self.act(self.time(y)).transpose(1, 2)
         return x + self.last(y.reshape(-1, y.shape[2], height, width))
+
+
+def squares(x: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b 4 h2 w2"]:
+    """The pixels of each square of 2 x 2 as four channels."""
+    return F.pixel_unshuffle(x.unsqueeze(-3), 2)
 
 
 def run(kind: type[nn.Module], width: int, count: int) -> nn.ModuleList:

@@ -165,8 +165,8 @@ def test_bf16_on_demand(tmp_path: Path) -> None:
 def test_a_layer_that_computes_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = PictureGraph.weight
 
-    def wrong(self: PictureGraph, name: str, module: nn.Module) -> Any:
-        weight = right(self, name, module)
+    def wrong(self: PictureGraph, name: str, module: nn.Module, window: tuple[int, ...] = ()) -> Any:
+        weight = right(self, name, module, window)
         return self.ops.multiply(weight, np.float32(1.1)).output(0) if name == "IMDB1.c2" else weight
 
     monkeypatch.setattr(PictureGraph, "weight", wrong)

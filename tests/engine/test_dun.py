@@ -1,0 +1,150 @@
+"""Deep unfolding networks on OpenVINO: physics and priors in one graph that is read off the network, in integers."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitlens import checkpoint
+from bitlens.engine.checks import snr
+from bitlens.engine.openvino import Engine
+from bitlens.engine.runtime import Compiled, UnfoldingRuntime
+from bitlens.methods import quantize
+from bitlens.metrics import psnr_sci
+from bitlens.networks.dun import DUN
+from bitlens.operators import normalized_measurement
+from bitlens.quant.layers import quantized_layers
+from bitlens.recipe import Bits, Recipe, Rule
+
+SIZES = [(4, 16, 24, 1), (5, 19, 21, 2), (1, 8, 8, 1), (3, 7, 30, 1)]
+"""Frames, height, width, batch."""
+
+
+def float_network() -> DUN:
+    torch.manual_seed(0)
+    network = DUN(2, (8, 12, 16), (1, 1, 1), 4).eval()
+    for prior in network.priors:
+        nn.init.normal_(prior.tail.weight, std=0.02)  # type: ignore[union-attr]
+    return network
+
+
+def capture(frames: int, height: int, width: int, batch: int = 1, masks: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.rand(masks, frames, height, width, generator=generator) < 0.5).float()
+    mask[:, :, 0, 0], mask[:, :, 1, 1] = 0, 1  # a pixel that no frame opens
+    return (mask * torch.rand(batch, frames, height, width, generator=generator)).sum(1), mask
+
+
+def quantized(network: DUN, bits: int) -> DUN:
+    rules = Rule("*.head", Bits(8, 8)), Rule("*.tail", Bits(8, 8)), Rule("*", Bits(bits, bits))
+    recipe = Recipe("all", rules, weight_range="lsq", activation_range="percentile")
+    low, _ = quantize(network, recipe, [capture(4, 24, 24)])
+    assert isinstance(low, DUN)
+    return low
+
+
+def engine_of(network: nn.Module, cache: Path, **settings: Any) -> Engine:
+    return Engine(network, **{"precision": "f32", "threads": 1, "cache": cache, **settings})
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+@torch.no_grad()
+def test_squares_of_pixels_as_channels_change_no_bit(size: tuple[int, int, int, int]) -> None:
+    """The network's formulas, pixel by pixel, in the units of the camera."""
+    network, (measurement, mask) = float_network(), capture(*size)
+    wanted = network(measurement, mask)
+    height, width = measurement.shape[1:]
+    pad = (0, -width % 8, 0, -height % 8)
+    measurement, mask = F.pad(measurement, pad, "replicate"), F.pad(mask, pad, "replicate")
+    video, features = network.start(measurement, mask).squeeze(1), None  # b t h w
+    mean = normalized_measurement(measurement, mask).unsqueeze(1).expand_as(video)
+    energy = mask.square().sum(1)
+    for step, prior in zip(network.steps, network.priors, strict=True):
+        residual = (measurement - (mask * video).sum(1)) / energy.where(energy != 0, 1.0)
+        correction = mask * residual.unsqueeze(1)
+        video = video + step * correction
+        known = torch.stack([video, mask.expand_as(video), mean, correction], dim=2)  # b t 4 h w
+        change, features = prior(F.pixel_unshuffle(known, 2), features)
+        video = video + F.pixel_shuffle(change, 2).squeeze(2)
+    assert torch.equal(wanted[:, 0], video[..., :height, :width])
+
+
+def test_a_float_network_computes_what_torch_computes(tmp_path: Path) -> None:
+    network = float_network()
+    engine = engine_of(network, tmp_path)
+    for size in SIZES:  # each is compiled, by one engine
+        data = capture(*size)
+        with torch.no_grad():
+            wanted = network(*data)
+        with torch.inference_mode():
+            found = engine(*data)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    measurement, mask = capture(4, 16, 24, 2, masks=2)
+    found = engine(measurement.numpy(), mask.numpy())
+    assert isinstance(found, np.ndarray) and found.dtype == np.float32
+    with torch.no_grad():
+        np.testing.assert_allclose(found, network(measurement, mask).numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_layer_computes_what_the_reference_computes(bits: int, tmp_path: Path, vnni: bool) -> None:
+    network = float_network()
+    low = quantized(network, bits)
+    engine = engine_of(low, tmp_path)
+    assert {check.name for check in engine.checks} == set(quantized_layers(low))
+    assert all(check.snr == check.snr_f32 > 60 for check in engine.checks)
+    for check in engine.checks:
+        whole = vnni or (bits < 8 and not check.name.endswith((".head", ".tail")))
+        assert check.kernel.endswith("_I8") == whole, check
+    for size in SIZES[:2]:
+        data = capture(*size)
+        with torch.no_grad():
+            truth, simulated = network(*data), low(*data)
+        truth = truth + 0.02 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(2))  # 34 dB from both
+        found = engine(*data)
+        assert psnr_sci(found[0, 0], truth[0, 0]) == pytest.approx(psnr_sci(simulated[0, 0], truth[0, 0]), abs=0.02)
+        assert snr(found, simulated) > 30
+
+
+def test_nothing_is_moved_within_a_prior(tmp_path: Path) -> None:
+    """Transposes stand where squares of pixels become channels or channels pixels, and nowhere else."""
+    engine = engine_of(float_network(), tmp_path, check=False)
+    kinds = Counter(op.get_type_name() for op in engine.build(4, 16, 24).get_ops())
+    assert kinds["Convolution"] == len(engine.lowered.report)
+    assert kinds["Transpose"] == 2 * 4  # of each prior: head, two ups, tail
+
+
+def test_bf16_on_demand(tmp_path: Path) -> None:
+    low = quantized(float_network(), 8)
+    assert engine_of(low, tmp_path, precision="auto", check=False).precision == "f32"
+    try:
+        engine = engine_of(low, tmp_path, precision="bf16")
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert all(check.snr_f32 > 60 and check.snr > 20 for check in engine.checks)
+
+
+def test_save_load_and_recall(tmp_path: Path) -> None:
+    low, data = quantized(float_network(), 4), capture(4, 15, 17)
+    engine = engine_of(low, tmp_path, check=False)
+    video = engine(*data)
+    loaded = checkpoint.load(checkpoint.save(low, tmp_path / "net.safetensors"))
+    assert isinstance(loaded, DUN) and loaded.config == low.config
+    with torch.no_grad():
+        assert torch.equal(loaded(*data), low(*data))
+    assert torch.equal(engine_of(loaded, tmp_path, check=False)(*data), video)
+    engine.runtime.remember("key", "note")
+    recalled = Compiled.recall("key", tmp_path, (4, 15, 17))
+    assert recalled is not None and isinstance(recalled[0], UnfoldingRuntime) and recalled[1] == "note"
+    np.testing.assert_array_equal(recalled[0](*(one.numpy() for one in data)), video.numpy())
+
+
+def test_profile_names_layers(tmp_path: Path) -> None:
+    engine = engine_of(quantized(float_network(), 8), tmp_path, check=False)
+    names = {cost.name for cost in engine.profile(*capture(4, 16, 16))}
+    assert names >= set(quantized_layers(engine.network))
