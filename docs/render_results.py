@@ -4,7 +4,8 @@ python docs/render_results.py            write the tables and the picture
 python docs/render_results.py --check    exit 1 and name the files that are out of date
 python docs/render_results.py --claim    write the six-scene averages into the shipped checkpoints first
 
-results/*.json           `bitlens evaluate ... --json FILE`      -> docs/results.md, the table in README.md
+results/*.json           `bitlens evaluate ... --json FILE`      -> docs/results.md, the table in README.md; with the
+                                                                    times of benchmark-*.json docs/tradeoff.png
 results/benchmark-*.json, results/engine-*.json: docs/render_speed.py; results/sr/*.json: docs/render_pictures.py;
 results/costs-*.json     `bitlens costs`: for choosing bits, shown nowhere
 results/training-*.json  `bitlens train`, RUN/record.json        -> the table in docs/training.md,
@@ -13,6 +14,7 @@ results/training-*.json  `bitlens train`, RUN/record.json        -> the table in
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +29,9 @@ from bitlens.cli.info import bits_in_words
 BENCHMARK = "six-scenes"
 FINGERPRINT = "bitlens curves"
 """Text field of the PNG: which curves it shows. Pixels differ between machines, this does not."""
+
+TRADEOFF = "bitlens tradeoff"
+"""The same of the picture of dB, milliseconds and MB."""
 
 PAPER = (
     ("GAP-TV", "no weights", 26.94, 0.833),
@@ -249,6 +254,49 @@ def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:
     figure.savefig(path, metadata={FINGERPRINT: fingerprint(runs)})
 
 
+def draw_tradeoff(points: Sequence[tuple[str, float, float, int]], path: Path) -> None:
+    """dB over milliseconds of every shipped network, as discs with the area of its file, families joined by lines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, family in enumerate(dict.fromkeys(_family(model)[0] for model, *_ in points)):
+        alike = [point for point in points if _family(point[0])[0] == family]
+        colour = f"C{number}"
+        axes.plot([ms for _, _, ms, _ in alike], [psnr for _, psnr, _, _ in alike], color=colour, alpha=0.5)
+        areas = [120 * size / 1e6 for *_, size in alike]
+        axes.scatter([ms for _, _, ms, _ in alike], [psnr for _, psnr, _, _ in alike], areas, colour, label=family)
+        for model, psnr, ms, size in alike:
+            bits = -_family(model)[1]
+            label = f"{'float' if bits == 32 else f'{bits} bits'}, {size / 1e6:.1f} MB"
+            axes.annotate(label, (ms, psnr), (6, 6), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("ms per measurement of 256 x 256 x 8, on the fastest engine (2 threads)", fontsize=12)
+    axes.set_ylabel("PSNR on the six scenes (dB)", fontsize=12)
+    axes.grid(alpha=0.3, which="both")
+    axes.margins(0.12)
+    legend = axes.legend(fontsize=11, loc="best")
+    for handle in legend.legend_handles:
+        handle.set_sizes([60])  # type: ignore[union-attr]
+    figure.savefig(path, metadata={TRADEOFF: tradeoff_fingerprint(points)})
+
+
+def tradeoff(evaluations: Sequence[Evaluation], speeds: dict[str, tuple[float, str]]) -> list[Any]:
+    """Name, dB, milliseconds and bytes of every model on the benchmark whose speed was measured."""
+    return [
+        (one.model, one.average.psnr, 1000 * speeds[one.model][0], one.size)
+        for one in evaluations
+        if one.settings["data"] == BENCHMARK and one.model in speeds and one.size
+    ]
+
+
+def tradeoff_fingerprint(points: Sequence[Any]) -> str:
+    """A hash of what the picture of dB, milliseconds and MB shows."""
+    return hashlib.sha256(json.dumps(points).encode()).hexdigest()
+
+
 def fingerprint(runs: Sequence[TrainingRun]) -> str:
     """A hash of what the picture shows."""
     return hashlib.sha256(json.dumps([[run.name, run.minutes, run.curve] for run in runs]).encode()).hexdigest()
@@ -273,6 +321,11 @@ def render(root: Path, check: bool = False) -> list[Path]:
         stale.append(picture)
         if not check:
             draw_curves(runs, picture)
+    points, picture = tradeoff(evaluations, fastest(root / "results")), root / "docs" / "tradeoff.png"
+    if points and drawn_fingerprint(picture, TRADEOFF) != tradeoff_fingerprint(points):
+        stale.append(picture)
+        if not check:
+            draw_tradeoff(points, picture)
     return stale
 
 
@@ -296,7 +349,7 @@ def _cost_table(group: Sequence[Evaluation]) -> str:
     floats = {one.model: one.average.psnr for one in group}
     rows = []
     for one in group:
-        base = one.model.partition("-qsci-")[0].partition("-direct-")[0]
+        base = _family(one.model)[0]
         loss = f"{one.average.psnr - floats[base]:+.2f}" if base != one.model and base in floats else "–"
         rows.append([f"`{one.model}`", one.bits, loss, _mb(one)])
     columns = ["network", "bits (weights, activations)", "dB against float", "MB"]
@@ -334,9 +387,8 @@ def _mask_words(mask: str) -> str:
 
 def _family(model: str) -> tuple[str, int]:
     """Sort key: a float network, then its low-bit ones from many bits to few."""
-    base, _, rest = model.partition("-w")
-    bits = rest.partition("a")[0]
-    return (base.partition("-qsci")[0].partition("-direct")[0], -int(bits)) if bits.isdigit() else (model, -32)
+    low = re.fullmatch(r"(.+?)(?:-qsci|-direct)?-w(\d)a\d", model)
+    return (low[1], -int(low[2])) if low else (model, -32)
 
 
 def _db(score: Score) -> str:

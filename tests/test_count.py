@@ -7,6 +7,7 @@ from torch import nn
 from bitlens.count import LayerCount, count, operations
 from bitlens.methods import qsci
 from bitlens.networks.classical import GapTV
+from bitlens.networks.dun import DUN
 from bitlens.networks.efficientsci import EfficientSCI, efficientsci
 from bitlens.networks.stformer import STFormer, stformer
 from bitlens.quant.prepare import prepare
@@ -137,3 +138,10 @@ def test_refusals() -> None:
         operations([], "bops")
     with pytest.raises(ValueError, match="height=0"):
         count(GapTV(), 8, 0, 8)
+
+
+def test_an_unfolding_network_is_counted_through_its_physics() -> None:
+    """47 GMAC for a measurement of 256 x 256 x 8, in proportion to its pixels and frames."""
+    whole = sum(layer.macs for layer in count(DUN()))
+    assert round(whole / 1e9, 1) == 47.1
+    assert sum(layer.macs for layer in count(DUN(), frames=4, height=128)) * 4 == whole
