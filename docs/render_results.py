@@ -8,6 +8,8 @@ results/*.json           `bitlens evaluate ... --json FILE`      -> docs/results
                                                                     times of benchmark-*.json docs/tradeoff.png
 results/benchmark-*.json, results/engine-*.json: docs/render_speed.py; results/sr/*.json: docs/render_pictures.py;
 results/costs-*.json     `bitlens costs`: for choosing bits, shown nowhere
+    of unfolding networks, measured with --stages         -> stages in docs/dun.md
+results/experiments/cameras.json `bitlens cameras ... --json FILE` -> cameras in docs/dun.md
 results/training-*.json  `bitlens train`, RUN/record.json        -> the table in docs/training.md,
                                                                     docs/learning-curve.png
 """
@@ -74,6 +76,8 @@ class Evaluation:
     """Bits of weights and activations, in words."""
     size: int | None
     """Bytes of the checkpoint; None: it is not here."""
+    stages: tuple[float, ...] = ()
+    """PSNR in dB after each stage of an unfolding network, where it was measured."""
 
     @property
     def data(self) -> str:
@@ -128,6 +132,7 @@ def as_evaluation(content: Any, path: Path) -> Evaluation:
         scenes = {name: Score(one["psnr"], one["ssim"]) for name, one in content["scenes"].items()}
         average = Score(content["average"]["psnr"], content["average"]["ssim"])
         model, digest = settings["model"], settings["sha256"]
+        stages = tuple(content.get("stages", ()))
         for key in ("data", "mask", "frames_per_measurement", "seconds_per_measurement", "threads", "dtype"):
             settings[key]
     except (KeyError, TypeError, AttributeError) as error:
@@ -148,8 +153,8 @@ def as_evaluation(content: Any, path: Path) -> Evaluation:
                 f"of this checkpoint; run bitlens evaluate {model} again"
             )
         bits = bits_in_words(about).replace("float, float", "float").replace("16, float", "float (bf16)")
-        return Evaluation(model, path.name, scenes, average, settings, bits, about.bytes)
-    return Evaluation(model, path.name, scenes, average, settings, "unknown", None)
+        return Evaluation(model, path.name, scenes, average, settings, bits, about.bytes, stages)
+    return Evaluation(model, path.name, scenes, average, settings, "unknown", None, stages)
 
 
 def read_training(folder: Path) -> list[TrainingRun]:
@@ -217,6 +222,38 @@ def results_page(evaluations: Sequence[Evaluation]) -> str:
             parts += ["### The papers' numbers", _paper_table(group), PAPER_NOTE]
         parts += ["### How it was measured", _settings_list(group)]
     return "\n\n".join(parts) + "\n"
+
+
+def stages_table(evaluations: Sequence[Evaluation]) -> str:
+    """dB after each stage, of float and low-bit unfolding networks, and what rounding costs there."""
+    chosen = [one for one in evaluations if one.stages and one.settings["data"] == BENCHMARK]
+    if not chosen:
+        return NOT_MEASURED
+    floats = {one.model: one.stages for one in chosen}
+    rows = []
+    for one in chosen:
+        base = floats.get(_family(one.model)[0], one.stages)
+        same = base is one.stages
+        values = [f"{a:.2f}" if same else f"{a:.2f} ({a - b:+.2f})" for a, b in zip(one.stages, base, strict=True)]
+        rows.append([f"`{one.model}`", *values])
+    numbers = range(1, 1 + max(len(one.stages) for one in chosen))
+    return (
+        f"{markdown(['network', *(f'stage {number}' for number in numbers)], rows, texts=1)}\n\n"
+        "PSNR in dB on the six scenes of the video after each stage; in brackets against the same stage in float."
+    )
+
+
+def cameras_table(content: dict[str, Any]) -> str:
+    """PSNR of each model through each camera, and the mean over all of them."""
+    models = content["models"]
+    means = {
+        one["camera"]: {model: sum(one["psnr"][model].values()) / len(one["psnr"][model]) for model in models}
+        for one in content["cameras"]
+    }
+    rows = [[camera, *(f"{scores[model]:.2f}" for model in models)] for camera, scores in means.items()]
+    overall = {model: sum(scores[model] for scores in means.values()) / len(means) for model in models}
+    rows.append(["**mean**", *(f"**{overall[model]:.2f}**" for model in models)])
+    return markdown(["camera", *(f"`{model}`" for model in models)], rows, texts=1)
 
 
 def training_table(runs: Sequence[TrainingRun]) -> str:
@@ -315,6 +352,12 @@ def render(root: Path, check: bool = False) -> list[Path]:
         page: results_page(evaluations),
         training: between_marks(training, training=training_table(runs)),
     }
+    unfolding, cameras = root / "docs" / "dun.md", root / "results" / "experiments" / "cameras.json"
+    pages[unfolding] = between_marks(
+        unfolding,
+        stages=stages_table(evaluations),
+        cameras=cameras_table(read_json(cameras)) if cameras.is_file() else NOT_MEASURED,
+    )
     stale = bring_up_to_date(pages, check)
     picture = root / "docs" / "learning-curve.png"
     if any(run.curve for run in runs) and drawn_fingerprint(picture, FINGERPRINT) != fingerprint(runs):

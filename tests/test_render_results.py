@@ -43,6 +43,8 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "results").mkdir()
     (tmp_path / "README.md").write_text("top\n<!-- results:begin -->\nold\n<!-- results:end -->\nbottom\n")
     (tmp_path / "docs" / "training.md").write_text("a\n<!-- training:begin -->\n<!-- training:end -->\nb\n")
+    marks = "".join(f"<!-- {name}:{end} -->\n" for name in ("stages", "cameras") for end in ("begin", "end"))
+    (tmp_path / "docs" / "dun.md").write_text(marks)
     return tmp_path
 
 
@@ -97,7 +99,7 @@ def test_check_says_what_is_out_of_date(checkout: Path, capsys: pytest.CaptureFi
     assert run(checkout, "--check") == 1
     assert "old" in (checkout / "README.md").read_text()
     assert capsys.readouterr().out.splitlines() == [
-        f"out of date: {Path(name)}" for name in ("README.md", "docs/results.md", "docs/training.md")
+        f"out of date: {Path(name)}" for name in ("README.md", "docs/results.md", "docs/training.md", "docs/dun.md")
     ]
     assert run(checkout) == 0 and run(checkout, "--check") == 0
     write(checkout, "costs-t.json", {"format": "bitlens-costs-1"})  # is no evaluation, and of no table
@@ -167,3 +169,16 @@ def test_missing_markers_are_refused(checkout: Path, capsys: pytest.CaptureFixtu
 
 def test_the_pages_here_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["--check"]) == 0, capsys.readouterr()
+
+
+def test_stages_and_cameras(checkout: Path) -> None:
+    """Low bits stand beside their float network, stage by stage; cameras beside each other, with their mean."""
+    whole = made_result("net", 30.0) | {"stages": [28.0, 30.0]}
+    write(checkout, "net.json", [whole, made_result("net-w4a4", 29.9) | {"stages": [27.5, 29.9]}])
+    (checkout / "results" / "experiments").mkdir()
+    rows = [{"camera": name, "psnr": {"net": {"a": 30.0 + n, "b": 20.0}}} for n, name in enumerate(["one", "two"])]
+    write(checkout, "experiments/cameras.json", {"models": ["net"], "cameras": rows})
+    assert run(checkout) == 0
+    page = (checkout / "docs" / "dun.md").read_text()
+    assert "| `net` | 28.00 | 30.00 |" in page and "| `net-w4a4` | 27.50 (-0.50) | 29.90 (-0.10) |" in page
+    assert "| one | 25.00 |" in page and "| two | 25.50 |" in page and "| **mean** | **25.25** |" in page
