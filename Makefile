@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TORCH := $(shell grep '^torch==' constraints.txt)
 # AVX512 switched off: in our kernels, in oneDNN (inside torch and OpenVINO), in torch's own loops.
 AVX2 := BITLENS_KERNELS_LEVEL=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+# A test process for each core, each with one thread.
+PARALLEL := -n auto --dist worksteal
 KERNELS := $(wildcard kernels/*.t* kernels/src/* kernels/bitlens_kernels/*.py)
 
 .PHONY: demo test slow avx2 clean
@@ -29,13 +31,13 @@ test: .venv/.ready-dev
 	    echo "pyright was NOT run: it needs node, which is not on PATH. Install Node.js to check the types."; \
 	fi
 	@echo "== pytest"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 slow: .venv/.ready-dev
 	@$(BIN)/python -m pytest -m slow
 
 avx2: .venv/.ready-dev
-	@$(AVX2) $(BIN)/python -m pytest
+	@$(AVX2) $(BIN)/python -m pytest $(PARALLEL)
 
 clean:
 	rm -rf .venv build dist demo .pytest_cache .ruff_cache .hypothesis

@@ -14,8 +14,9 @@ from bitlens.engine.openvino import adds_in_16_bits
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
-settings.register_profile("bitlens", deadline=None)  # the first call of a torch operator is slow
-settings.load_profile("bitlens")
+# The first call of a torch operator is slow. By default the same examples every time; `make slow` draws others.
+settings.register_profile("bitlens", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None)
 
 
 @cache
@@ -26,6 +27,11 @@ def without_kernels() -> str | None:
     except ImportError as error:
         return f"the kernels are not built: {error}"
     return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis draws new examples where slow tests were asked for."""
+    settings.load_profile("random" if config.getoption("markexpr") == "slow" else "bitlens")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
