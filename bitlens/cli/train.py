@@ -39,7 +39,7 @@ class Train:
     --method and --bits too, that float network is quantized, calibrated on the clips and trained with its grids, and
     the float network may teach it (--distill-output, --distill-features).
 
-    Under `torchrun --nproc_per_node N -m bitlens train ...` N processes train together.
+    Under `torchrun --nproc_per_node N -m -- bitlens train ...` N processes train together.
 
     Example:
         bitlens train --clips clips --run runs/t --out t.safetensors --network efficientsci-t --steps 5000 --compile
