@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bitlens.data.cameras import Cameras
 from bitlens.data.masks import random_mask, read_mask
-from bitlens.data.synthetic import moving_layers
+from bitlens.data.synthetic import moving_layers, poster
 from bitlens.data.video import read_video
 from bitlens.files import atomic_path
 
@@ -30,6 +30,8 @@ __all__ = ["Batch", "ClipSampler", "Clips", "load_clips", "load_mask", "measurem
 VIDEO_SUFFIXES = {".avif", ".mp4", ".avi", ".mkv", ".mov", ".gif", ".tif", ".npz"}
 SPEEDS = (0.7, 0.2, 0.1)
 """How often a mixture of cameras sees a video one, two and three times as fast."""
+POSTERS, MADE_SPEEDS = 0.4, (0.5, 5.0)
+"""With a mixture of cameras: how often a layer of a made video is a `poster`; typical speeds in pixels per frame."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
@@ -250,7 +252,11 @@ class ClipSampler:
         """Layers of still photographs in motion."""
         count = int(random.integers(1, 4))
         chosen = [self.images[i] for i in random.integers(len(self.images), size=count)]
-        made = moving_layers(chosen, frames, self.crop, self.crop, int(random.integers(2**31)), speed=2.0)
+        speed = 2.0
+        if self.cameras is not None:
+            speed = random.uniform(*MADE_SPEEDS)
+            chosen = [poster(int(random.integers(2**31))) if random.random() < POSTERS else one for one in chosen]
+        made = moving_layers(chosen, frames, self.crop, self.crop, int(random.integers(2**31)), speed)
         return torch.from_numpy(made)
 
     def draw_mask(self, random: np.random.Generator) -> np.ndarray:

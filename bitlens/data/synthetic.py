@@ -1,4 +1,4 @@
-"""Makes videos that need no files: a seeded high-speed scene for demos, and moving layers for training."""
+"""Makes videos that need no files: a seeded high-speed scene for demos, moving layers and posters for training."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from jaxtyping import Float32
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["high_speed_scene", "moving_layers"]
+__all__ = ["high_speed_scene", "moving_layers", "poster"]
 
 BANNER = "ONE SHOT  -  MANY FRAMES  -  "
 
@@ -92,6 +92,38 @@ def moving_layers(
         grid = _path(time, height, width, speed, source, 0.25 if whole else 0.5)  # t h w 2, in picture widths
         video = _over(video, _sample(image, grid, height, width), None if whole else _blob(grid, source))
     return video[:, 0].clamp(0, 1).numpy()  # t 1 h w -> t h w
+
+
+def poster(seed: int, height: int = 160, width: int = 160) -> Float32[np.ndarray, "h w"]:
+    """A printed sheet for training: lines of random letters, bars and discs, on a ground of another grey; in [0, 1].
+
+    What high-speed cameras film is often lettered, and photographs hardly ever are.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    random = np.random.default_rng(seed)
+    ground = random.uniform(0, 1)
+    far = ground + random.uniform(0.35, 1) * (1 if ground < 0.5 else -1)
+    ink, paper = round(255 * float(np.clip(far, 0, 1))), round(255 * ground)
+    image = Image.new("L", (width, height), paper)
+    draw = ImageDraw.Draw(image)
+    letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-+.:/&"))
+    top = float(random.uniform(-4, 8))
+    while top < height:
+        size = float(random.choice([7, 9, 11, 14, 18, 24, 32]) * random.uniform(0.9, 1.1))
+        kind = random.random()
+        if kind < 0.75:
+            font: Any = ImageFont.load_default(size=size)
+            words = ("".join(random.choice(letters, int(random.integers(2, 9)))) for _ in range(12))
+            draw.text((float(random.uniform(-10, 10)), top), " ".join(words), ink, font=font)
+        elif kind < 0.9:
+            for left in np.arange(0, width, size):
+                draw.rectangle([left, top, left + size * 0.5, top + size * 0.8], fill=ink)
+        else:
+            for left in np.arange(0, width, 1.5 * size):
+                draw.ellipse([left, top, left + size, top + size], fill=ink)
+        top += size * float(random.uniform(1.1, 1.6))
+    return np.asarray(image, np.float32) / 255
 
 
 def _uniform(source: "torch.Generator", low: float | int, high: float | int) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.data.synthetic import high_speed_scene, moving_layers
+from bitlens.data.synthetic import high_speed_scene, moving_layers, poster
 
 PHOTOS = [np.random.default_rng(index).random((40 + 9 * index, 60)).astype(np.float32) for index in range(3)]
 
@@ -57,3 +57,14 @@ def test_still_layers_stand_still() -> None:
 def test_moving_layers_refuses(images: list[np.ndarray], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         moving_layers(images, 4, 16, 16, 0)
+
+
+def test_posters() -> None:
+    """Two greys with sharp edges between them, another sheet for another seed."""
+    sheet = poster(3)
+    assert sheet.shape == (160, 160) and sheet.dtype == np.float32 and 0 <= sheet.min() < sheet.max() <= 1
+    np.testing.assert_array_equal(sheet, poster(3))
+    assert (sheet != poster(4)).any()
+    for seed in range(20):
+        made = poster(seed, 60, 90)
+        assert made.shape == (60, 90) and made.max() - made.min() > 0.3
