@@ -1,0 +1,50 @@
+"""Method `unfolding`: priors in low bits with 8 at their edges, and physics that repairs what rounding breaks."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bitlens.methods import quantize
+from bitlens.networks.dun import DUN
+from bitlens.operators import VideoSCI
+from bitlens.quant.layers import quantized_layers
+
+
+@pytest.fixture
+def network() -> DUN:
+    made = DUN(2, (8, 12, 16), (1, 1, 1), 3).eval()
+    for prior in made.priors:
+        nn.init.normal_(prior.tail.weight, std=0.05)  # type: ignore[union-attr]
+    return made
+
+
+@pytest.fixture
+def data() -> tuple[Tensor, Tensor]:
+    source = torch.Generator().manual_seed(1)
+    mask = (torch.rand(2, 6, 24, 16, generator=source) < 0.5).float()
+    video = torch.rand(2, 1, 6, 24, 16, generator=source)
+    return VideoSCI(mask).A(video), mask
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_bits(network: DUN, data: tuple[Tensor, Tensor], bits: int) -> None:
+    """Every convolution is quantized; the first and the last of each prior have 8 bits."""
+    low, decisions = quantize(network, "unfolding", [data], bits=bits)
+    layers = quantized_layers(low)
+    convolutions = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    assert list(layers) == convolutions
+    for name, layer in layers.items():
+        wanted = 8 if name.rpartition(".")[2] in ("head", "tail") else bits
+        assert (layer.weight_bits, layer.activation_bits) == (wanted, wanted), name
+    assert {decision.name for decision in decisions if decision.bits is None} == set()
+    assert torch.equal(low.steps, network.steps)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_fewer_bits_are_further_from_float(network: DUN, data: tuple[Tensor, Tensor]) -> None:
+    whole = network(*data)
+    errors = []
+    for bits in (8, 4, 2):
+        low, _ = quantize(network, "unfolding", [data], bits=bits)
+        errors.append(float((low(*data) - whole).norm() / whole.norm()))
+    assert errors[0] < 0.01 and errors[0] < errors[1] < errors[2]
