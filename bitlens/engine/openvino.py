@@ -172,8 +172,7 @@ class Engine:
         self.cache = Path(cache) if cache is not None else user_cache("openvino")
         self.cache.mkdir(parents=True, exist_ok=True)
         identity = fingerprint(network, self.lowered, (code_and_machine(), self.settings))
-        config = getattr(network, "config", {})
-        self.runtime: Any = kind.runtime(identity, self.settings, self.cache, self.build, config)
+        self.runtime: Any = kind.runtime(identity, self.settings, self.cache, self.build)
         self.names = {outcome.name for outcome in self.lowered.report}
         self.checks = self.checked() if check else []
 

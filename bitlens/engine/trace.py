@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from bitlens.engine.functional import FUNCTIONAL
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Lowered, Operand, layers_of, operand, runs_in_integers
 from bitlens.engine.steps import Tap
 from bitlens.quant.layers import Quantized
@@ -196,17 +197,16 @@ class Writer:
         return self.elementwise("multiply", x, x)
 
 
-def trace(network: nn.Module, writer: Writer, *inputs: tuple[Any, Sequence[int]], method: str = "forward") -> Any:
+def trace(network: nn.Module, writer: Writer, *inputs: tuple[Any, Sequence[int]]) -> Any:
     """Write down what a network computes from the graph's inputs.
 
     Args:
         network: it is not changed.
         writer: of the graph.
-        inputs: op and shape of each argument of the method.
-        method: of the network.
+        inputs: op and shape of each argument of the network.
 
     Returns:
-        What the method does; its tensors are Values.
+        What the network does; its tensors are Values.
 
     Raises:
         TypeError: the network does something that the graph has no op for.
@@ -216,9 +216,11 @@ def trace(network: nn.Module, writer: Writer, *inputs: tuple[Any, Sequence[int]]
     for name, module in list(layers_of(twin)):
         parent, _, child = name.rpartition(".")
         setattr(twin.get_submodule(parent), child, Layer(name, module))
-    twin.eval()
+    for name, module in list(twin.named_children()):
+        if type(module) in FUNCTIONAL:
+            setattr(twin, name, FUNCTIONAL[type(module)](module))
     with torch.inference_mode(False), torch.no_grad():
-        return getattr(twin, method)(*(Value(shape, op, writer) for op, shape in inputs))
+        return twin.eval()(*(Value(shape, op, writer) for op, shape in inputs))
 
 
 class Layer(nn.Module):
@@ -365,6 +367,11 @@ def ones_like(w: Writer, shapes: Tensor, x: Value, **_: Any) -> Any:
     return w.constant(torch.ones(shapes.shape))
 
 
+def zeros_like(w: Writer, shapes: Tensor, x: Value, **_: Any) -> Any:
+    """torch.zeros_like"""
+    return w.constant(torch.zeros(shapes.shape))
+
+
 def var(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], correction: int = 1, keepdim: bool = False) -> Any:
     """The variance over some axes: the mean of squares around the mean, times n / (n - correction)."""
     dims = [dim % x.ndim for dim in dims]
@@ -461,6 +468,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "eq": equal,
     "where": where,
     "ones_like": ones_like,
+    "zeros_like": zeros_like,
     "var": var,
     "linalg_vector_norm": vector_norm,
     "_softmax": softmax,
