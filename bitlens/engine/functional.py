@@ -1,5 +1,8 @@
 """GAP-TV as formulas, for graphs: `networks/classical.py` computes in place, which no graph can, and checks numbers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -46,5 +49,5 @@ def denoise_tv(frames: Float[Tensor, "*batch h w"], weight: float, steps: int) -
     return denoised
 
 
-FUNCTIONAL = {GapTV: FunctionalGapTV}
-"""What is traced in the place of modules whose own code cannot be."""
+FUNCTIONAL: dict[type[nn.Module], Callable[[Any], nn.Module]] = {GapTV: FunctionalGapTV}
+"""What is traced in the place of those parts of a network whose own code cannot be."""

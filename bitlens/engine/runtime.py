@@ -172,7 +172,10 @@ class Runtime(Compiled):
         self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
     ) -> tuple[Size, Entered]:
         """The size of the model, and its input: the initial estimate (b, 1, t, h2, w2), padded to even h and w."""
-        estimate = padded(initial_estimate(measurement, mask), 2)
+        estimate = initial_estimate(measurement, mask)
+        h, w = estimate.shape[-2:]
+        if h % 2 or w % 2:
+            estimate = np.pad(estimate, [(0, 0)] * 3 + [(0, h % 2), (0, w % 2)], mode="edge")
         return estimate.shape[2:], (estimate,)
 
     def fit(self, size: Size) -> Size:
@@ -200,30 +203,17 @@ class UnfoldingRuntime(Compiled):
         self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
     ) -> Float[np.ndarray, "b 1 t h w"]:
         """The video of a measurement, which is the plain sum over time, and its mask."""
-        h, w = measurement.shape[-2:]
-        return self.run(*self.enter(measurement, mask))[..., :h, :w]
+        return self.run(*self.enter(measurement, mask))
 
     def enter(
         self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
     ) -> tuple[Size, Entered]:
-        """The size of the model, and its inputs: measurement and mask, padded as the network does it."""
-        measurement, mask = padded(measurement, 8), padded(mask, 8)
-        return mask.shape[1:], (measurement, np.broadcast_to(mask, (len(measurement), *mask.shape[1:])))
-
-    def fit(self, size: Size) -> Size:
-        """Frames, height and width as multiples of 8."""
-        frames, height, width = size
-        return frames, height + -height % 8, width + -width % 8
+        """The size of the model, and its inputs: measurement, and a mask for each."""
+        size = mask.shape[1:]
+        return size, (np.ascontiguousarray(measurement), np.broadcast_to(mask, (len(measurement), *size)))
 
 
 RUNTIMES = {kind.__name__: kind for kind in (Runtime, PictureRuntime, UnfoldingRuntime)}
-
-
-def padded(pictures: Float[np.ndarray, "*b h w"], multiple: int) -> Float[np.ndarray, "*b h2 w2"]:
-    """Pictures with their last row and column repeated until height and width are multiples of a number."""
-    below, beside = (-size % multiple for size in pictures.shape[-2:])
-    wide = [(0, 0)] * (pictures.ndim - 2) + [(0, below), (0, beside)]
-    return np.ascontiguousarray(np.pad(pictures, wide, mode="edge") if below or beside else pictures, np.float32)
 
 
 def initial_estimate(

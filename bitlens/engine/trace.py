@@ -424,6 +424,18 @@ def pixel_unshuffle(w: Writer, shapes: Tensor, x: Value, r: int) -> Any:
     return w.reshape(w.transpose(apart, (0, 1, 3, 5, 2, 4)), shapes.shape)
 
 
+def replication_pad(w: Writer, shapes: Tensor, x: Value, padding: Sequence[int]) -> Any:
+    """The first and the last element along each of the last axes repeated."""
+    written = x.op
+    for place in range(len(padding) // 2):
+        axis = x.ndim - 1 - place
+        before, after = padding[2 * place : 2 * place + 2]
+        ends = w.slice(written, axis, 0, 1), w.slice(written, axis, x.shape[axis] - 1, x.shape[axis])
+        if before or after:
+            written = w.concat([*[ends[0]] * before, written, *[ends[1]] * after], axis)
+    return written
+
+
 def largest(w: Writer, shapes: Any, x: Value, size: Sequence[int], *_: Any) -> Any:
     """Max pooling to a size, or with windows that lie side by side."""
     return w.largest(x, *shapes[0].shape[2:])
@@ -475,6 +487,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "native_layer_norm": layer_norm,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
+    "replication_pad2d": replication_pad,
     "adaptive_max_pool2d": largest,
     "max_pool2d_with_indices": largest,
     "upsample_nearest2d": nearest,

@@ -14,10 +14,7 @@ from bitlens.networks.dun import DUN
 
 
 def build_unfolding(network: DUN, lowered: Lowered, frames: int, height: int, width: int) -> tuple[Any, dict[str, Tap]]:
-    """The model from measurement (1, h, w) and mask (1, t, h, w) to video (1, 1, t, h, w), and its layers' taps.
-
-    Height and width are multiples of 8.
-    """
+    """The model from measurement (1, h, w) and mask (1, t, h, w) to video (1, 1, t, h, w), and its layers' taps."""
     graph = PictureGraph(lowered)
     layout, inputs = Layout(graph), []
     for name, shape in (("measurement", [1, height, width]), ("mask", [1, frames, height, width])):

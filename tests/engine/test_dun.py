@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from bitlens import checkpoint
 from bitlens.engine.checks import snr
+from bitlens.engine.export import export_onnx, export_openvino
 from bitlens.engine.functional import FunctionalGapTV
 from bitlens.engine.openvino import Engine
+from bitlens.engine.runtime import openvino
 from bitlens.methods import quantize
 from bitlens.metrics import psnr_sci
 from bitlens.networks.classical import GapTV
@@ -98,6 +100,28 @@ def test_a_float_network_computes_what_torch_computes(tmp_path: Path) -> None:
     assert isinstance(found, np.ndarray) and found.dtype == np.float32
     with torch.no_grad():
         np.testing.assert_allclose(found, network(measurement, mask).numpy(), rtol=0, atol=1e-5)
+
+
+def test_files_need_measurement_and_mask_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    low, size = quantized(float_network(), 8), (3, 9, 12)
+    data = capture(*size)
+    named = dict(zip(("measurement", "mask"), (one.numpy() for one in data), strict=True))
+    with torch.no_grad():
+        simulated = low(*data)
+    assert min(check.snr_f32 for check in export_openvino(low, tmp_path / "net.xml", *size)) > 60
+    compiled = openvino().Core().compile_model(tmp_path / "net.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert snr(torch.from_numpy(compiled(named)["video"]), simulated) > 30
+    with pytest.raises(ValueError, match="measurements of 0x9x12; wanted 1 frame, 1 row and 1 column or more"):
+        export_openvino(low, tmp_path / "none.xml", 0, 9, 12)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    assert min(export_onnx(low, tmp_path / "net.onnx", size=size).values()) > 60
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["video"], named)
+    assert found.shape == simulated.shape and snr(torch.from_numpy(found), simulated) > 30
+    with pytest.raises(ValueError, match="wanted qdq and frames, a height and width"):
+        export_onnx(low, tmp_path / "none.onnx")
 
 
 @pytest.mark.parametrize("bits", [8, 4])
