@@ -12,12 +12,11 @@ from bitlens.networks.classical import GapTV
 __all__ = ["FUNCTIONAL", "FunctionalGapTV"]
 
 
-class FunctionalGapTV(nn.Module):
-    """What `GapTV` computes, equal to the last bits; masks are not checked."""
+class FunctionalGapTV(GapTV):
+    """What a `GapTV` computes, equal to the last bits; masks are not checked."""
 
     def __init__(self, network: GapTV):
-        super().__init__()
-        self.iterations, self.tv_weight, self.dual_steps = network.iterations, network.tv_weight, network.dual_steps
+        super().__init__(network.iterations, network.tv_weight, network.dual_steps)
 
     def forward(
         self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]

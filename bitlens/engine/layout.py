@@ -281,6 +281,10 @@ class Layout(Writer):
         """The mean over some axes, which stay with size 1."""
         return self.plain(self.graph.mean(self.settled(x), axes))
 
+    def most(self, x: Laid, axes: Sequence[int]) -> Laid:
+        """The largest along some axes, which stay with size 1."""
+        return self.plain(self.graph.most(self.settled(x), axes))
+
     def length(self, x: Laid, axes: Sequence[int]) -> Laid:
         """The square root of the sum of squares over some axes, which stay with size 1."""
         return self.plain(self.graph.length(self.settled(x), axes))

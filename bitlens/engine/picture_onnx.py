@@ -25,6 +25,7 @@ KINDS = {
     "maximum": "Max",
     "power": "Pow",
     "equal": "Equal",
+    "greater": "Greater",
     "relu": "Relu",
     "sigmoid": "Sigmoid",
     "sqrt": "Sqrt",
@@ -93,6 +94,10 @@ class PictureFile(Nodes, Writer):
     def where(self, condition: str, x: str, other: str) -> str:
         """x where the condition holds, else the other one, with broadcasting."""
         return self.op("Where", condition, x, other)
+
+    def most(self, x: str, axes: Sequence[int]) -> str:
+        """The largest along some axes, which stay with size 1."""
+        return self.op("ReduceMax", x, self.integers_of(*axes))
 
     def length(self, x: str, axes: Sequence[int]) -> str:
         """The square root of the sum of squares over some axes, which stay with size 1."""

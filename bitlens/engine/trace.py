@@ -94,7 +94,7 @@ class Writer:
         raise NotImplementedError
 
     def elementwise(self, kind: str, *values: Any) -> Any:
-        """One of `BINARY`'s and `UNARY`'s, "maximum", "minimum", "power" or "equal", with broadcasting."""
+        """One of `BINARY`'s and `UNARY`'s, "maximum", "minimum", "power", "equal" or "greater", with broadcasting."""
         raise NotImplementedError
 
     def leaky(self, x: Any, slope: float) -> Any:
@@ -111,6 +111,10 @@ class Writer:
 
     def where(self, condition: Any, x: Any, other: Any) -> Any:
         """x where the condition holds, else the other one, with broadcasting."""
+        raise NotImplementedError
+
+    def most(self, x: Any, axes: Sequence[int]) -> Any:
+        """The largest along some axes, which stay with size 1."""
         raise NotImplementedError
 
     def length(self, x: Any, axes: Sequence[int]) -> Any:
@@ -166,7 +170,7 @@ class Writer:
             TypeError: the operation has no counterpart here.
         """
         if name in UNCHANGED:
-            written = self.reshape(self.op_of(args[0]), shapes.shape)
+            written = self.reshape(args[0].op, shapes.shape)
         elif name in BINARY:
             written = self.binary(BINARY[name], *args, **kwargs)
         elif name in UNARY and not (name == "gelu" and kwargs.get("approximate", "none") != "none"):
@@ -179,18 +183,20 @@ class Writer:
             return [Value(shape.shape, op, self, shape.dtype) for shape, op in zip(shapes, written, strict=True)]
         if isinstance(shapes, tuple):  # what nothing here asks for: indices of a maximum, statistics of a norm
             return Value(shapes[0].shape, written, self), *shapes[1:]
-        return Value(shapes.shape, written, self, shapes.dtype)
+        dtype = shapes.dtype if shapes.dtype == torch.bool else torch.float32  # sums of conditions are floats here
+        return Value(shapes.shape, written, self, dtype)
 
     def op_of(self, value: Any) -> Any:
-        """The op of a Value; a constant for all else."""
-        return value.op if isinstance(value, Value) else self.constant(value)
+        """The op of a Value, of a condition 1 or 0; a constant for all else."""
+        if not isinstance(value, Value):
+            return self.constant(value)
+        return self.where(value.op, self.constant(1), self.constant(0)) if value.dtype == torch.bool else value.op
 
     def binary(self, kind: str, a: Any, b: Any, alpha: float | int = 1) -> Any:
         """a + alpha b, or another of `BINARY`."""
-        second = self.op_of(b)
-        return self.elementwise(
-            kind, self.op_of(a), second if alpha == 1 else self.elementwise("multiply", second, self.constant(alpha))
-        )
+        first, second = self.op_of(a), self.op_of(b)
+        second = second if alpha == 1 else self.elementwise("multiply", second, self.constant(alpha))
+        return self.elementwise(kind, first, second)
 
     def squared(self, x: Any) -> Any:
         """x x."""
@@ -349,7 +355,17 @@ def mean(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], keepdim: bool
 
 def total(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], keepdim: bool = False) -> Any:
     """torch.sum over some axes."""
-    return w.reshape(w.total(x.op, [dim % x.ndim for dim in dims]), shapes.shape)
+    return w.reshape(w.total(w.op_of(x), [dim % x.ndim for dim in dims]), shapes.shape)
+
+
+def amax(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], keepdim: bool = False) -> Any:
+    """torch.amax over some axes."""
+    return w.reshape(w.most(x.op, [dim % x.ndim for dim in dims]), shapes.shape)
+
+
+def greater(w: Writer, shapes: Tensor, x: Value, other: Any) -> Any:
+    """x > other"""
+    return w.elementwise("greater", x.op, w.op_of(other))
 
 
 def equal(w: Writer, shapes: Tensor, x: Value, other: Any) -> Any:
@@ -359,7 +375,7 @@ def equal(w: Writer, shapes: Tensor, x: Value, other: Any) -> Any:
 
 def where(w: Writer, shapes: Tensor, condition: Value, x: Any, other: Any) -> Any:
     """torch.where"""
-    return w.where(w.op_of(condition), w.op_of(x), w.op_of(other))
+    return w.where(condition.op, w.op_of(x), w.op_of(other))
 
 
 def ones_like(w: Writer, shapes: Tensor, x: Value, **_: Any) -> Any:
@@ -477,7 +493,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "leaky_relu": leaky_relu,
     "mean": mean,
     "sum": total,
+    "amax": amax,
     "eq": equal,
+    "gt": greater,
     "where": where,
     "ones_like": ones_like,
     "zeros_like": zeros_like,
