@@ -20,19 +20,19 @@ class Export:
     """
 
     model: tyro.conf.Positional[str]
-    """A shipped checkpoint (see `bitlens models`), or the path of a .safetensors; EfficientSCI or super-resolution."""
+    """A shipped checkpoint (see `bitlens models`), or the path of a .safetensors."""
     out: Path
     """The file: .onnx, or .xml for openvino (a .bin is written beside it)."""
     format: Literal["onnx", "openvino"] = "onnx"
-    """onnx takes measurements of any size, openvino of the size that is given here; pictures have that size in both."""
+    """onnx takes EfficientSCI's measurements of any size; all else has the size that is given here."""
     form: Literal["qdq", "integer"] = "qdq"
     """Of quantized layers in ONNX: qdq is what other tools read, integer what ONNX Runtime runs in integers."""
     frames: int = 8
-    """Frames per measurement, for openvino."""
+    """Frames per measurement, for openvino and for DUN."""
     height: int = 256
-    """Height in pixels, even for measurements, for openvino and for pictures."""
+    """Height in pixels, for all but EfficientSCI in onnx; even for EfficientSCI."""
     width: int = 256
-    """Width in pixels, even for measurements, for openvino and for pictures."""
+    """Width in pixels, likewise."""
 
     def run(self) -> None:
         suffix = {"onnx": ".onnx", "openvino": ".xml"}[self.format]
@@ -41,18 +41,20 @@ class Export:
         from bitlens import checkpoint
         from bitlens.cli.pictures import scale_of
         from bitlens.engine.export import export_onnx, export_openvino
+        from bitlens.engine.openvino import unfolds
         from bitlens.report import console
 
         out = console()
         network = checkpoint.load(self.model)
         picture = scale_of(network) is not None
         size = (self.height, self.width) if picture else (self.frames, self.height, self.width)
+        any_size = self.format == "onnx" and not picture and not unfolds(network)
         with out.status(f"checking every layer of {self.model}"):
             if self.format == "onnx":
-                found = export_onnx(network, self.out, self.form, (self.height, self.width) if picture else None)
+                found = export_onnx(network, self.out, self.form, None if any_size else size)
             else:
                 found = {check.name: check.snr_f32 for check in export_openvino(network, self.out, *size)}
-        sizes = "of any size" if self.format == "onnx" and not picture else f"{size}, one at a time"
+        sizes = "of any size" if any_size else f"{size}, one at a time"
         worst = min(found, key=found.__getitem__)
         files = [self.out] if self.format == "onnx" else [self.out, self.out.with_suffix(".bin")]
         megabytes = sum(file.stat().st_size for file in files) / 1e6

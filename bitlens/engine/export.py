@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bitlens.engine.checks import Check, check_picture
+from bitlens.engine.checks import CHECK_SIZE, Check, check_picture
 from bitlens.engine.graph import build_camera
 from bitlens.engine.lower import lower
 from bitlens.engine.onnx import Form, build
-from bitlens.engine.openvino import Engine, enlarges, reconstructs
-from bitlens.engine.picture import build_picture
+from bitlens.engine.openvino import Engine, enlarges, reconstructs, unfolds
 from bitlens.engine.refusals import GRAPHS, unknown
 from bitlens.engine.runtime import openvino
 from bitlens.files import atomic_path
@@ -22,20 +21,20 @@ ONNX_CHECK = (24, 16)
 
 
 def export_onnx(
-    network: nn.Module, path: str | os.PathLike[str], form: Form = "qdq", size: tuple[int, int] | None = None
+    network: nn.Module, path: str | os.PathLike[str], form: Form = "qdq", size: tuple[int, ...] | None = None
 ) -> dict[str, float]:
-    """Write an EfficientSCI or a network that enlarges pictures, fake-quantized or float, as ONNX.
+    """Write an EfficientSCI, a DUN or a network that enlarges pictures, fake-quantized or float, as ONNX.
 
-    EfficientSCI's file has the inputs `measurement` (b, h, w) and `mask` (1 or b, t, h, w) and the output `video`
-    (b, c, t, h, w), for any batch, number of frames, height and width; odd sizes are padded inside, as the network does
-    it. That of the others has the input `image` (1, 3, h, w) and the output `large` (1, 3, scale h, scale w), for one
-    size. All are float32.
+    Files of networks for video have the inputs `measurement` (b, h, w) and `mask` (1 or b, t, h, w) and the output
+    `video` (b, c, t, h, w). EfficientSCI's is for any batch, number of frames, height and width; odd sizes are padded
+    inside, as the network does it. That of the others is for one size and batches of one; of networks that enlarge
+    pictures it has the input `image` (1, 3, h, w) and the output `large` (1, 3, scale h, scale w). All are float32.
 
     Args:
         network: it is not changed.
         path: the file.
-        form: of quantized layers, see `engine.onnx`; pictures have "qdq" only.
-        size: height and width of the picture.
+        form: of quantized layers, see `engine.onnx`; all but EfficientSCI have "qdq" only.
+        size: height and width of the picture; frames, height and width of DUN's video.
 
     Returns:
         dB of each layer in ONNX Runtime against the integer reference.
@@ -46,19 +45,20 @@ def export_onnx(
             computes a layer wrongly.
         OSError: the file cannot be written.
     """
-    from bitlens.engine.onnxruntime import check_file, check_layers
-    from bitlens.engine.picture_onnx import build_picture as build_picture_onnx
+    from bitlens.engine.onnxruntime import check_arrays, check_file, check_layers
+    from bitlens.engine.picture_onnx import build_traced
 
-    if enlarges(network):
+    if enlarges(network) or unfolds(network):
+        what, wanted = ("pictures", "a") if enlarges(network) else ("measurements", "frames, a")
         if form != "qdq" or size is None:
-            raise ValueError(f"form {form}, size {size} of a picture; wanted qdq and a height and width; give them")
-        check_size("pictures", *size)
+            raise ValueError(f"form {form}, size {size} of {what}; wanted qdq and {wanted} height and width; give them")
+        check_size(network, *size)
+        example = {"image": check_picture(ONNX_CHECK).numpy()} if enlarges(network) else check_arrays()
         with atomic_path(path) as temporary:
             lowered = lower(network)
-            listening = build_picture_onnx(network, lowered, *ONNX_CHECK, taps=True)
-            inputs = {"image": check_picture(ONNX_CHECK).numpy()}
-            snrs = check_file(network, lowered, *listening, inputs, channels=-1)
-            temporary.write_bytes(build_picture_onnx(network, lowered, *size)[0].SerializeToString())
+            listening = build_traced(network, lowered, *(ONNX_CHECK if enlarges(network) else CHECK_SIZE), taps=True)
+            snrs = check_file(network, lowered, *listening, example, channels=-1)
+            temporary.write_bytes(build_traced(network, lowered, *size)[0].SerializeToString())
         return snrs
     network = exportable(network)
     with atomic_path(path) as temporary, torch.no_grad():
@@ -77,46 +77,48 @@ def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int
     Args:
         network: it is not changed.
         path: of the .xml.
-        size: frames, and even height and width, of a video; height and width of a picture.
+        size: frames, height and width of a video, both even for EfficientSCI; height and width of a picture.
 
     Returns:
         How each layer fared in OpenVINO on this CPU.
 
     Raises:
         TypeError: there is no graph for the network.
-        ValueError: the path does not end in .xml, a size is odd or below 1, a grid without a range, or OpenVINO
-            computes a layer wrongly.
+        ValueError: the path does not end in .xml, a size is below 1 or, for EfficientSCI, odd, a grid without a range,
+            or OpenVINO computes a layer wrongly.
         OSError: the files cannot be written.
     """
     path = Path(path)
-    if not enlarges(network):
+    if not enlarges(network) and not unfolds(network):
         network = exportable(network)
     if path.suffix != ".xml":
         raise ValueError(
             f"cannot write {path}; wanted a name that ends in .xml (a .bin is written beside it); change it"
         )
-    check_size("pictures" if enlarges(network) else "measurements", *size)
+    check_size(network, *size)
     with atomic_path(path) as xml, atomic_path(path.with_suffix(".bin")) as weights, torch.no_grad():
         engine = Engine(network)
         if isinstance(network, EfficientSCI):
             model = build_camera(network, engine.lowered, *size)
         else:
-            model, _ = build_picture(network, engine.lowered, *size)
+            model = engine.build(*size)
         openvino().save_model(model, str(xml), compress_to_fp16=False)
         os.replace(xml.with_suffix(".bin"), weights)
     return engine.checks
 
 
-def check_size(what: str, *size: int) -> None:
+def check_size(network: nn.Module, *size: int) -> None:
     """Refuse sizes that a file cannot be made for."""
-    *frames, height, width = size
-    if what == "pictures":
-        if frames or height < 1 or width < 1:
-            raise ValueError(f"pictures of {'x'.join(map(str, size))}; wanted a height and a width of 1 or more")
-    elif len(frames) != 1 or frames[0] < 1 or height < 2 or width < 2 or height % 2 or width % 2:
+    text = "x".join(map(str, size))
+    if enlarges(network):
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"pictures of {text}; wanted a height and a width of 1 or more")
+    elif len(size) != 3 or min(size) < 1:
+        raise ValueError(f"measurements of {text}; wanted 1 frame, 1 row and 1 column or more; change them")
+    elif not unfolds(network) and (size[1] % 2 or size[2] % 2):
         raise ValueError(
-            f"{frames[0] if frames else 'no'} frames of {height}x{width}; wanted 1 frame or more, and an even height "
-            "and width; pad the measurement and the mask by one row or column, or export ONNX, which does it inside"
+            f"{size[0]} frames of {size[1]}x{size[2]}; wanted 1 frame or more, and an even height and width; "
+            "pad the measurement and the mask by one row or column, or export ONNX, which does it inside"
         )
 
 

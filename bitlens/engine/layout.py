@@ -6,6 +6,10 @@ each axis of the value the array's axes that it runs over (`Laid`). Reshapes and
 convolution takes the array as it lies, with all of its axes at once: both of the above are convolutions of
 (b, c, t, h, w), with windows of 1 x 3 x 3 and 3 x 1 x 1, and there is nothing between them. Where values meet that lie
 differently, the older one stays as it lies: the residual stream.
+
+OpenVINO keeps what convolutions read and write with the channels innermost, which the shapes of its ops do not show.
+So what has to be moved is written as three transposes: to channels last, the move itself, and back. The first and the
+last move nothing, as OpenVINO notices.
 """
 
 import itertools
@@ -49,6 +53,8 @@ class Laid:
     """Of the array, outermost first, but for those of size 1."""
     groups: tuple[Axes, ...]
     """For each axis of the value the array's axes that it runs over, outermost first; none where its size is 1."""
+    channels_last: bool = False
+    """OpenVINO has the op's axis 1 innermost."""
     born: int = field(default_factory=lambda: next(births))
     """A number that is larger for younger values."""
 
@@ -123,12 +129,27 @@ class Layout(Writer):
         """The op of a value in its own shape."""
         return self.arranged(x, x.groups)
 
-    def arranged(self, x: Laid, groups: Sequence[Axes], shape: Sequence[int] = ()) -> Any:
-        """An op each of whose axes runs over some of the array's axes; in the end in another shape, if one is given."""
-        op, order = x.op, [x.axes.index(axis) for group in groups for axis in group]
-        if order != sorted(order):
-            op = self.graph.transpose(self.graph.reshape(op, [axis.size for axis in x.axes]), order)
-        return self.graph.reshape(op, list(shape or map(size_of, groups)))
+    def arranged(self, x: Laid, places: Sequence[Axes], channels_last: bool = False) -> Any:
+        """An op each of whose axes runs over some of the array's axes.
+
+        Args:
+            channels_last: OpenVINO is to have the op's axis 1 innermost.
+        """
+        shape, flat = list(map(size_of, places)), [axis for place in places for axis in place]
+        if [x.axes.index(axis) for axis in flat] == sorted(range(len(flat))):
+            return self.graph.reshape(x.op, shape)
+        op, lying = x.op, list(x.axes)
+        if x.channels_last:
+            op = self.graph.transpose(op, last(range(len(x.places))))
+            lying = [axis for place in last(x.places) for axis in place]
+        if channels_last:
+            flat = [axis for place in last(places) for axis in place]
+        op = self.graph.reshape(op, [axis.size for axis in lying])
+        op = self.graph.transpose(op, [lying.index(axis) for axis in flat])
+        if not channels_last:
+            return self.graph.reshape(op, shape)
+        back = np.argsort(last(range(len(shape)))).tolist()
+        return self.graph.transpose(self.graph.reshape(op, last(shape)), back)
 
     def fitted(self, x: Laid, like: Laid) -> Any:
         """An op of x, as long as another value or 1 along each axis, that lies as that one does; None: none can."""
@@ -139,13 +160,10 @@ class Layout(Writer):
         x, like = both
         both = zip(x.groups, like.groups, strict=True)
         pairs = dict(pair for mine, theirs in both if mine for pair in zip(theirs, mine, strict=True))
-        shape = []
-        for run in like.places:
-            there = [axis in pairs for axis in run]
-            if any(there) and not all(there):
-                return None
-            shape.append(size_of(run) if all(there) else 1)
-        return self.arranged(x, [(pairs[axis],) for axis in like.axes if axis in pairs], shape)
+        places = [tuple(pairs[axis] for axis in place if axis in pairs) for place in like.places]
+        if any(0 < len(mine) < len(theirs) for mine, theirs in zip(places, like.places, strict=True)):
+            return None
+        return self.arranged(x, places, like.channels_last)
 
     def together(self, write: Callable[..., Any], *values: Laid) -> Laid:
         """An operation on every element, on the arrays as they lie; those that lie unlike the oldest are moved."""
@@ -155,7 +173,7 @@ class Layout(Writer):
             like = min(whole, key=lambda x: x.born)
             ops = [x.op if x is like else self.fitted(x, like) for x in values]
             if all(op is not None for op in ops):
-                return Laid(write(*ops), like.axes, like.groups)
+                return Laid(write(*ops), like.axes, like.groups, like.channels_last)
         return self.plain(write(*map(self.settled, values)))
 
     def constant(self, numbers: Any) -> Laid:
@@ -206,7 +224,8 @@ class Layout(Writer):
         if group in like.places and len(group) == 1:
             [old], new = group, Axis(len(ops) * size_of(group))
             axes, *groups = (replaced(some, old, new) for some in (like.axes, *like.groups))
-            return Laid(self.graph.concat(ops, like.places.index(group)), axes, tuple(groups))
+            op = self.graph.concat(ops, like.places.index(group))
+            return Laid(op, axes, tuple(groups), like.channels_last)
         new, shape = Axis(len(ops)), [1, *like.op.get_shape()]
         groups = (*like.groups[:axis], (new, *group), *like.groups[axis + 1 :])
         return Laid(self.graph.concat([self.graph.reshape(op, shape) for op in ops], 0), (new, *like.axes), groups)
@@ -226,13 +245,13 @@ class Layout(Writer):
         op = self.graph.enter(
             name, module, Value(list(x.op.get_shape()), x.op, self.graph)
         )  # codes are moved, not values
-        op = self.arranged(replace(x, op=op), [(), x.groups[1], *(part.axes for part in parts)])
+        op = self.arranged(replace(x, op=op), [(), x.groups[1], *(part.axes for part in parts)], channels_last=True)
         out = self.graph.convolution(name, module, op, [part.window for part in parts])
         axes = [Axis(size) for size in out.get_shape()]
         groups: list[list[Axis]] = [[], [], [], []]
         for axis, place in zip(axes[1:], (1, *(part.place for part in parts)), strict=True):
             groups[place] += [axis] if axis.size > 1 else []
-        return Laid(out, tuple(axis for axis in axes if axis.size > 1), tuple(map(tuple, groups)))
+        return Laid(out, tuple(axis for axis in axes if axis.size > 1), tuple(map(tuple, groups)), True)
 
     def product(self, name: str, module: nn.Module, left: Value, right: Value) -> Laid:
         """An attention product."""
@@ -261,6 +280,10 @@ class Layout(Writer):
     def mean(self, x: Laid, axes: Sequence[int]) -> Laid:
         """The mean over some axes, which stay with size 1."""
         return self.plain(self.graph.mean(self.settled(x), axes))
+
+    def most(self, x: Laid, axes: Sequence[int]) -> Laid:
+        """The largest along some axes, which stay with size 1."""
+        return self.plain(self.graph.most(self.settled(x), axes))
 
     def length(self, x: Laid, axes: Sequence[int]) -> Laid:
         """The square root of the sum of squares over some axes, which stay with size 1."""
@@ -322,6 +345,11 @@ def replaced(axes: Axes, old: Axis, *new: Axis) -> Axes:
 def cuts_of(shape: Sequence[int]) -> list[int]:
     """The products of the sizes of the outer axes of a shape."""
     return list(itertools.accumulate(shape, operator.mul))
+
+
+def last(places: Sequence[Any]) -> list[Any]:
+    """The same with the second one, the channels', at the end."""
+    return [places[0], *places[2:], places[1]]
 
 
 def size_of(axes: Sequence[Axis]) -> int:

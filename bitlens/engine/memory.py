@@ -6,6 +6,8 @@ or VRM, and attention holds (t x t) scores per pixel. So the need is t (features
     features: A c                     bytes per pixel and frame
     attention: B w, w channels of a group, where products are expanded (OpenVINO), else B per head
 
+DUN has its c channels at half of height and width, and no attention.
+
 The numbers are the largest peaks (VmHWM) that `tests/engine/test_memory.py` and docs/engine.md describe, times
 `MARGIN`. What does not grow with the picture (weights, compiled kernels, code) is not counted here.
 
@@ -17,6 +19,7 @@ from torch import nn
 
 from bitlens.engine.refusals import unknown
 from bitlens.networks.classical import GapTV
+from bitlens.networks.dun import DUN
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.stformer import STFormer
 from bitlens.quant.layers import quantized_layers
@@ -58,7 +61,7 @@ def bytes_per_pixel(network: nn.Module, frames: int, engine: str = "torch", prec
     """Bytes that a tile's pixel needs while the network runs, all frames together.
 
     Args:
-        network: EfficientSCI or STFormer, quantized or not, or GapTV.
+        network: EfficientSCI, STFormer or DUN, quantized or not, or GapTV.
         frames: of one measurement.
         engine: "openvino", "native", "reference"; all others count as "torch".
         precision: of the engine's floats, "f32" or "bf16".
@@ -80,10 +83,12 @@ def bytes_per_pixel(network: nn.Module, frames: int, engine: str = "torch", prec
             features, attention = (11.0 if precision == "f32" else 9.0) * c, 0.0
         else:
             features, attention = (70.0 if low else 60.0) * c, 24.0 if low else 8.0
+    elif isinstance(network, DUN):
+        features, attention = 12.0 * network.config["widths"][0], 0.0
     elif isinstance(network, STFormer):
         features, attention = (240.0 if low else 200.0) * network.config["dim"], 24.0 if low else 8.0
     else:
-        measured = "EfficientSCI, STFormer or GapTV, whose memory was measured"
+        measured = "EfficientSCI, STFormer, DUN or GapTV, whose memory was measured"
         raise TypeError(f"{unknown(network, measured)}; run it on whole pictures")
     several = 4.0 if engine == "reference" else 1.0  # 64-bit integers and their copies
     return MARGIN * several * frames * (features + attention * frames)

@@ -85,7 +85,7 @@ PICTURE = Kind(build_picture, PictureRuntime, lambda: (check_picture(),), -1, "f
 
 def kind_of(network: nn.Module) -> Kind | None:
     """The kind of a network; None where there is no graph for it."""
-    if isinstance(network, DUN):
+    if unfolds(network):
         return UNFOLDING
     return VIDEO if reconstructs(network) else PICTURE if enlarges(network) else None
 
@@ -96,8 +96,13 @@ def runs(network: nn.Module) -> bool:
 
 
 def reconstructs(network: nn.Module) -> TypeGuard[EfficientSCI]:
-    """Whether a network reconstructs video, and has a graph."""
+    """Whether a network reconstructs video, and has a graph of its own."""
     return isinstance(network, EfficientSCI) and not network.config["normalize"]
+
+
+def unfolds(network: nn.Module) -> TypeGuard[DUN]:
+    """Whether a network reconstructs video by deep unfolding."""
+    return isinstance(network, DUN)
 
 
 def enlarges(network: nn.Module) -> bool:
@@ -172,8 +177,7 @@ class Engine:
         self.cache = Path(cache) if cache is not None else user_cache("openvino")
         self.cache.mkdir(parents=True, exist_ok=True)
         identity = fingerprint(network, self.lowered, (code_and_machine(), self.settings))
-        config = getattr(network, "config", {})
-        self.runtime: Any = kind.runtime(identity, self.settings, self.cache, self.build, config)
+        self.runtime: Any = kind.runtime(identity, self.settings, self.cache, self.build)
         self.names = {outcome.name for outcome in self.lowered.report}
         self.checks = self.checked() if check else []
 

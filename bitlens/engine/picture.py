@@ -92,6 +92,10 @@ class PictureGraph(Writer):
         """x where the condition holds, else the other one, with broadcasting."""
         return self.ops.select(condition, x, other).output(0)
 
+    def most(self, x: Any, axes: Sequence[int]) -> Any:
+        """The largest along some axes, which stay with size 1."""
+        return self.ops.reduce_max(x, np.array(axes, np.int64), True).output(0)
+
     def length(self, x: Any, axes: Sequence[int]) -> Any:
         """The square root of the sum of squares over some axes, which stay with size 1."""
         return self.ops.reduce_l2(x, np.array(axes, np.int64), True).output(0)

@@ -1,4 +1,4 @@
-"""Networks that enlarge pictures as ONNX files that need nothing of bitlens, for one size of picture.
+"""Networks that enlarge pictures, and DUN, as ONNX files that need nothing of bitlens, for one size.
 
 What is computed is read off the network by `trace.py`; this file says how ONNX writes it down. Quantized layers and
 products are QuantizeLinear, DequantizeLinear and float arithmetic (`qdq`, see `onnx.py`).
@@ -25,6 +25,7 @@ KINDS = {
     "maximum": "Max",
     "power": "Pow",
     "equal": "Equal",
+    "greater": "Greater",
     "relu": "Relu",
     "sigmoid": "Sigmoid",
     "sqrt": "Sqrt",
@@ -93,6 +94,10 @@ class PictureFile(Nodes, Writer):
     def where(self, condition: str, x: str, other: str) -> str:
         """x where the condition holds, else the other one, with broadcasting."""
         return self.op("Where", condition, x, other)
+
+    def most(self, x: str, axes: Sequence[int]) -> str:
+        """The largest along some axes, which stay with size 1."""
+        return self.op("ReduceMax", x, self.integers_of(*axes))
 
     def length(self, x: str, axes: Sequence[int]) -> str:
         """The square root of the sum of squares over some axes, which stay with size 1."""
@@ -177,21 +182,22 @@ class PictureFile(Nodes, Writer):
 
 
 @torch.no_grad()
-def build_picture(
-    network: nn.Module, lowered: Lowered, height: int, width: int, taps: bool = False
-) -> tuple[Any, dict[str, Tap]]:
-    """The model from image (1, 3, height, width) to large (1, 3, scale height, scale width), and its layers' taps.
+def build_traced(network: nn.Module, lowered: Lowered, *size: int, taps: bool = False) -> tuple[Any, dict[str, Tap]]:
+    """The model for one size, and its layers' taps.
 
-    With `taps` the inputs and outputs of all layers are outputs of the model too.
+    From image (1, 3, h, w) to large (1, 3, scale h, scale w) for a size (h, w), from measurement (1, h, w) and mask
+    (1, t, h, w) to video (1, 1, t, h, w) for (t, h, w). With `taps` the inputs and outputs of all layers are outputs of
+    the model too.
 
     Raises:
         ValueError: the network does something at this size that ONNX cannot say.
     """
     g = PictureFile(lowered)
-    large = trace(network, g, ("image", (1, 3, height, width))).op
-    g.nodes.append(onnx().helper.make_node("Identity", [large], ["large"], "large"))
-    info, kind, scale = onnx().helper.make_tensor_value_info, onnx().TensorProto.FLOAT, int(network.scale)  # type: ignore[arg-type]
-    inputs = [info("image", kind, [1, 3, height, width])]
-    outputs = [info("large", kind, [1, 3, scale * height, scale * width])]
-    name = type(network).__name__.lower()
-    return g.file(name, inputs, outputs, list(g.taps.values()) if taps else []), g.taps
+    video = {"measurement": [1, *size[1:]], "mask": [1, *size]}
+    inputs, output = (video, "video") if len(size) == 3 else ({"image": [1, 3, *size]}, "large")
+    found = trace(network, g, *inputs.items())
+    g.nodes.append(onnx().helper.make_node("Identity", [found.op], [output], output))
+    info, kind = onnx().helper.make_tensor_value_info, onnx().TensorProto.FLOAT
+    entries = [info(name, kind, shape) for name, shape in inputs.items()]
+    ends = list(g.taps.values()) if taps else []
+    return g.file(type(network).__name__.lower(), entries, [info(output, kind, list(found.shape))], ends), g.taps

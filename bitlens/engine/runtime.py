@@ -75,7 +75,6 @@ class Compiled:
         settings: OpenVINO's.
         cache: folder of compiled models.
         build: makes the OpenVINO model for a size that is not in the cache; None: such sizes are refused.
-        config: of the network, for what is computed outside of the model.
     """
 
     def __init__(
@@ -84,10 +83,8 @@ class Compiled:
         settings: dict[str, Any],
         cache: Path,
         build: Callable[..., Any] | None = None,
-        config: dict[str, Any] | None = None,
     ):
         self.identity, self.settings, self.cache, self.build = identity, settings, cache, build
-        self.config = config or {}
         self.core = openvino().Core()
         self.compiled: dict[Size, Any] = {}
 
@@ -136,7 +133,7 @@ class Compiled:
 
     def remember(self, key: str, note: str) -> None:
         """Write down what this runtime is, under a key that names what it was made of, with a note for people."""
-        about = {name: getattr(self, name) for name in ("identity", "settings", "config")}
+        about = {name: getattr(self, name) for name in ("identity", "settings")}
         about |= {"kind": type(self).__name__, "note": note}
         with atomic_path(self.cache / f"{key}-runtime.json") as temporary:
             temporary.write_text(json.dumps(about), encoding="utf-8")
@@ -150,7 +147,7 @@ class Compiled:
         try:
             about = json.loads(file.read_text(encoding="utf-8"))
             kind, note = RUNTIMES[about["kind"]], str(about["note"])
-            runtime = kind(about["identity"], about["settings"], cache, config=about["config"])
+            runtime = kind(about["identity"], about["settings"], cache)
         except (ValueError, KeyError, TypeError):
             return None  # damaged: made anew
         fitting = runtime.fit(size)
@@ -175,7 +172,10 @@ class Runtime(Compiled):
         self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
     ) -> tuple[Size, Entered]:
         """The size of the model, and its input: the initial estimate (b, 1, t, h2, w2), padded to even h and w."""
-        estimate = padded(initial_estimate(measurement, mask), 2)
+        estimate = initial_estimate(measurement, mask)
+        h, w = estimate.shape[-2:]
+        if h % 2 or w % 2:
+            estimate = np.pad(estimate, [(0, 0)] * 3 + [(0, h % 2), (0, w % 2)], mode="edge")
         return estimate.shape[2:], (estimate,)
 
     def fit(self, size: Size) -> Size:
@@ -197,45 +197,23 @@ class PictureRuntime(Compiled):
 
 
 class UnfoldingRuntime(Compiled):
-    """The compiled models of a deep unfolding network.
-
-    What they start from is computed by torch, which is imported when the first measurement comes.
-    """
+    """The compiled models of a deep unfolding network."""
 
     def __call__(
         self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
     ) -> Float[np.ndarray, "b 1 t h w"]:
         """The video of a measurement, which is the plain sum over time, and its mask."""
-        h, w = measurement.shape[-2:]
-        return self.run(*self.enter(measurement, mask))[:, None, :, :h, :w]
+        return self.run(*self.enter(measurement, mask))
 
     def enter(
         self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
     ) -> tuple[Size, Entered]:
-        """The size of the model, and its inputs: measurement, mask and start, padded as the network does it."""
-        import torch
-
-        from bitlens.networks.classical import GapTV
-        from bitlens.networks.dun import begin
-
-        given = (torch.from_numpy(np.ascontiguousarray(one, np.float32)) for one in (measurement, mask))
-        entered = tuple(one.numpy() for one in begin(GapTV(self.config["iterations"]), *given))
-        return entered[1].shape[1:], entered
-
-    def fit(self, size: Size) -> Size:
-        """Frames, height and width as multiples of 8."""
-        frames, height, width = size
-        return frames, height + -height % 8, width + -width % 8
+        """The size of the model, and its inputs: measurement, and a mask for each."""
+        size = mask.shape[1:]
+        return size, (np.ascontiguousarray(measurement), np.broadcast_to(mask, (len(measurement), *size)))
 
 
 RUNTIMES = {kind.__name__: kind for kind in (Runtime, PictureRuntime, UnfoldingRuntime)}
-
-
-def padded(pictures: Float[np.ndarray, "*b h w"], multiple: int) -> Float[np.ndarray, "*b h2 w2"]:
-    """Pictures with their last row and column repeated until height and width are multiples of a number."""
-    below, beside = (-size % multiple for size in pictures.shape[-2:])
-    wide = [(0, 0)] * (pictures.ndim - 2) + [(0, below), (0, beside)]
-    return np.ascontiguousarray(np.pad(pictures, wide, mode="edge") if below or beside else pictures, np.float32)
 
 
 def initial_estimate(

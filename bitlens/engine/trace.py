@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from bitlens.engine.functional import FUNCTIONAL
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Lowered, Operand, layers_of, operand, runs_in_integers
 from bitlens.engine.steps import Tap
 from bitlens.quant.layers import Quantized
@@ -93,7 +94,7 @@ class Writer:
         raise NotImplementedError
 
     def elementwise(self, kind: str, *values: Any) -> Any:
-        """One of `BINARY`'s and `UNARY`'s, "maximum", "minimum", "power" or "equal", with broadcasting."""
+        """One of `BINARY`'s and `UNARY`'s, "maximum", "minimum", "power", "equal" or "greater", with broadcasting."""
         raise NotImplementedError
 
     def leaky(self, x: Any, slope: float) -> Any:
@@ -110,6 +111,10 @@ class Writer:
 
     def where(self, condition: Any, x: Any, other: Any) -> Any:
         """x where the condition holds, else the other one, with broadcasting."""
+        raise NotImplementedError
+
+    def most(self, x: Any, axes: Sequence[int]) -> Any:
+        """The largest along some axes, which stay with size 1."""
         raise NotImplementedError
 
     def length(self, x: Any, axes: Sequence[int]) -> Any:
@@ -165,7 +170,7 @@ class Writer:
             TypeError: the operation has no counterpart here.
         """
         if name in UNCHANGED:
-            written = self.reshape(self.op_of(args[0]), shapes.shape)
+            written = self.reshape(args[0].op, shapes.shape)
         elif name in BINARY:
             written = self.binary(BINARY[name], *args, **kwargs)
         elif name in UNARY and not (name == "gelu" and kwargs.get("approximate", "none") != "none"):
@@ -178,35 +183,36 @@ class Writer:
             return [Value(shape.shape, op, self, shape.dtype) for shape, op in zip(shapes, written, strict=True)]
         if isinstance(shapes, tuple):  # what nothing here asks for: indices of a maximum, statistics of a norm
             return Value(shapes[0].shape, written, self), *shapes[1:]
-        return Value(shapes.shape, written, self, shapes.dtype)
+        dtype = shapes.dtype if shapes.dtype == torch.bool else torch.float32  # sums of conditions are floats here
+        return Value(shapes.shape, written, self, dtype)
 
     def op_of(self, value: Any) -> Any:
-        """The op of a Value; a constant for all else."""
-        return value.op if isinstance(value, Value) else self.constant(value)
+        """The op of a Value, of a condition 1 or 0; a constant for all else."""
+        if not isinstance(value, Value):
+            return self.constant(value)
+        return self.where(value.op, self.constant(1), self.constant(0)) if value.dtype == torch.bool else value.op
 
     def binary(self, kind: str, a: Any, b: Any, alpha: float | int = 1) -> Any:
         """a + alpha b, or another of `BINARY`."""
-        second = self.op_of(b)
-        return self.elementwise(
-            kind, self.op_of(a), second if alpha == 1 else self.elementwise("multiply", second, self.constant(alpha))
-        )
+        first, second = self.op_of(a), self.op_of(b)
+        second = second if alpha == 1 else self.elementwise("multiply", second, self.constant(alpha))
+        return self.elementwise(kind, first, second)
 
     def squared(self, x: Any) -> Any:
         """x x."""
         return self.elementwise("multiply", x, x)
 
 
-def trace(network: nn.Module, writer: Writer, *inputs: tuple[Any, Sequence[int]], method: str = "forward") -> Any:
+def trace(network: nn.Module, writer: Writer, *inputs: tuple[Any, Sequence[int]]) -> Any:
     """Write down what a network computes from the graph's inputs.
 
     Args:
         network: it is not changed.
         writer: of the graph.
-        inputs: op and shape of each argument of the method.
-        method: of the network.
+        inputs: op and shape of each argument of the network.
 
     Returns:
-        What the method does; its tensors are Values.
+        What the network does; its tensors are Values.
 
     Raises:
         TypeError: the network does something that the graph has no op for.
@@ -216,9 +222,11 @@ def trace(network: nn.Module, writer: Writer, *inputs: tuple[Any, Sequence[int]]
     for name, module in list(layers_of(twin)):
         parent, _, child = name.rpartition(".")
         setattr(twin.get_submodule(parent), child, Layer(name, module))
-    twin.eval()
+    for name, module in list(twin.named_children()):
+        if type(module) in FUNCTIONAL:
+            setattr(twin, name, FUNCTIONAL[type(module)](module))
     with torch.inference_mode(False), torch.no_grad():
-        return getattr(twin, method)(*(Value(shape, op, writer) for op, shape in inputs))
+        return twin.eval()(*(Value(shape, op, writer) for op, shape in inputs))
 
 
 class Layer(nn.Module):
@@ -347,7 +355,17 @@ def mean(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], keepdim: bool
 
 def total(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], keepdim: bool = False) -> Any:
     """torch.sum over some axes."""
-    return w.reshape(w.total(x.op, [dim % x.ndim for dim in dims]), shapes.shape)
+    return w.reshape(w.total(w.op_of(x), [dim % x.ndim for dim in dims]), shapes.shape)
+
+
+def amax(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], keepdim: bool = False) -> Any:
+    """torch.amax over some axes."""
+    return w.reshape(w.most(x.op, [dim % x.ndim for dim in dims]), shapes.shape)
+
+
+def greater(w: Writer, shapes: Tensor, x: Value, other: Any) -> Any:
+    """x > other"""
+    return w.elementwise("greater", x.op, w.op_of(other))
 
 
 def equal(w: Writer, shapes: Tensor, x: Value, other: Any) -> Any:
@@ -357,12 +375,17 @@ def equal(w: Writer, shapes: Tensor, x: Value, other: Any) -> Any:
 
 def where(w: Writer, shapes: Tensor, condition: Value, x: Any, other: Any) -> Any:
     """torch.where"""
-    return w.where(w.op_of(condition), w.op_of(x), w.op_of(other))
+    return w.where(condition.op, w.op_of(x), w.op_of(other))
 
 
 def ones_like(w: Writer, shapes: Tensor, x: Value, **_: Any) -> Any:
     """torch.ones_like"""
     return w.constant(torch.ones(shapes.shape))
+
+
+def zeros_like(w: Writer, shapes: Tensor, x: Value, **_: Any) -> Any:
+    """torch.zeros_like"""
+    return w.constant(torch.zeros(shapes.shape))
 
 
 def var(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], correction: int = 1, keepdim: bool = False) -> Any:
@@ -417,6 +440,18 @@ def pixel_unshuffle(w: Writer, shapes: Tensor, x: Value, r: int) -> Any:
     return w.reshape(w.transpose(apart, (0, 1, 3, 5, 2, 4)), shapes.shape)
 
 
+def replication_pad(w: Writer, shapes: Tensor, x: Value, padding: Sequence[int]) -> Any:
+    """The first and the last element along each of the last axes repeated."""
+    written = x.op
+    for place in range(len(padding) // 2):
+        axis = x.ndim - 1 - place
+        before, after = padding[2 * place : 2 * place + 2]
+        ends = w.slice(written, axis, 0, 1), w.slice(written, axis, x.shape[axis] - 1, x.shape[axis])
+        if before or after:
+            written = w.concat([*[ends[0]] * before, written, *[ends[1]] * after], axis)
+    return written
+
+
 def largest(w: Writer, shapes: Any, x: Value, size: Sequence[int], *_: Any) -> Any:
     """Max pooling to a size, or with windows that lie side by side."""
     return w.largest(x, *shapes[0].shape[2:])
@@ -458,15 +493,19 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "leaky_relu": leaky_relu,
     "mean": mean,
     "sum": total,
+    "amax": amax,
     "eq": equal,
+    "gt": greater,
     "where": where,
     "ones_like": ones_like,
+    "zeros_like": zeros_like,
     "var": var,
     "linalg_vector_norm": vector_norm,
     "_softmax": softmax,
     "native_layer_norm": layer_norm,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
+    "replication_pad2d": replication_pad,
     "adaptive_max_pool2d": largest,
     "max_pool2d_with_indices": largest,
     "upsample_nearest2d": nearest,

@@ -1,4 +1,4 @@
-"""Deep unfolding networks as OpenVINO graphs: physics and priors of all stages in one, for one size of video."""
+"""Deep unfolding networks as OpenVINO graphs: start, physics and priors in one, for one size of video."""
 
 from typing import Any
 
@@ -14,18 +14,14 @@ from bitlens.networks.dun import DUN
 
 
 def build_unfolding(network: DUN, lowered: Lowered, frames: int, height: int, width: int) -> tuple[Any, dict[str, Tap]]:
-    """The model from measurement (1, h, w), mask and start (1, t, h, w) to video (1, t, h, w), and its layers' taps.
-
-    Height and width are multiples of 8. The start is x_0: `DUN.start` computes it, outside of the model.
-    """
+    """The model from measurement (1, h, w) and mask (1, t, h, w) to video (1, 1, t, h, w), and its layers' taps."""
     graph = PictureGraph(lowered)
     layout, inputs = Layout(graph), []
-    for name in ("measurement", "mask", "start"):
-        shape = [1, height, width] if name == "measurement" else [1, frames, height, width]
+    for name, shape in (("measurement", [1, height, width]), ("mask", [1, frames, height, width])):
         inputs.append(graph.ops.parameter(shape, np.float32, name))
         inputs[-1].output(0).get_tensor().set_names({name})
     entered = [(layout.plain(node.output(0)), list(node.shape)) for node in inputs]
-    video = layout.settled(trace(network, layout, *entered, method="unfold")[-1].op)
+    video = layout.settled(trace(network, layout, *entered).op)
     video.get_tensor().set_names({"video"})
     taps = {
         name: Tap(tuple(map(layout.settled, tap.inputs)), layout.settled(tap.output))

@@ -203,6 +203,21 @@ def test_sums_have_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(engine_of(Weighted(), tmp_path, check=False)(picture()), Weighted()(picture()))
 
 
+class Bright(nn.Module):
+    """Closes what is dark, in two ways, and repeats the border."""
+
+    scale = 1
+
+    def forward(self, image: Tensor) -> Tensor:
+        bright = image > 0.5 * image.amax(dim=(2, 3), keepdim=True)
+        picked = torch.where(bright.sum(1, keepdim=True) == 3, image, torch.zeros_like(image)) + image * bright
+        return F.pad(picked, (1, 2, 0, 3), "replicate")[..., 1:]
+
+
+def test_conditions_count_as_numbers(tmp_path: Path) -> None:
+    torch.testing.assert_close(engine_of(Bright(), tmp_path, check=False)(picture()), Bright()(picture()))
+
+
 def test_masks_are_held_once() -> None:
     network = SwinIR(2, 8, 1, 6, 2, window=4, hidden=8).eval()  # three of six blocks have shifted windows
     model, _ = build_picture(network, lower(network), 24, 20)
