@@ -43,6 +43,8 @@ class Reconstruct:
     """Order of the measurement's axes, thw or hwt. Default: by name."""
     mask_axes: str | None = None
     """Order of the mask's axes, thw or hwt. Default: by name."""
+    mask_key: str | None = None
+    """Name of the mask in a .mat or .npz. Default: mask."""
     allow_saturated: bool = False
     """Accept measurements in which more than 1 percent of the pixels are at the maximum."""
     engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
@@ -70,11 +72,11 @@ class Reconstruct:
         with shared.output_video(self.out) as video_path, shared.output_file(self.json) as json_path:
             recording = open_recording(
                 self.measurement, self.mask, key=self.key, axes=self.axes, mask_axes=self.mask_axes,
-                crop=shared.parse_crop(self.crop), gain=self.gain, brightness=self.brightness,
+                mask_key=self.mask_key, crop=shared.parse_crop(self.crop), gain=self.gain, brightness=self.brightness,
                 allow_saturated=self.allow_saturated,
             )  # fmt: skip
             beside = self.measurement.suffix.lower() in (".mat", ".npz") and array_names(self.measurement)
-            if self.mask and beside and "mask" in beside:
+            if self.mask and beside and (self.mask_key or "mask") in beside:
                 out.print(f"mask: {self.mask}, not the one in {self.measurement}")
             for note in recording.notes:
                 out.print(in_flags(note), style="yellow" if note.startswith("warning:") else None)

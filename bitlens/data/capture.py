@@ -48,6 +48,7 @@ def read_capture(
     key: str | None = None,
     axes: str | None = None,
     mask_axes: str | None = None,
+    mask_key: str | None = None,
     crop: Crop | None = None,
     gain: float | int | None = None,
     brightness: float | int = 0.4,
@@ -59,7 +60,7 @@ def read_capture(
         measurement_path: .mat (`meas`, (h, w) or (h, w, n)), .npz (`measurement`, (h, w) or (n, h, w)), .npy,
             .tif, .png with 8 or 16 bits, or a folder of those images. Raw camera values.
         mask_path: the calibrated mask, see `read_mask`. None: `mask` of the measurement's own file.
-        key: name of the measurement in a .mat or .npz.
+        key, mask_key: names of the measurement and of the mask in a .mat or .npz.
         axes, mask_axes: order of axes, "thw" (numbers of measurements or frames first) or "hwt". None: by
             name.
         crop: (top, left, height, width), cut from both; without it both must have one size.
@@ -79,7 +80,7 @@ def read_capture(
         ((1, 256, 256), (14, 256, 256))
     """
     opened = open_recording(
-        measurement_path, mask_path, key=key, axes=axes, mask_axes=mask_axes, crop=crop, gain=gain,
+        measurement_path, mask_path, key=key, axes=axes, mask_axes=mask_axes, mask_key=mask_key, crop=crop, gain=gain,
         brightness=brightness, allow_saturated=allow_saturated,
     )  # fmt: skip
     reference = None if opened.reference is None else opened.reference.read()

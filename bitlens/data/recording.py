@@ -51,6 +51,7 @@ def open_recording(
     key: str | None = None,
     axes: str | None = None,
     mask_axes: str | None = None,
+    mask_key: str | None = None,
     crop: Crop | None = None,
     gain: float | int | None = None,
     brightness: float | int = 0.4,
@@ -69,7 +70,7 @@ def open_recording(
     raw = _open_raw(path, key, axes)  # n h w
     notes, seen = check_measurement(raw, str(path), allow_saturated)
     beside = array_names(path) if path.suffix.lower() in (".mat", ".npz") else []
-    mask = _find_mask(path, mask_path, mask_axes, raw, beside)
+    mask = _find_mask(path, mask_path, mask_key, mask_axes, raw, beside)
     reference = _open_reference(path) if "orig" in beside else None
     _check_sizes(raw, mask, reference, crop, path, mask_path or path)
     picture = seen.mean  # h w, of all measurements
@@ -150,18 +151,23 @@ def _open_raw(path: Path, key: str | None, axes: str | None) -> Stack:
 
 
 def _find_mask(
-    path: Path, mask_path: str | os.PathLike[str] | None, axes: str | None, raw: Stack, beside: list[str]
+    path: Path,
+    mask_path: str | os.PathLike[str] | None,
+    key: str | None,
+    axes: str | None,
+    raw: Stack,
+    beside: list[str],
 ) -> np.ndarray:
     """The mask (t, h, w) from its own file, or from the measurement's."""
     if mask_path is not None:
-        return read_mask(mask_path, axes=axes)
-    if "mask" not in beside:
+        return read_mask(mask_path, key=key, axes=axes)
+    if (key or "mask") not in beside:
         raise ValueError(
             f"{path}: the measurement of size {size_of(raw)} needs the camera's calibrated mask, and none came "
             "with it; pass the file that holds it (mask_path)"
         )
-    name, array, axes = find_array(path, ("mask",), None, axes)
-    return scale_mask(frames_first(array, name, path, axes), f"{path}: 'mask'")
+    name, array, axes = find_array(path, ("mask",), key, axes, argument="mask_key")
+    return scale_mask(frames_first(array, name, path, axes, argument="mask_axes"), f"{path}: '{name}'")
 
 
 def _check_sizes(
@@ -169,9 +175,12 @@ def _check_sizes(
 ) -> None:
     """Refuse sizes that differ: without a crop, of measurement and mask; of measurement and reference always."""
     if crop is None and raw.shape[1:] != mask.shape[1:]:
+        frames, height, width = mask.shape
+        other = raw.shape[1:] in ((width, frames), (frames, height))  # as the other order of axes would have it
+        todo = "name the order of the mask's axes with mask_axes=..." if other else "pass the right mask"
         raise ValueError(
             f"the measurement {path} is {size_of(raw)}, the mask {mask_path} is {size_of(mask)}; "
-            "wanted one size; pass the right mask, or crop=(top, left, height, width), which is cut from both"
+            f"wanted one size; {todo}, or crop=(top, left, height, width), which is cut from both"
         )
     if reference is not None and reference.shape[1:] != raw.shape[1:]:
         raise ValueError(

@@ -13,14 +13,19 @@ from typing import Any
 import numpy as np
 
 from bitlens.data.arrays import BARE, DAMAGE, KEY_AXES, find_array, frames_first, read_npz
-from bitlens.data.images import folder_images, read_image, read_tif, stack_frames, tif_in_pages
+from bitlens.data.images import folder_images, read_image, stack_frames
+from bitlens.data.tif import grey_pages
 
 __all__ = ["Stack", "array_stack", "folder_stack", "stored_stack", "tif_stack"]
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """n pictures of one size and dtype; every iteration reads them anew, one at a time."""
+    """n pictures of one size and dtype; every iteration reads them anew, one at a time.
+
+    Raises:
+        ValueError: when it is read, where fewer or more pictures come than were announced.
+    """
 
     shape: tuple[int, ...]
     """(n, h, w), or (n, h, w, 3)."""
@@ -32,16 +37,26 @@ class Stack:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return self.pictures()
+        came = 0
+        for came, picture in enumerate(self.pictures(), 1):
+            if came > len(self):
+                break
+            yield picture
+        if came != len(self):
+            more = "more" if came > len(self) else f"only {came}"
+            raise ValueError(
+                f"{len(self)} pictures were announced and {more} came; wanted as many; the file changed or is damaged: "
+                "copy or record it again"
+            )
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> "Stack":
         """The stack of changed pictures (all in the same way), each changed when it is read."""
         sample = change(np.zeros(self.shape[1:], self.dtype))
-        return Stack((len(self), *sample.shape), sample.dtype, lambda: map(change, self.pictures()))
+        return Stack((len(self), *sample.shape), sample.dtype, lambda: map(change, self))
 
     def first(self, count: int) -> "Stack":
         """The first `count` pictures."""
-        return Stack((count, *self.shape[1:]), self.dtype, lambda: islice(self.pictures(), count))
+        return Stack((count, *self.shape[1:]), self.dtype, lambda: islice(self, count))
 
     def groups(self, size: int) -> Iterator[np.ndarray]:
         """(size, h, w) and so on: `size` pictures each; leftovers are dropped."""
@@ -82,12 +97,8 @@ def folder_stack(path: str | os.PathLike[str]) -> Stack:
 
 
 def tif_stack(path: str | os.PathLike[str]) -> Stack:
-    """The pictures of a .tif, as stored; each is read when its turn comes where it is a grey page of its own.
-
-    Raises: as `read_tif`, some of it only when it is read.
-    """
-    found = tif_in_pages(path)
-    return array_stack(read_tif(path)) if found is None else Stack(*found)
+    """The grey pictures of a .tif, as stored, each read when its turn comes. Raises: as `grey_pages`."""
+    return Stack(*grey_pages(path))
 
 
 def stored_stack(
