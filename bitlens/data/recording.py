@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from bitlens.data.arrays import ARRAY_SUFFIXES, array_names, find_array, frames_first, read_arrays
-from bitlens.data.checks import check_measurement, closed_note, match_note
+from bitlens.data.checks import check_measurement, depth_note, hot_note, lines_note
 from bitlens.data.images import TIF_SUFFIXES, read_image, to_float
 from bitlens.data.masks import check_mask, read_mask, scale_mask
+from bitlens.data.matching import closed_note, gain_notes, match_note
 from bitlens.data.stacks import Stack, array_stack, folder_stack, stored_stack, tif_stack
 from bitlens.data.video import read_video
 
@@ -68,23 +69,25 @@ def open_recording(
     if not 0 < brightness <= 1:
         raise ValueError(f"brightness={brightness}; wanted the mean brightness of the scene in (0, 1]; pass 0.4, say")
     raw = _open_raw(path, key, axes)  # n h w
-    notes, seen = check_measurement(raw, str(path), allow_saturated)
     beside = array_names(path) if path.suffix.lower() in (".mat", ".npz") else []
     mask = _find_mask(path, mask_path, mask_key, mask_axes, raw, beside)
     reference = _open_reference(path) if "orig" in beside else None
     _check_sizes(raw, mask, reference, crop, path, mask_path or path)
-    picture = seen.mean  # h w, of all measurements
     if crop is not None:
-        raw, mask, picture = cut_stack(raw, crop, "measurement"), cut(mask, crop, "mask"), cut(picture, crop, "mean")
+        raw, mask = cut_stack(raw, crop, "measurement"), cut(mask, crop, "mask")
         reference = None if reference is None else cut_stack(reference, crop, "reference")
+    sums = mask.sum(axis=0, dtype=np.float64)  # h w
+    notes, seen = check_measurement(raw, str(path), allow_saturated, sums)
+    picture = seen.mean  # h w, of all measurements
     check_mask(mask, f"the mask for {path}" + (" after the crop" if crop else ""))
 
+    notes += [note for note in (depth_note(seen.bits, raw.dtype),) if note]
     fitted = None
     if reference is not None:
         reference, fitted, remarks = _fit_reference(raw, mask, reference)
         notes += remarks
     stated = _stated_gain(path) if "gain" in beside else fitted
-    level, light = float(picture.mean()), float(mask.sum(axis=0).mean(dtype=np.float64))
+    level, light = float(picture.mean()), float(sums.mean())
     if gain is not None:
         value, source, how = float(gain), "given", "given"
     elif stated is not None:
@@ -94,9 +97,9 @@ def open_recording(
         how = f"estimated for a scene of mean brightness {brightness:g}; pass gain=... where it is known"
     notes.append(f"exposure: mean(y)={level:.4g}, mean(sum mask)={light:.4g}, gain {value:.4g} {how}")
     exposure = level / value / light
-    if exposure > 1:
-        notes.append(f"exposure: gain {value:.4g} makes the scene {exposure:.2f} times white; the gain is too small")
-    notes += [note for note in (closed_note(picture, mask), match_note(picture, mask)) if note]
+    notes += gain_notes(picture, sums, value)
+    odd = closed_note(picture, mask), match_note(picture, mask), hot_note(picture, sums), lines_note(picture, sums)
+    notes += [note for note in odd if note]
     scaled = raw.map(lambda one: one.astype(np.float32) / np.float32(value))
     return Recording(scaled, mask, value, source, exposure, tuple(notes), reference)
 
