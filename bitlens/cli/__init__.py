@@ -44,7 +44,7 @@ FLAGS = (
     (r"crop=\(top, left, height, width\)", "--crop top,left,height,width"),
     (r"crop=\(top, left, (\d+), (\d+)\)", r"--crop top,left,\1,\2"),
     (r"\bmask_(key|axes)=", r"mask-\1="),
-    (r"\b(gain|key|axes|mask-key|mask-axes)=\.\.\.", r"--\1 ..."),
+    (r"\b(gain|key|axes|mask-key|mask-axes|dark|flat|bayer)=\.\.\.", r"--\1 ..."),
     (r"\b(key|axes|mask-key|mask-axes)='(\w+)'", r"--\1 \2"),
 )
 """How the library's messages name an argument -> how one types it here."""

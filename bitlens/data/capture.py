@@ -53,6 +53,9 @@ def read_capture(
     gain: float | int | None = None,
     brightness: float | int = 0.4,
     allow_saturated: bool = False,
+    dark: str | os.PathLike[str] | None = None,
+    flat: str | os.PathLike[str] | None = None,
+    bayer: str | None = None,
 ) -> Capture:
     """Read a camera's measurement(s) and mask, check that they belong together, and bring them to one scale.
 
@@ -68,7 +71,11 @@ def read_capture(
             file's reference video `orig`, or estimated: gain = mean(y) / (mean(sum_t mask) * brightness).
         brightness: mean brightness of the scene in [0, 1] that the estimate assumes; 0.4 is typical of
             natural video.
-        allow_saturated: accept measurements with more than 1 % of the pixels at the maximum.
+        allow_saturated: accept measurements in which more than 1 % of the pixels clip (`top_pile`).
+        dark: pictures that the camera took in the dark, subtracted; may leave values below 0.
+        flat: pictures of an even white surface without a mask, whose shape is divided out; less the dark ones.
+        bayer: the sensor's colour mosaic, "RGGB" and so on (`bayer.PATTERNS`); what is checked differs, the capture is
+            the mosaic as it is: see `bayer.split` and `bayer.demosaic`.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -81,7 +88,7 @@ def read_capture(
     """
     opened = open_recording(
         measurement_path, mask_path, key=key, axes=axes, mask_axes=mask_axes, mask_key=mask_key, crop=crop, gain=gain,
-        brightness=brightness, allow_saturated=allow_saturated,
+        brightness=brightness, allow_saturated=allow_saturated, dark=dark, flat=flat, bayer=bayer,
     )  # fmt: skip
     reference = None if opened.reference is None else opened.reference.read()
     return Capture(

@@ -1,14 +1,23 @@
 """Whether a mask can have made a measurement, told by physics: the light of its pixels, and its fine structure."""
 
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 
-__all__ = ["closed_note", "gain_notes", "match_note"]
+__all__ = ["closed_note", "gain_notes", "match_note", "mosaic_note"]
 
 MATCH = 0.1
 """Least correlation of the fine structures of measurement and mask. Measured: 0.76 to 0.96 for the six
 scenes and two real captures (14 frames, 256x256); at most 0.02 with another, flipped or transposed mask."""
+
+
+MOSAIC, COLOURFUL = 8.0, 0.05
+"""How much more the sites of a 2x2 pattern differ than by chance (F statistic), and by what share of their mean."""
+
+
+ALIKE = 0.35
+"""The two green sites, on a diagonal, differ by at most this share of what the most different two do."""
 
 
 def gain_notes(picture: np.ndarray, light: np.ndarray, gain: float | int) -> list[str]:
@@ -64,6 +73,34 @@ def match_note(picture: np.ndarray, mask: np.ndarray) -> str | None:
     )
     better = _where_it_fits(picture, pattern)
     return f"{text}; {better}" if better else f"{text}; check that the mask is this camera's and was not resized"
+
+
+def mosaic_note(picture: np.ndarray, light: np.ndarray) -> str | None:
+    """A note where the four sites of a 2x2 pattern differ for the light (h, w) they get, as behind a colour mosaic.
+
+    In blocks of 16x16 pixels the variance between the means of the sites is compared with that within them (F).
+    """
+    size = 16
+    rows, columns = (size * (length // size) for length in picture.shape)
+    if min(rows, columns) < 2 * size or float(light.min()) == float(light.max()) == 0:
+        return None
+    bright = (picture / np.maximum(light, 0.5 * light.mean()))[:rows, :columns]
+    blocks = bright.reshape(rows // size, size // 2, 2, columns // size, size // 2, 2)
+    sites = blocks.transpose(0, 3, 2, 5, 1, 4).reshape(-1, 4, size * size // 4)  # blocks, sites, pixels
+    means = sites.mean(axis=2)
+    between = means.var(axis=1, ddof=1) * sites.shape[2]
+    lit = means.mean(axis=1) > 0.1 * means.mean()
+    ratio = float(between[lit].sum() / max(float(sites[lit].var(axis=2, ddof=1).mean(axis=1).sum()), 1e-30))
+    spread = float(np.mean(means[lit].std(axis=1) / means[lit].mean(axis=1)))
+    pairs = {pair: float(np.abs(means[:, pair[0]] - means[:, pair[1]]).sum()) for pair in combinations(range(4), 2)}
+    falling, rising = pairs[0, 3], pairs[1, 2]
+    if ratio < MOSAIC or spread < COLOURFUL or min(falling, rising) > ALIKE * max(pairs.values()):
+        return None  # where only rows or only columns alternate, it is texture, or interlacing
+    guess = "GRBG or GBRG" if falling < rising else "RGGB or BGGR"  # the two greens are alike
+    return (
+        f"warning: neighbouring pixels differ like a colour mosaic (by {spread:.0%}, alternating in rows and columns) "
+        f"and are read as grey; behind a Bayer filter pass its pattern with bayer=... ({guess}, by the looks of it)"
+    )
 
 
 def _fine_structure(picture: np.ndarray) -> np.ndarray:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from bitlens.data.arrays import BARE, DAMAGE, KEY_AXES, find_array, frames_first, read_npz
-from bitlens.data.images import folder_images, read_image, stack_frames
+from bitlens.data.arrays import ARRAY_SUFFIXES, BARE, DAMAGE, KEY_AXES, find_array, frames_first, read_npz
+from bitlens.data.images import TIF_SUFFIXES, folder_images, read_image, stack_frames
 from bitlens.data.tif import grey_pages
 
-__all__ = ["Stack", "array_stack", "folder_stack", "stored_stack", "tif_stack"]
+__all__ = ["Stack", "array_stack", "folder_stack", "open_raw", "stored_stack", "tif_stack"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,41 @@ class Stack:
 def array_stack(array: np.ndarray) -> Stack:
     """What is in memory, as it is."""
     return Stack(array.shape, array.dtype, lambda: iter(array))
+
+
+def open_raw(
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    axes: str | None = None,
+    names: Sequence[str] = ("measurement", "meas"),
+) -> Stack:
+    """Raw grey pictures (h, w) as a file or a folder stores them; of a .mat or .npz the array `key`, or one of `names`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a suffix that no reader knows, colour, or what the reader of the file refuses.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}; wanted a {names[0]}; check the path")
+    if suffix in ARRAY_SUFFIXES:
+        return stored_stack(path, names, key, axes, grey=names[0])
+    if path.is_dir():
+        raw = folder_stack(path)
+    elif suffix in TIF_SUFFIXES:
+        raw = tif_stack(path)
+    elif suffix == ".png":
+        raw = array_stack(read_image(path)[None])  # h w -> 1 h w
+    else:
+        raise ValueError(
+            f"{path} has suffix '{suffix}'; wanted raw values in "
+            f"{', '.join((*ARRAY_SUFFIXES, *TIF_SUFFIXES, '.png'))} or a folder of images; "
+            "convert it without loss"
+        )
+    if len(raw.shape) != 3:
+        raise ValueError(f"{path} is colour {raw.shape}; wanted the raw grey {names[0]} (h, w); save it as one channel")
+    return raw
 
 
 def folder_stack(path: str | os.PathLike[str]) -> Stack:
