@@ -22,6 +22,7 @@ __all__ = ["VERBS", "main"]
 VERBS = {
     "demo": "see it work: one coded picture in, a high-speed video out, from float down to 2 bits",
     "measure": "simulate the camera: a video becomes coded measurements",
+    "calibrate": "the mask of a camera, from recordings of a white scene",
     "reconstruct": "turn measurements, simulated or from a camera, into a video",
     "upscale": "enlarge pictures and videos with a super-resolution network",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
