@@ -81,9 +81,13 @@ class Calibrate:
         from bitlens.data.images import natural_key
         from bitlens.data.stacks import open_raw
 
-        if len(self.recordings) > 1:
-            return [mean_picture(path, "white") for path in sorted(self.recordings, key=natural_key)]
-        path = self.recordings[0]
+        paths = [*self.recordings]
+        if not paths:
+            raise ValueError("no recordings came; wanted a file, a folder or one file for each position; name them")
+        if len(paths) > 1:
+            paths.sort(key=lambda path: [natural_key(Path(part)) for part in path.parts])
+            return [mean_picture(path, "white") for path in paths]
+        path = paths[0]
         stack = open_raw(path, self.key, self.axes, ("measurement", "meas"))
         if len(stack) % self.repeats:
             raise ValueError(

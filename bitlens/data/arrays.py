@@ -163,7 +163,9 @@ def find_array(
     found = [name for name in names if name in arrays]
     if not found:
         offered = ", ".join(array_names(path)) or "nothing"
-        raise ValueError(f"{path} holds {offered}; wanted {' or '.join(names)}; name the array with {argument}=...")
+        raise ValueError(
+            f"{path} holds {offered}; wanted {' or '.join(names)}; name the array with {argument}=..., or store it so"
+        )
     if len(found) > 1:
         raise ValueError(f"{path} holds {' and '.join(found)}; wanted one of them; choose with {argument}='{found[0]}'")
     stated = arrays.get("axes")

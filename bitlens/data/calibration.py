@@ -8,14 +8,13 @@ taken out by a flat picture.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from bitlens.data.checks import SATURATED_SHARE
 from bitlens.data.masks import check_mask
-from bitlens.data.matching import displacement
+from bitlens.data.matching import displacement, steps
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -205,12 +204,10 @@ def _drift_notes(values: np.ndarray, again: np.ndarray | None) -> list[str]:
             f"{'warning: ' if bad else ''}{text} (correlation {alike:.2f}), the light changed by {dimmed:+.1%}"
             + ("; fix the mount and let the lamp warm up, then record again" if bad else "")
         )
-    steps = [displacement(one, following) for one, following in pairwise(values)]
-    if min(step[2] for step in steps) > 0.3:  # one pattern that is moved on
-        moves = np.array([step[:2] for step in steps])
-        usual = np.median(moves, axis=0)
-        away = np.hypot(*(moves - usual).T)
-        text = f"steps: each position is the one before, moved by {usual[0]:+.2f} rows and {usual[1]:+.2f} columns"
+    found = steps(values)
+    if found is not None:
+        (rows, columns), away = found
+        text = f"steps: each position is the one before, moved by {rows:+.2f} rows and {columns:+.2f} columns"
         if away.max() > MOVED:
             text = f"warning: {text}, but from {int(away.argmax())} to {int(away.argmax()) + 1} it is {away.max():.2f} "
             text += "pixels off; a position is missing, out of order, or the mask slipped"

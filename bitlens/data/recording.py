@@ -17,7 +17,7 @@ from bitlens.data.checks import check_measurement, depth_note, hot_note, lines_n
 from bitlens.data.correction import open_correction
 from bitlens.data.images import to_float
 from bitlens.data.masks import check_mask, read_mask, scale_mask
-from bitlens.data.matching import closed_note, gain_notes, match_note, mosaic_note
+from bitlens.data.matching import closed_note, gain_notes, match_note, mosaic_note, order_note, plate_note
 from bitlens.data.stacks import Stack, array_stack, open_raw, stored_stack
 from bitlens.data.video import read_video
 
@@ -109,16 +109,19 @@ def open_recording(
     notes.append(f"exposure: mean(y)={level:.4g}, mean(sum mask)={light:.4g}, gain {value:.4g} {how}")
     exposure = level / value / light
     notes += gain_notes(picture, sums, value)
-    notes += _odd_notes(picture, mask, bayer and pattern_at(bayer, *(crop or (0, 0))[:2]))
+    notes += _odd_notes(raw, picture, mask, bayer and pattern_at(bayer, *(crop or (0, 0))[:2]))
     scaled = raw.map(lambda one: one.astype(np.float32) / np.float32(value))
     return Recording(scaled, mask, value, source, exposure, tuple(notes), reference)
 
 
-def _odd_notes(picture: np.ndarray, mask: np.ndarray, bayer: str | None) -> list[str]:
-    """What looks odd about the mean measurement (h, w) and its mask (t, h, w); of a mosaic, each colour for itself."""
+def _odd_notes(raw: Stack, picture: np.ndarray, mask: np.ndarray, bayer: str | None) -> list[str]:
+    """What looks odd about measurements, their mean (h, w) and mask (t, h, w); of a mosaic, each colour for itself."""
+    few = raw.first(min(4, len(raw))).map(lambda one: one[:512, :512]).read()
     if bayer is None:
         sums = mask.sum(axis=0, dtype=np.float64)
         found = [closed_note(picture, mask), match_note(picture, mask), mosaic_note(picture, sums)]
+        if found[1] is None:  # the same mask
+            found += [plate_note(mask) or order_note(few, mask)]
         return [note for note in (*found, hot_note(picture, sums), lines_note(picture, sums)) if note]
     notes = []
     for letter, part, part_mask in zip(bayer, split(picture), split(mask), strict=True):
