@@ -27,7 +27,7 @@ like a wide pile, spreads more: 0.28 and more in the real captures that hold one
 
 HOT = 3.0
 """A hot pixel is so many times as bright, for the light that the mask lets through, as all but two within 2 pixels,
-and at least half as bright as the brightest of the picture. Weaker ones look like small moving things."""
+and far beyond the tail of the picture's brightness. Weaker ones look like small lights; only a dark picture tells."""
 
 DEAD_LINE, HOT_LINE = 0.2, 3.0
 """A row or column of less or more than this share of the light of those on both sides of it is none of the picture."""
@@ -195,8 +195,10 @@ def hot_note(picture: np.ndarray, light: np.ndarray) -> str | None:
     reached = light + 0.5 * light.mean()
     others = np.ones((5, 5), bool)
     others[2, 2] = False
-    expected = reached * np.maximum(rank_filter(picture / reached, -3, footprint=others, mode="constant"), 0)
-    hot = (picture > HOT * expected) & (picture - expected > 0.5 * np.quantile(picture, 0.995))
+    bright = picture / reached
+    expected = np.maximum(rank_filter(bright, -3, footprint=others, mode="constant"), 0)
+    reach, below = np.quantile(bright, [1 - HOT_SHARE, 0.95])
+    hot = (bright > HOT * expected) & (bright > reach + 3 * (reach - below))
     if not hot.any():
         return None
     return (

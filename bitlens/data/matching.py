@@ -133,11 +133,11 @@ def order_note(measurements: np.ndarray, mask: np.ndarray) -> str | None:
     order (of the graph's second eigenvector) makes that correlation high and the given one does not, it is named.
 
     Only the upper left 512x512 pixels are looked at. Not told: a scene played backwards, frames that are missing,
-    scenes that hardly move or move in circles, and fewer than 8 frames.
+    scenes that hardly move or move in circles, fewer than 8 frames, and fewer than 144 blocks.
     """
     frames, size = len(mask), 8
     rows, columns = (min(length, 512) // size for length in mask.shape[1:])
-    if not 8 <= frames <= 32 or rows * columns < 36:
+    if not 8 <= frames <= 32 or rows * columns < 144:
         return None
     shape = rows, size, columns, size
     part = np.s_[..., : rows * size, : columns * size]
