@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from bitlens.data.arrays import ARRAY_SUFFIXES, find_array, frames_first
-from bitlens.data.images import TIF_SUFFIXES, read_folder
+from bitlens.data.images import TIF_SUFFIXES
+from bitlens.data.stacks import folder_stack
 from bitlens.data.tif import read_grey_tif
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def read_mask(
     path = Path(path)
     suffix = path.suffix.lower()
     if path.is_dir():
-        mask = read_folder(path)
+        mask = folder_stack(path).read()
     elif suffix in TIF_SUFFIXES:
         mask = read_grey_tif(path)
     elif suffix in ARRAY_SUFFIXES:

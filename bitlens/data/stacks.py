@@ -113,22 +113,30 @@ def open_raw(
 
 
 def folder_stack(path: str | os.PathLike[str]) -> Stack:
-    """The images of a folder, sorted naturally, as stored; each is opened when its turn comes.
+    """The images of a folder, sorted naturally, as stored, each opened when its turn comes; of a .tif all its pages.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
-        ValueError: when it is read: an image of another size or depth than the first.
+        ValueError: a .tif that `grey_pages` refuses; when it is read: an image of another size or depth than the first.
     """
     files = folder_images(path)
-    first = read_image(files[0])
+    count = sum(grey_pages(file)[0][0] if file.suffix.lower() in TIF_SUFFIXES else 1 for file in files)
+
+    def pages(file: Path) -> Iterator[np.ndarray]:
+        if file.suffix.lower() in TIF_SUFFIXES:
+            yield from grey_pages(file)[2]()
+        else:
+            yield read_image(file)
+
+    first = next(pages(files[0]))
 
     def pictures() -> Iterator[np.ndarray]:
         for file in files:
-            picture = read_image(file)
-            stack_frames([first, picture], Path(path), [files[0].name, file.name])
-            yield picture
+            for picture in pages(file):
+                stack_frames([first, picture], Path(path), [files[0].name, file.name])
+                yield picture
 
-    return Stack((len(files), *first.shape), first.dtype, pictures)
+    return Stack((count, *first.shape), first.dtype, pictures)
 
 
 def tif_stack(path: str | os.PathLike[str]) -> Stack:

@@ -196,7 +196,7 @@ def _by_pillow(path: Path) -> tuple[tuple[int, int, int], np.dtype, Callable[[],
     if stated > count and count == 1:
         raise _Refused(
             f"{path} is a stack of {stated} images in {count} page(s); wanted one page per image; "
-            "run pip install 'bitlens[video]' (tifffile reads it), or, if it has it already, copy the file again"
+            "run pip install 'bitlens[video]' (tifffile reads it), or save it so"
         )
     if stated > count:
         raise _ends_early(path, f"it states {stated} pictures and holds {count}")

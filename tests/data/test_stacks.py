@@ -10,6 +10,7 @@ from PIL import Image
 
 from bitlens.data import stacks
 from bitlens.data.images import read_tif
+from bitlens.data.masks import read_mask
 from bitlens.data.stacks import Stack, array_stack, folder_stack, stored_stack, tif_stack
 
 PICTURES = np.arange(7 * 12 * 10, dtype=np.uint16).reshape(7, 12, 10)
@@ -58,6 +59,14 @@ def test_folder(tmp_path: Path) -> None:
     Image.fromarray(PICTURES[0, :5]).save(tmp_path / "7.png")
     with pytest.raises(ValueError, match=r"7.png is \(5, 10\) uint16, the first is \(12, 10\) uint16; wanted"):
         folder_stack(tmp_path).read()
+
+
+def test_a_folder_of_tifs_gives_all_their_pages(tmp_path: Path) -> None:
+    for index, (start, stop) in enumerate(((0, 1), (1, 5), (5, 7))):
+        first, *others = (Image.fromarray(picture) for picture in PICTURES[start:stop])
+        first.save(tmp_path / f"{index + 9}.tif", save_all=True, append_images=others)
+    np.testing.assert_array_equal(folder_stack(tmp_path).read(), PICTURES)
+    np.testing.assert_allclose(read_mask(tmp_path, max_closed=1), PICTURES / PICTURES.max(), atol=1e-6)
 
 
 def test_changes_are_lazy() -> None:
