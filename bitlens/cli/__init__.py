@@ -22,6 +22,7 @@ __all__ = ["VERBS", "main"]
 VERBS = {
     "demo": "see it work: one coded picture in, a high-speed video out, from float down to 2 bits",
     "measure": "simulate the camera: a video becomes coded measurements",
+    "calibrate": "the mask of a camera, from recordings of a white scene",
     "reconstruct": "turn measurements, simulated or from a camera, into a video",
     "upscale": "enlarge pictures and videos with a super-resolution network",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
@@ -44,8 +45,9 @@ FLAGS = (
     (r"\(mask_path\)", "(--mask)"),
     (r"crop=\(top, left, height, width\)", "--crop top,left,height,width"),
     (r"crop=\(top, left, (\d+), (\d+)\)", r"--crop top,left,\1,\2"),
-    (r"\b(gain|key|axes)=\.\.\.", r"--\1 ..."),
-    (r"\b(key|axes)='(\w+)'", r"--\1 \2"),
+    (r"\bmask_(key|axes)=", r"mask-\1="),
+    (r"\b(gain|key|axes|mask-key|mask-axes|dark|flat|bayer)=\.\.\.", r"--\1 ..."),
+    (r"\b(key|axes|mask-key|mask-axes)='(\w+)'", r"--\1 \2"),
 )
 """How the library's messages name an argument -> how one types it here."""
 

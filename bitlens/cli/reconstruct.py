@@ -45,8 +45,17 @@ class Reconstruct:
     """Order of the measurement's axes, thw or hwt. Default: by name."""
     mask_axes: str | None = None
     """Order of the mask's axes, thw or hwt. Default: by name."""
+    mask_key: str | None = None
+    """Name of the mask in a .mat or .npz. Default: mask."""
     allow_saturated: bool = False
-    """Accept measurements in which more than 1 percent of the pixels are at the maximum."""
+    """Accept measurements in which more than 1 percent of the pixels are clipped."""
+    dark: Path | None = None
+    """Pictures that the camera took in the dark, in any format of measurements: their mean is subtracted."""
+    flat: Path | None = None
+    """Pictures of an even white surface without a mask: their shape is divided out, where the mask lacks it."""
+    bayer: str | None = None
+    """The colour mosaic of the sensor: RGGB, BGGR, GRBG or GBRG, the colours of its upper left 2x2 pixels, row by row.
+    Each of the four is rebuilt at half the size, and the mosaic becomes colours (Malvar), without white balance."""
     engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
     """What computes: torch (low bits are simulated), native (our kernels, where they are built), openvino (int8 on the
     CPU), onnxruntime (integers, portable), or reference (integers in plain torch, slow). auto: for networks that
@@ -63,6 +72,7 @@ class Reconstruct:
         from bitlens import checkpoint
         from bitlens.cli import in_flags, shared, tiling
         from bitlens.data.arrays import array_names
+        from bitlens.data.bayer import pattern_at
         from bitlens.data.recording import open_recording
         from bitlens.report import console
 
@@ -72,11 +82,11 @@ class Reconstruct:
         with shared.output_video(self.out) as video_path, shared.output_file(self.json) as json_path:
             recording = open_recording(
                 self.measurement, self.mask, key=self.key, axes=self.axes, mask_axes=self.mask_axes,
-                crop=shared.parse_crop(self.crop), gain=self.gain, brightness=self.brightness,
-                allow_saturated=self.allow_saturated,
+                mask_key=self.mask_key, crop=shared.parse_crop(self.crop), gain=self.gain, brightness=self.brightness,
+                allow_saturated=self.allow_saturated, dark=self.dark, flat=self.flat, bayer=self.bayer,
             )  # fmt: skip
             beside = self.measurement.suffix.lower() in (".mat", ".npz") and array_names(self.measurement)
-            if self.mask and beside and "mask" in beside:
+            if self.mask and beside and (self.mask_key or "mask") in beside:
                 out.print(f"mask: {self.mask}, not the one in {self.measurement}")
             for note in recording.notes:
                 out.print(in_flags(note), style="yellow" if note.startswith("warning:") else None)
@@ -90,10 +100,13 @@ class Reconstruct:
             network = checkpoint.load(model)
             running, how = shared.choose_engine(network, self.engine)
             out.print(f"engine: {how}")
-            tiles = tiling.choose_tiling(network, running, recording.mask.shape, self.memory_mb)
+            frames, height, width = recording.mask.shape
+            size = (height, width) if self.bayer is None else (height // 2, width // 2)
+            tiles = tiling.choose_tiling(network, running, (frames, *size), self.memory_mb)
             if tiles.note:
                 out.print(tiles.note)
-            result = self.stream(running, recording, about.name, tiles, video_path)
+            pattern = self.bayer and pattern_at(self.bayer, *(shared.parse_crop(self.crop) or (0, 0))[:2])
+            result = self.stream(running, recording, about.name, tiles, video_path, pattern)
             if json_path is not None:
                 result["settings"] = {
                     "measurement": str(self.measurement),
@@ -119,22 +132,31 @@ class Reconstruct:
         out.print(f"{self.out}: {result['frames']} frames of {height}x{width}")
 
     def stream(
-        self, running: Any, recording: "Recording", label: str, tiles: "Tiling", video_path: str
+        self,
+        running: Any,
+        recording: "Recording",
+        label: str,
+        tiles: "Tiling | None",
+        video_path: str,
+        bayer: str | None = None,
     ) -> dict[str, Any]:
         """Reconstruct, write and score one measurement after the other, and hold no more than one."""
         from statistics import fmean
 
         from bitlens.cli import shared
+        from bitlens.data.bayer import demosaic
         from bitlens.data.writers import video_writer
 
         frames, height, width = recording.mask.shape
         total = frames * len(recording.measurement)
         truth = iter(()) if recording.reference is None else recording.reference.groups(frames)
         seconds, scores = [], []
+        if bayer is not None:
+            running, tiles = for_mosaics(running, tiles, label), None
         with video_writer(video_path, total, self.fps) as write:
             for video, time in shared.reconstructions(running, recording.measurement, recording.mask, label, tiles):
                 seconds.append(time)
-                write(video)
+                write(video if bayer is None else demosaic(video, bayer))
                 known = next(truth, None)
                 if known is not None and video.ndim == 3:
                     scores.append(shared.score(video, known, ssim=min(height, width) >= 11))
@@ -143,3 +165,26 @@ class Reconstruct:
             result["psnr"] = fmean(score["psnr"] for score in scores)
             result["ssim"] = None if scores[0]["ssim"] is None else fmean(score["ssim"] for score in scores)
         return result
+
+
+def for_mosaics(running: Any, tiles: "Tiling | None", label: str) -> Any:
+    """A grey network as one for mosaics: each of the four sites is a capture of its own, and they are joined again."""
+    import numpy as np
+    import torch
+
+    from bitlens.data.bayer import join, split
+
+    def run(measurement: Any, mask: Any) -> Any:
+        parts = []
+        for site in zip(split(measurement.numpy()), split(mask.numpy()), strict=True):
+            part, part_mask = (torch.from_numpy(np.ascontiguousarray(array)) for array in site)
+            video = running(part, part_mask) if tiles is None else tiles.run(running, part, part_mask)  # 1 c t h/2 w/2
+            if video.shape[1] != 1:
+                raise ValueError(
+                    f"--bayer with {label}, which makes colours of a mosaic itself; wanted a network for grey video; "
+                    "leave --bayer out, or choose another network"
+                )
+            parts.append(video.numpy())
+        return torch.from_numpy(join(parts))
+
+    return run

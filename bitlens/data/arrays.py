@@ -69,10 +69,7 @@ def read_npz(path: str | os.PathLike[str], names: Collection[str] | None = None)
     except DAMAGE as error:
         if isinstance(error, PickleRefused):
             raise
-        raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); wanted a complete .npz file; "
-            "it is not one, or truncated or damaged: write or copy it again"
-        ) from error
+        raise _unreadable(path, error) from error
     return found
 
 
@@ -90,10 +87,7 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     except DAMAGE as error:
         if isinstance(error, PickleRefused):
             raise
-        raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); wanted a complete .npy file; "
-            "it is not one, or truncated or damaged: write or copy it again"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
 def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray | float | int | str) -> None:
@@ -140,14 +134,23 @@ def array_names(path: str | os.PathLike[str]) -> list[str]:
         return mat_names(path)
     if Path(path).suffix.lower() == ".npy":
         return [BARE]
-    with zipfile.ZipFile(path) as archive:
-        return sorted(entry.removesuffix(".npy") for entry in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sorted(entry.removesuffix(".npy") for entry in archive.namelist())
+    except DAMAGE as error:
+        raise _unreadable(path, error) from error
 
 
 def find_array(
-    path: str | os.PathLike[str], wanted: Sequence[str], key: str | None = None, axes: str | None = None
+    path: str | os.PathLike[str],
+    wanted: Sequence[str],
+    key: str | None = None,
+    axes: str | None = None,
+    argument: str = "key",
 ) -> tuple[str, np.ndarray, str | None]:
     """Find the array that a reader wants: `key` where given, else the one of `wanted` that the file holds.
+
+    Messages call the key `argument`.
 
     Returns:
         (name, array, axes): `axes` as given, or as the file states them, or None.
@@ -160,21 +163,25 @@ def find_array(
     found = [name for name in names if name in arrays]
     if not found:
         offered = ", ".join(array_names(path)) or "nothing"
-        raise ValueError(f"{path} holds {offered}; wanted {' or '.join(names)}; name the array with key=...")
+        raise ValueError(
+            f"{path} holds {offered}; wanted {' or '.join(names)}; name the array with {argument}=..., or store it so"
+        )
     if len(found) > 1:
-        raise ValueError(f"{path} holds {' and '.join(found)}; wanted one of them; choose with key='{found[0]}'")
+        raise ValueError(f"{path} holds {' and '.join(found)}; wanted one of them; choose with {argument}='{found[0]}'")
     stated = arrays.get("axes")
     if axes is None and stated is not None and stated.ndim == 0 and stated.dtype.kind == "U":
         axes = str(stated)
     return found[0], arrays[found[0]], axes
 
 
-def frames_first(array: np.ndarray, name: str, path: str | os.PathLike[str], axes: str | None = None) -> np.ndarray:
+def frames_first(
+    array: np.ndarray, name: str, path: str | os.PathLike[str], axes: str | None = None, argument: str = "axes"
+) -> np.ndarray:
     """Bring (t, h, w), (h, w, t), (t, h, w, 3) or (h, w, 3, t) to frames first; (h, w) becomes one frame.
 
     The order is `axes` where given ("thw" or "hwt"; colour is understood: "thwc", "hwct"), else the one that
     belongs to `name` (`KEY_AXES`). Where the shape speaks clearly against the name, it is refused, not
-    guessed.
+    guessed. Messages call the order `argument`.
 
     Raises:
         ValueError: wrong number of dimensions, an empty array, unknown axes, or an order that cannot be
@@ -187,25 +194,27 @@ def frames_first(array: np.ndarray, name: str, path: str | os.PathLike[str], axe
             "store it so, or choose another array with key=..."
         )
     if axes is not None and axes not in ("thw", "hwt", "thwc", "hwct"):
-        raise ValueError(f"axes='{axes}' for {path}; wanted 'thw' or 'hwt'; pass the order that the file has")
+        raise ValueError(f"{argument}='{axes}' for {path}; wanted 'thw' or 'hwt'; pass the order that the file has")
     if array.ndim == 2:
         return array[None]  # h w -> 1 h w
     order = (axes or KEY_AXES.get(name, ""))[:3]
     if not order:
         raise ValueError(
             f"{path}: the order of axes of '{name}' {array.shape} is not known; "
-            "wanted axes='thw' or axes='hwt'; pass it"
+            f"wanted {argument}='thw' or {argument}='hwt'; pass it"
         )
     time_last = order[0] == "h"
     if axes is None and _contradicts(array.shape, time_last):
         count = array.shape[-1] if time_last else array.shape[0]
         raise ValueError(
             f"{path}: '{name}' {array.shape} would be {count} frames in the order {tuple(order)} of that "
-            "name; wanted a shape that agrees with the name; pass axes='thw' or axes='hwt'"
+            f"name; wanted a shape that agrees with the name; pass {argument}='thw' or {argument}='hwt'"
         )
     if array.ndim == 4 and array.shape[2 if time_last else 3] != 3:
         wanted = "(h, w, 3, t)" if time_last else "(t, h, w, 3)"
-        raise ValueError(f"{path}: '{name}' has shape {array.shape}; wanted {wanted}; reorder it or pass axes=...")
+        raise ValueError(
+            f"{path}: '{name}' has shape {array.shape}; wanted {wanted}; reorder it or pass {argument}=..."
+        )
     if not time_last:
         return array
     return np.moveaxis(array, -1, 0)  # h w t -> t h w, h w 3 t -> t h w 3
@@ -236,6 +245,13 @@ def _read_npy_stream(file: Any, label: str) -> np.ndarray:
                 raise
     raise PickleRefused(
         f"{label} is a pickled object; wanted a plain numeric array; pickles can run code: save it as numbers"
+    )
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} cannot be read ({type(error).__name__}: {error}); wanted a complete {Path(path).suffix} file; "
+        "it is not one, or truncated or damaged: write or copy it again"
     )
 
 

@@ -48,10 +48,14 @@ def read_capture(
     key: str | None = None,
     axes: str | None = None,
     mask_axes: str | None = None,
+    mask_key: str | None = None,
     crop: Crop | None = None,
     gain: float | int | None = None,
     brightness: float | int = 0.4,
     allow_saturated: bool = False,
+    dark: str | os.PathLike[str] | None = None,
+    flat: str | os.PathLike[str] | None = None,
+    bayer: str | None = None,
 ) -> Capture:
     """Read a camera's measurement(s) and mask, check that they belong together, and bring them to one scale.
 
@@ -59,7 +63,7 @@ def read_capture(
         measurement_path: .mat (`meas`, (h, w) or (h, w, n)), .npz (`measurement`, (h, w) or (n, h, w)), .npy,
             .tif, .png with 8 or 16 bits, or a folder of those images. Raw camera values.
         mask_path: the calibrated mask, see `read_mask`. None: `mask` of the measurement's own file.
-        key: name of the measurement in a .mat or .npz.
+        key, mask_key: names of the measurement and of the mask in a .mat or .npz.
         axes, mask_axes: order of axes, "thw" (numbers of measurements or frames first) or "hwt". None: by
             name.
         crop: (top, left, height, width), cut from both; without it both must have one size.
@@ -67,7 +71,11 @@ def read_capture(
             file's reference video `orig`, or estimated: gain = mean(y) / (mean(sum_t mask) * brightness).
         brightness: mean brightness of the scene in [0, 1] that the estimate assumes; 0.4 is typical of
             natural video.
-        allow_saturated: accept measurements with more than 1 % of the pixels at the maximum.
+        allow_saturated: accept measurements in which more than 1 % of the pixels clip (`top_pile`).
+        dark: pictures that the camera took in the dark, subtracted; may leave values below 0.
+        flat: pictures of an even white surface without a mask, whose shape is divided out; less the dark ones.
+        bayer: the sensor's colour mosaic, "RGGB" and so on (`bayer.PATTERNS`); what is checked differs, the capture is
+            the mosaic as it is: see `bayer.split` and `bayer.demosaic`.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -79,8 +87,8 @@ def read_capture(
         ((1, 256, 256), (14, 256, 256))
     """
     opened = open_recording(
-        measurement_path, mask_path, key=key, axes=axes, mask_axes=mask_axes, crop=crop, gain=gain,
-        brightness=brightness, allow_saturated=allow_saturated,
+        measurement_path, mask_path, key=key, axes=axes, mask_axes=mask_axes, mask_key=mask_key, crop=crop, gain=gain,
+        brightness=brightness, allow_saturated=allow_saturated, dark=dark, flat=flat, bayer=bayer,
     )  # fmt: skip
     reference = None if opened.reference is None else opened.reference.read()
     return Capture(

@@ -1,4 +1,4 @@
-"""What a measurement must look like before a network sees it, and whether a mask can have made it."""
+"""What a measurement must look like before a network sees it: finite, not clipped, from a sensor without bad pixels."""
 
 import math
 from collections.abc import Callable
@@ -8,14 +8,42 @@ import numpy as np
 
 from bitlens.data.stacks import Stack
 
-__all__ = ["Survey", "check_measurement", "closed_note", "match_note", "survey"]
+__all__ = ["Survey", "check_measurement", "depth_note", "hot_note", "lines_note", "survey", "top_pile"]
 
 SATURATED_SHARE = 0.01
-"""A measurement with more of its pixels at the maximum is refused: clipped light breaks y = sum mask x."""
+"""A measurement with more of its pixels piled up at the top is refused: clipped light breaks y = sum mask x."""
 
-MATCH = 0.1
-"""Least correlation of the fine structures of measurement and mask. Measured: 0.76 to 0.96 for the six
-scenes and two real captures (14 frames, 256x256); at most 0.02 with another, flipped or transposed mask."""
+HOT_SHARE = 0.005
+"""So many of the pixels may lie above the level at which the others are clipped, and are taken for hot."""
+
+SHARPER = 1.35
+"""So many times as far apart as the values at the top must be those below them, where the top is clipped and smeared.
+Measured, 64x64 to 256x256 pixels: at most 0.93 for natural video, coded and noisy; at least 1.26 (mostly 2 to 10) where
+1.5 % to 30 % clip and a flat field of 2 % is divided out afterwards (`top_pile`)."""
+
+SMEAR = 0.1
+"""What smears a pile moves its pixels by a few percent of its level. A bright object before a dark ground, which looks
+like a wide pile, spreads more: 0.28 and more in the real captures that hold one."""
+
+HOT = 3.0
+"""A hot pixel is so many times as bright, for the light that the mask lets through, as all but two within 2 pixels,
+and far beyond the tail of the picture's brightness. Weaker ones look like small lights; only a dark picture tells."""
+
+DEAD_LINE, HOT_LINE = 0.2, 3.0
+"""A row or column of less or more than this share of the light of those on both sides of it is none of the picture."""
+
+
+@dataclass(frozen=True)
+class Pile:
+    """Pixels at or just below one value, above which there are none but hot ones."""
+
+    level: float
+    """The value, or the lower end of the pile where it is smeared."""
+    count: int
+    """Pixels; about so many where it is smeared."""
+    hot: int
+    """Pixels far above it."""
+    smeared: bool
 
 
 @dataclass
@@ -23,44 +51,69 @@ class Survey:
     """What one pass over raw measurements finds out."""
 
     mean: np.ndarray
-    """(h, w), float64, over the measurements."""
+    """(h, w), float64, over the measurements, corrected."""
     low: float = math.inf
+    """Of the corrected measurements, as are the next."""
     high: float = -math.inf
+    """The highest value but for the share of pixels that may be hot."""
     not_finite: int = 0
     """Pixels."""
     negative: int = 0
     """Pixels."""
     constant: tuple[int, float] | None = None
     """The first measurement that has one value everywhere, and the value."""
-    at_top: tuple[int, int] = (0, 0)
-    """The measurement with the most pixels at `high`, and how many these are."""
+    pile: tuple[int, Pile] | None = None
+    """The measurement with the largest pile of clipped pixels, before it was corrected."""
+    bits: int = 0
+    """All bits that are set in some raw value; 0: no unsigned integers."""
 
 
-def survey(raw: np.ndarray | Stack) -> Survey:
-    """Look at every measurement (n, h, w) once, one at a time."""
+def survey(
+    raw: np.ndarray | Stack,
+    light: np.ndarray | None = None,
+    correct: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Survey:
+    """Look at every measurement (n, h, w) once, one at a time.
+
+    Args:
+        raw: as the camera gives them; clipping is looked for here.
+        light: (h, w), the sum of the mask over its frames, to tell white from clipped (`top_pile`).
+        correct: what is done to each of them (dark level, flat field) before all else is looked at.
+    """
     found = Survey(np.zeros(raw.shape[1:]))
     for index, one in enumerate(raw):
-        wrong = int((~np.isfinite(one)).sum())
+        if raw.dtype.kind == "u":
+            found.bits |= int(np.bitwise_or.reduce(one, axis=None))
+        values = one if correct is None else correct(one)
+        wrong = int((~np.isfinite(values)).sum())
         found.not_finite += wrong
         if wrong:
             continue
-        low, high = float(one.min()), float(one.max())
+        pile = top_pile(one, light)
+        if pile is not None and (found.pile is None or pile.count > found.pile[1].count):
+            found.pile = index, pile
+        low, high = float(values.min()), float(values.max())
         if low == high and found.constant is None:
             found.constant = index, high
-        if high > found.high:
-            found.high, found.at_top = high, (index, 0)
-        at_top = int((one == one.max()).sum()) if high == found.high else 0
-        if at_top > found.at_top[1]:
-            found.at_top = index, at_top
+        spared = values.size - 1 - int(HOT_SHARE * values.size)
+        found.high = max(found.high, float(np.partition(values, spared, axis=None)[spared]))
         found.low = min(found.low, low)
-        found.negative += int((one < 0).sum()) if low < 0 else 0
-        found.mean += one
+        found.negative += int((values < 0).sum()) if low < 0 else 0
+        found.mean += values
     found.mean /= max(1, len(raw))
     return found
 
 
-def check_measurement(raw: np.ndarray | Stack, label: str, allow_saturated: bool = False) -> tuple[list[str], Survey]:
+def check_measurement(
+    raw: np.ndarray | Stack,
+    label: str,
+    allow_saturated: bool = False,
+    light: np.ndarray | None = None,
+    correct: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[list[str], Survey]:
     """Check raw measurements (n, h, w); return notes on what was let through, and what they rest on.
+
+    `light` and `correct` as for `survey`.
 
     Raises:
         ValueError: not real numbers, empty, NaN or infinite, negative beyond noise, constant, or saturated.
@@ -72,7 +125,7 @@ def check_measurement(raw: np.ndarray | Stack, label: str, allow_saturated: bool
         )
     if 0 in raw.shape:
         raise ValueError(f"{label}: the measurement is empty {raw.shape}; wanted (h, w) pixels; check the file")
-    found = survey(raw)
+    found = survey(raw, light, correct)
     if found.not_finite:
         raise ValueError(
             f"{label}: {found.not_finite} pixel(s) of the measurement are NaN or infinite; wanted finite numbers; "
@@ -84,45 +137,128 @@ def check_measurement(raw: np.ndarray | Stack, label: str, allow_saturated: bool
         raise ValueError(f"{label}: measurement {index} is {what}; wanted a picture; check shutter and file")
     pixels = math.prod(raw.shape[1:])
     share = found.negative / (len(raw) * pixels)
-    return _negative_notes(found, share, label) + _saturation_notes(found, pixels, label, allow_saturated), found
+    notes = _negative_notes(found, share, label, corrected=correct is not None)
+    return notes + _saturation_notes(found, pixels, label, allow_saturated), found
 
 
-def closed_note(picture: np.ndarray, mask: np.ndarray) -> str | None:
-    """A note where the pixels of the mean measurement (h, w) that no frame opens have over half the others' light."""
-    closed = mask.max(axis=0) == 0
-    if not closed.any() or closed.all():
+def top_pile(one: np.ndarray, light: np.ndarray | None = None) -> Pile | None:
+    """The pile of clipped pixels of a raw measurement (h, w); None: it has none of more than `SATURATED_SHARE`.
+
+    Many pixels at one value are a pile, where only hot ones (at most `HOT_SHARE`, far beyond the tail) lie above it. So
+    is a share s of the pixels at the top, smeared by noise or a flat field, that lie closer together than is natural:
+    with Q(s) the value that a share s exceeds,
+
+        Q(1.2 s) - Q(2.4 s) > SHARPER (Q(0.05 s) - Q(0.75 s))
+
+    as the tail of light that is not clipped thins out. Where its pixels follow the light (h, w) that the mask lets
+    through, or all get the same, it is a white surface; where the values below it have a gap, they are few levels.
+    """
+    values = np.sort(one, axis=None)[::-1].astype(np.float64)
+    size = values.size
+    if size < 64:
         return None
-    ratio = float(picture[closed].mean() / picture[~closed].mean())
-    if ratio < 0.5:
+    reach = values[int(HOT_SHARE * size)]
+    hot = int((values > reach + 3 * (reach - values[int(0.05 * size)])).sum())
+    values = values[hot:]
+    count = int((values == values[0]).sum())
+    if count > max(SATURATED_SHARE * size, 1) and (not hot or not _white(one, one == values[0], light)):
+        return Pile(float(values[0]), count, hot, smeared=False)
+
+    found, sharpest = None, SHARPER
+    for share in (0.014, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.2, 0.3):
+        first, last, after, middle, end = (values[int(part * share * size)] for part in (0.05, 0.75, 1.2, 1.7, 2.4))
+        narrow = first - last < SMEAR * last
+        even = 0.1 < (after - middle) / max(after - end, 1e-30) < 0.9
+        if narrow and even and after - end > sharpest * (first - last) and not _white(one, one >= last, light):
+            sharpest = (after - end) / max(first - last, 1e-30)
+            found = Pile(float(last), int(share * size), hot, smeared=True)
+    return found
+
+
+def depth_note(bits: int, dtype: np.dtype) -> str | None:
+    """A note where counts of 10, 12 or 14 bits lie in the upper bits of 16."""
+    unused = (bits & -bits).bit_length() - 1 if bits else 0
+    if dtype != np.uint16 or unused < 2 or bits < 1 << 15:
         return None
     return (
-        f"warning: the {int(closed.sum())} pixels that the mask never opens hold {ratio:.0%} of the light of "
-        "the others; the mask is probably another camera's, or a dark level was not subtracted"
+        f"depth: all values are multiples of {1 << unused}, as counts of {16 - unused} bits in the upper bits of 16; "
+        f"a gain counts in their unit: {1 << unused} for each of the camera's counts"
     )
 
 
-def match_note(picture: np.ndarray, mask: np.ndarray) -> str | None:
-    """A note where the fine structure of the mean measurement (h, w) is not the mask's, naming a turn that would do."""
-    picture, pattern = _fine_structure(picture), _fine_structure(mask.sum(axis=0))
-    if min(picture.shape) < 16 or float(np.std(pattern)) < 0.01:
+def hot_note(picture: np.ndarray, light: np.ndarray) -> str | None:
+    """A note that names the pixels of the mean measurement (h, w) that are far too bright for the light they get."""
+    from scipy.ndimage import rank_filter
+
+    if min(picture.shape) < 5:
         return None
-    found = _correlation(picture, pattern)
-    if found >= MATCH:
+    reached = light + 0.5 * light.mean()
+    others = np.ones((5, 5), bool)
+    others[2, 2] = False
+    bright = picture / reached
+    expected = np.maximum(rank_filter(bright, -3, footprint=others, mode="constant"), 0)
+    reach, below = np.quantile(bright, [1 - HOT_SHARE, 0.95])
+    hot = (bright > HOT * expected) & (bright > reach + 3 * (reach - below))
+    if not hot.any():
         return None
-    text = (
-        f"warning: measurement and mask do not belong together: their fine structure correlates {found:.2f} "
-        f"(a matching pair: 0.7 or more)"
+    return (
+        f"warning: {_named(hot)}: several times as bright as all around, as hot pixels are; they leave spots in the "
+        "video: subtract a dark frame (dark=...)"
     )
-    better = _where_it_fits(picture, pattern)
-    return f"{text}; {better}" if better else f"{text}; check that the mask is this camera's and was not resized"
 
 
-def _negative_notes(found: Survey, share: float, label: str) -> list[str]:
-    """Dark subtraction leaves a few small negative values: kept, with a note; more than that is refused."""
+def lines_note(picture: np.ndarray, light: np.ndarray) -> str | None:
+    """A note that names rows and columns of the mean measurement (h, w) that are dark, bright or stuck as a whole."""
+    found = []
+    for name, values, sums in (("row", picture, light), ("column", picture.T, light.T)):
+        share = values.mean(axis=1) / np.maximum(sums.mean(axis=1), 1e-30)
+        stuck = (values.min(axis=1) == values.max(axis=1)) & (sums.min(axis=1) < sums.max(axis=1))
+        wrong = []
+        for index in range(2, len(share) - 2):  # the border has one side only
+            sides = share[max(0, index - 4) : index], share[index + 1 : index + 5]
+            around = [float(np.median(side)) for side in sides]
+            dead = share[index] < DEAD_LINE * min(around)
+            bright = share[index] > HOT_LINE * max(around) > 0
+            if dead or bright or (stuck[index] and min(around) > 0 < share[index]):
+                wrong.append(index)
+        if wrong:
+            listed = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
+            found.append(f"{name}{'s' if len(wrong) > 1 else ''} {listed}")
+    if not found:
+        return None
+    return (
+        f"warning: {' and '.join(found)} of the measurement: dark, bright or stuck as a whole, as where a sensor is "
+        "defective; the video is wrong there: crop them away or repair them"
+    )
+
+
+def _named(where: np.ndarray) -> str:
+    """`3 pixels (row 4, column 7; ...)`"""
+    places = np.argwhere(where)
+    listed = "; ".join(f"row {row}, column {column}" for row, column in places[:4])
+    return f"{len(places)} pixel{'s' if len(places) > 1 else ''} ({listed}{'; ...' if len(places) > 4 else ''})"
+
+
+def _white(one: np.ndarray, where: np.ndarray, light: np.ndarray | None) -> bool:
+    """Whether pixels are as bright as the light (h, w) that the mask lets through to them, or all get the same."""
+    if light is None or not where.any():
+        return False
+    sums, values = light[where].astype(np.float64), one[where].astype(np.float64)
+    spread = float(sums.std())
+    if spread < 0.05 * float(sums.mean()):
+        return True
+    return float(values.std()) > 0 and float(np.corrcoef(sums, values)[0, 1]) > 0.5
+
+
+def _negative_notes(found: Survey, share: float, label: str, corrected: bool) -> list[str]:
+    """Dark subtraction leaves a few small negative values: kept, with a note; more than that is refused.
+
+    Where it was done here, single pixels may be anything: hot ones of the dark frame.
+    """
     low = found.low
     if low >= 0:
         return []
-    if low < -0.05 * found.high or share > 0.05:
+    if (low < -0.05 * found.high and not corrected) or share > (0.25 if corrected else 0.05):
         raise ValueError(
             f"{label}: the measurement goes down to {low:g} ({share:.1%} of the pixels are negative); "
             "wanted light, >= 0 but for noise; check the dark level that was subtracted, and the data type"
@@ -133,65 +269,18 @@ def _negative_notes(found: Survey, share: float, label: str) -> list[str]:
 
 
 def _saturation_notes(found: Survey, pixels: int, label: str, allow_saturated: bool) -> list[str]:
-    worst, count = found.at_top
-    share = count / pixels
-    if share <= SATURATED_SHARE or count < 2:
+    if found.pile is None:
         return []
-    text = f"{share:.1%} of the pixels of measurement {worst} sit at the maximum {found.high:g}"
+    worst, pile = found.pile
+    text = f"{pile.count / pixels:.1%} of the pixels of measurement {worst} "
+    if pile.smeared:
+        text = f"about {text}pile up around {pile.level:.4g}, as clipped light does that noise or a correction smeared"
+    else:
+        text += f"sit at {pile.level:g}" if pile.hot else f"sit at the maximum {pile.level:g}"
+    text += f", below {pile.hot} hot pixel(s)" if pile.hot else ""
     if not allow_saturated:
         raise ValueError(
             f"{label}: {text}: saturated; wanted at most {SATURATED_SHARE:.0%}; "
             "shorten the exposure, or accept it with allow_saturated=True"
         )
     return [f"saturated: {text}; reconstruction is wrong there"]
-
-
-def _fine_structure(picture: np.ndarray) -> np.ndarray:
-    """High-pass over 7x7 pixels relative to the local brightness: mostly the code is left."""
-    from scipy.ndimage import uniform_filter
-
-    picture = picture.astype(np.float64)
-    local = uniform_filter(picture, 7, mode="nearest")
-    return (picture - local) / (np.abs(local) + 0.02 * abs(picture.mean()) + 1e-30)
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    first, second = first - first.mean(), second - second.mean()
-    return float((first * second).sum() / (np.linalg.norm(first) * np.linalg.norm(second) + 1e-30))
-
-
-def _where_it_fits(picture: np.ndarray, pattern: np.ndarray) -> str | None:
-    """Search the eight turns and flips, and all shifts, of the mask (by FFT) for a match; say which."""
-    turns: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "shifted": lambda a: a,
-        "flipped upside down": lambda a: a[::-1],
-        "flipped left to right": lambda a: a[:, ::-1],
-        "rotated by 180 degrees": lambda a: a[::-1, ::-1],
-        "transposed": lambda a: a.T,
-        "rotated by 90 degrees": lambda a: np.rot90(a, 1),
-        "rotated by 270 degrees": lambda a: np.rot90(a, 3),
-        "transposed and rotated by 180 degrees": lambda a: a.T[::-1, ::-1],
-    }
-    spectrum = np.fft.rfft2(picture - picture.mean())
-    best, answer = 3 * MATCH, None
-    for name, turn in turns.items():
-        turned = turn(pattern)
-        if turned.shape != picture.shape:
-            continue
-        products = np.fft.irfft2(spectrum * np.conj(np.fft.rfft2(turned - turned.mean())), s=picture.shape)
-        score = float(products.max()) / (
-            np.linalg.norm(picture - picture.mean()) * np.linalg.norm(turned - turned.mean())
-        )
-        if score > best:
-            peak = np.unravel_index(int(products.argmax()), products.shape)
-            rows, columns = (
-                int(at) - (size if at > size // 2 else 0) for at, size in zip(peak, products.shape, strict=True)
-            )
-            best, answer = (
-                score,
-                f"the mask {name} by {rows} rows and {columns} columns would match ({score:.2f})",
-            )
-            if name != "shifted":
-                moved = f", moved by {rows} rows and {columns} columns" if rows or columns else ""
-                answer = f"the mask {name}{moved} would match ({score:.2f})"
-    return answer

@@ -3,7 +3,7 @@
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from bitlens.files import atomic_path
 
 __all__ = [
     "IMAGE_SUFFIXES", "TIF_SUFFIXES", "folder_images", "natural_key", "read_folder", "read_image", "read_tif",
-    "stack_frames", "tif_in_pages", "to_float", "to_grey", "to_levels", "write_png",
+    "stack_frames", "to_float", "to_grey", "to_levels", "write_png",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -72,39 +72,6 @@ def read_tif(path: str | os.PathLike[str], start: int = 0, stop: int | None = No
     else:
         stack = stack.reshape(-1, *stack.shape[-2:])  # ... h w -> t h w
     return _as_levels(stack[start:stop])
-
-
-def tif_in_pages(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], np.dtype, Callable[[], Iterator]] | None:
-    """Shape (t, h, w), type and pages of a .tif as `read_tif` gives them, but read one page at a time.
-
-    None where it does not hold one grey picture of 8 bits, 16 bits or float32 on each page, where tifffile is not
-    installed, or where the file is damaged: `read_tif` says how.
-    """
-    try:
-        import tifffile
-    except ImportError:
-        return None
-    damage = (*TIF_DAMAGE, tifffile.TiffFileError)
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            shapes = {page.shape for page in series.pages if page is not None}
-            plain = len(series.shape) == 3 and series.axes.endswith("YX") and shapes == {series.shape[1:]}
-            if not plain or len(series.pages) != len(series) or series.dtype not in (np.uint8, np.uint16, np.float32):
-                return None
-            shape, kind = series.shape, series.dtype.newbyteorder("=")
-    except damage:
-        return None
-
-    def pages() -> Iterator[np.ndarray]:
-        try:
-            with tifffile.TiffFile(path) as file:
-                for page in file.series[0].pages:
-                    yield _as_levels(page.asarray())  # type: ignore[union-attr]
-        except damage as error:
-            raise _unreadable(Path(path), error) from error
-
-    return shape, kind, pages
 
 
 def read_folder(path: str | os.PathLike[str], start: int = 0, stop: int | None = None) -> np.ndarray:

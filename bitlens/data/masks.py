@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from bitlens.data.arrays import ARRAY_SUFFIXES, find_array, frames_first
-from bitlens.data.images import TIF_SUFFIXES, read_folder, read_tif
+from bitlens.data.images import TIF_SUFFIXES
+from bitlens.data.stacks import folder_stack
+from bitlens.data.tif import read_grey_tif
 
 if TYPE_CHECKING:
     import torch
@@ -104,12 +106,12 @@ def read_mask(
     path = Path(path)
     suffix = path.suffix.lower()
     if path.is_dir():
-        mask = read_folder(path)
+        mask = folder_stack(path).read()
     elif suffix in TIF_SUFFIXES:
-        mask = read_tif(path)
+        mask = read_grey_tif(path)
     elif suffix in ARRAY_SUFFIXES:
-        name, array, axes = find_array(path, ("mask",), key, axes)
-        mask = frames_first(array, name, path, axes)
+        name, array, axes = find_array(path, ("mask",), key, axes, argument="mask_key")
+        mask = frames_first(array, name, path, axes, argument="mask_axes")
     else:
         raise ValueError(
             f"{path} has suffix '{suffix}'; wanted a mask in {', '.join((*ARRAY_SUFFIXES, *TIF_SUFFIXES))} "

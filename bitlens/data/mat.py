@@ -8,7 +8,8 @@ reader can crash the process on a damaged file; scipy is what the tests compare 
 import os
 import struct
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ _NUMERIC = {
 
 def read_mat(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Read the variables of a MATLAB file, in MATLAB's own axis order.
+
+    Version 7.3 stores axes reversed. Arrays in such a file without MATLAB's attribute were written by h5py or the like,
+    as they are: they are read in the order in which they are stored.
 
     Args:
         path: a version 5 (`save -v6`, `-v7`, scipy, Octave) or version 7.3 (`save -v7.3`, HDF5) file.
@@ -59,7 +63,7 @@ def mat_names(path: str | os.PathLike[str]) -> list[str]:
     path = Path(path)
     if _is_hdf5(path):
         h5py = _import_h5py(path)
-        with h5py.File(path, "r") as file:
+        with _damage_named(path), h5py.File(path, "r") as file:
             return sorted(name for name in file if not name.startswith("#"))
     return sorted(name for name, _, _ in _version5_variables(path))
 
@@ -196,25 +200,33 @@ def _version5_numbers(stored: int, payload: memoryview, order: str, shape: tuple
 def _read_hdf5(path: Path, names: Collection[str] | None) -> dict[str, Any]:
     h5py = _import_h5py(path)
     found: dict[str, Any] = {}
-    try:
-        with h5py.File(path, "r") as file:
-            for name in file:
-                if name.startswith("#") or (names is not None and name not in names):
-                    continue
-                found[name] = _hdf5_value(h5py, file[name])
-    except (OSError, RuntimeError, KeyError) as error:  # h5py: truncated, damaged, dangling link
-        raise _damaged(path, error) from error
+    with _damage_named(path), h5py.File(path, "r") as file:
+        for name in file:
+            if name.startswith("#") or (names is not None and name not in names):
+                continue
+            found[name] = _hdf5_value(h5py, file[name])
     return found
 
 
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What h5py raises for a file that is truncated or damaged, or for a dangling link, as one message."""
+    try:
+        yield
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise _damaged(path, error) from error
+
+
 def _hdf5_value(h5py: Any, item: Any) -> Any:
-    """One variable in MATLAB's axis order (HDF5 stores it reversed); None where it is not a plain array."""
+    """One variable in MATLAB's axis order (MATLAB stores it reversed); None where it is not a plain array."""
     if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf":
         return None
     if item.attrs.get("MATLAB_empty", 0):
         return np.zeros(tuple(int(size) for size in item[()]))
+    kind = item.attrs.get("MATLAB_class")
+    if kind is None:
+        return item[()]
     value = np.ascontiguousarray(item[()].T)
-    kind = item.attrs.get("MATLAB_class", b"")
     if kind == b"char":
         return np.array(["".join(map(chr, row)) for row in np.atleast_2d(value)])
     return value.astype(bool) if kind == b"logical" else value

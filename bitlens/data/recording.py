@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from bitlens.data.arrays import ARRAY_SUFFIXES, array_names, find_array, frames_first, read_arrays
-from bitlens.data.checks import check_measurement, closed_note, match_note
-from bitlens.data.images import TIF_SUFFIXES, read_image, to_float
+from bitlens.data.arrays import array_names, find_array, frames_first, read_arrays
+from bitlens.data.bayer import pattern_at, split
+from bitlens.data.checks import check_measurement, depth_note, hot_note, lines_note
+from bitlens.data.correction import open_correction
+from bitlens.data.images import to_float
 from bitlens.data.masks import check_mask, read_mask, scale_mask
-from bitlens.data.stacks import Stack, array_stack, folder_stack, stored_stack, tif_stack
+from bitlens.data.matching import closed_note, gain_notes, match_note, mosaic_note, order_note, plate_note
+from bitlens.data.stacks import Stack, array_stack, open_raw, stored_stack
 from bitlens.data.video import read_video
 
 __all__ = ["Crop", "Recording", "cut", "open_recording", "size_of"]
@@ -51,10 +54,14 @@ def open_recording(
     key: str | None = None,
     axes: str | None = None,
     mask_axes: str | None = None,
+    mask_key: str | None = None,
     crop: Crop | None = None,
     gain: float | int | None = None,
     brightness: float | int = 0.4,
     allow_saturated: bool = False,
+    dark: str | os.PathLike[str] | None = None,
+    flat: str | os.PathLike[str] | None = None,
+    bayer: str | None = None,
 ) -> Recording:
     """As `read_capture`, which see, without holding the measurements in memory where their file allows it.
 
@@ -66,24 +73,32 @@ def open_recording(
         raise ValueError(f"gain={gain}; wanted a positive number; pass the raw value of one white open frame, or None")
     if not 0 < brightness <= 1:
         raise ValueError(f"brightness={brightness}; wanted the mean brightness of the scene in (0, 1]; pass 0.4, say")
-    raw = _open_raw(path, key, axes)  # n h w
-    notes, seen = check_measurement(raw, str(path), allow_saturated)
+    raw = open_raw(path, key, axes)  # n h w
     beside = array_names(path) if path.suffix.lower() in (".mat", ".npz") else []
-    mask = _find_mask(path, mask_path, mask_axes, raw, beside)
+    mask = _find_mask(path, mask_path, mask_key, mask_axes, raw, beside)
     reference = _open_reference(path) if "orig" in beside else None
     _check_sizes(raw, mask, reference, crop, path, mask_path or path)
-    picture = seen.mean  # h w, of all measurements
+    correction = None if dark is None and flat is None else open_correction(dark, flat, raw)
     if crop is not None:
-        raw, mask, picture = cut_stack(raw, crop, "measurement"), cut(mask, crop, "mask"), cut(picture, crop, "mean")
+        raw, mask = cut_stack(raw, crop, "measurement"), cut(mask, crop, "mask")
         reference = None if reference is None else cut_stack(reference, crop, "reference")
+        correction = None if correction is None else correction.cut(crop)
+    sums = mask.sum(axis=0, dtype=np.float64)  # h w
+    correct = None if correction is None else correction.apply
+    notes, seen = check_measurement(raw, str(path), allow_saturated, sums, correct)
+    picture = seen.mean  # h w, of all measurements
     check_mask(mask, f"the mask for {path}" + (" after the crop" if crop else ""))
 
+    notes += [note for note in (depth_note(seen.bits, raw.dtype),) if note]
+    if correction is not None:
+        notes = [*correction.notes, *notes]
+        raw = raw.map(correction.apply)
     fitted = None
     if reference is not None:
         reference, fitted, remarks = _fit_reference(raw, mask, reference)
         notes += remarks
     stated = _stated_gain(path) if "gain" in beside else fitted
-    level, light = float(picture.mean()), float(mask.sum(axis=0).mean(dtype=np.float64))
+    level, light = float(picture.mean()), float(sums.mean())
     if gain is not None:
         value, source, how = float(gain), "given", "given"
     elif stated is not None:
@@ -93,11 +108,32 @@ def open_recording(
         how = f"estimated for a scene of mean brightness {brightness:g}; pass gain=... where it is known"
     notes.append(f"exposure: mean(y)={level:.4g}, mean(sum mask)={light:.4g}, gain {value:.4g} {how}")
     exposure = level / value / light
-    if exposure > 1:
-        notes.append(f"exposure: gain {value:.4g} makes the scene {exposure:.2f} times white; the gain is too small")
-    notes += [note for note in (closed_note(picture, mask), match_note(picture, mask)) if note]
+    notes += gain_notes(picture, sums, value)
+    notes += _odd_notes(raw, picture, mask, bayer and pattern_at(bayer, *(crop or (0, 0))[:2]))
     scaled = raw.map(lambda one: one.astype(np.float32) / np.float32(value))
     return Recording(scaled, mask, value, source, exposure, tuple(notes), reference)
+
+
+def _odd_notes(raw: Stack, picture: np.ndarray, mask: np.ndarray, bayer: str | None) -> list[str]:
+    """What looks odd about measurements, their mean (h, w) and mask (t, h, w); of a mosaic, each colour for itself."""
+    few = raw.first(min(4, len(raw))).map(lambda one: one[:512, :512]).read()
+    if bayer is None:
+        sums = mask.sum(axis=0, dtype=np.float64)
+        found = [closed_note(picture, mask), match_note(picture, mask), mosaic_note(picture, sums)]
+        if found[1] is None:  # the same mask
+            found += [plate_note(mask) or order_note(few, mask)]
+        return [note for note in (*found, hot_note(picture, sums), lines_note(picture, sums)) if note]
+    notes = []
+    for letter, part, part_mask in zip(bayer, split(picture), split(mask), strict=True):
+        sums = part_mask.sum(axis=0, dtype=np.float64)
+        found = [
+            closed_note(part, part_mask),
+            match_note(part, part_mask),
+            hot_note(part, sums),
+            lines_note(part, sums),
+        ]
+        notes += [f"{note} (among the {letter} pixels, counted alone)" for note in found if note]
+    return notes
 
 
 def cut(array: np.ndarray, crop: Crop, label: str) -> np.ndarray:
@@ -123,45 +159,24 @@ def size_of(array: np.ndarray | Stack) -> str:
     return f"{array.shape[-2]}x{array.shape[-1]}"
 
 
-def _open_raw(path: Path, key: str | None, axes: str | None) -> Stack:
-    """Raw measurements (h, w) as the file stores them."""
-    suffix = path.suffix.lower()
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}; wanted a measurement; check the path")
-    if suffix in ARRAY_SUFFIXES:
-        return stored_stack(path, ("measurement", "meas"), key, axes, grey="measurement")
-    if path.is_dir():
-        raw = folder_stack(path)
-    elif suffix in TIF_SUFFIXES:
-        raw = tif_stack(path)
-    elif suffix == ".png":
-        raw = array_stack(read_image(path)[None])  # h w -> 1 h w
-    else:
-        raise ValueError(
-            f"{path} has suffix '{suffix}'; wanted raw values in "
-            f"{', '.join((*ARRAY_SUFFIXES, *TIF_SUFFIXES, '.png'))} or a folder of images; "
-            "convert it without loss"
-        )
-    if len(raw.shape) != 3:
-        raise ValueError(
-            f"{path} is colour {raw.shape}; wanted the raw grey measurement (h, w); save it as one channel"
-        )
-    return raw
-
-
 def _find_mask(
-    path: Path, mask_path: str | os.PathLike[str] | None, axes: str | None, raw: Stack, beside: list[str]
+    path: Path,
+    mask_path: str | os.PathLike[str] | None,
+    key: str | None,
+    axes: str | None,
+    raw: Stack,
+    beside: list[str],
 ) -> np.ndarray:
     """The mask (t, h, w) from its own file, or from the measurement's."""
     if mask_path is not None:
-        return read_mask(mask_path, axes=axes)
-    if "mask" not in beside:
+        return read_mask(mask_path, key=key, axes=axes)
+    if (key or "mask") not in beside:
         raise ValueError(
             f"{path}: the measurement of size {size_of(raw)} needs the camera's calibrated mask, and none came "
             "with it; pass the file that holds it (mask_path)"
         )
-    name, array, axes = find_array(path, ("mask",), None, axes)
-    return scale_mask(frames_first(array, name, path, axes), f"{path}: 'mask'")
+    name, array, axes = find_array(path, ("mask",), key, axes, argument="mask_key")
+    return scale_mask(frames_first(array, name, path, axes, argument="mask_axes"), f"{path}: '{name}'")
 
 
 def _check_sizes(
@@ -169,9 +184,12 @@ def _check_sizes(
 ) -> None:
     """Refuse sizes that differ: without a crop, of measurement and mask; of measurement and reference always."""
     if crop is None and raw.shape[1:] != mask.shape[1:]:
+        frames, height, width = mask.shape
+        other = raw.shape[1:] in ((width, frames), (frames, height))  # as the other order of axes would have it
+        todo = "name the order of the mask's axes with mask_axes=..." if other else "pass the right mask"
         raise ValueError(
             f"the measurement {path} is {size_of(raw)}, the mask {mask_path} is {size_of(mask)}; "
-            "wanted one size; pass the right mask, or crop=(top, left, height, width), which is cut from both"
+            f"wanted one size; {todo}, or crop=(top, left, height, width), which is cut from both"
         )
     if reference is not None and reference.shape[1:] != raw.shape[1:]:
         raise ValueError(

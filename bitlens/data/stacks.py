@@ -12,15 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from bitlens.data.arrays import BARE, DAMAGE, KEY_AXES, find_array, frames_first, read_npz
-from bitlens.data.images import folder_images, read_image, read_tif, stack_frames, tif_in_pages
+from bitlens.data.arrays import ARRAY_SUFFIXES, BARE, DAMAGE, KEY_AXES, find_array, frames_first, read_npz
+from bitlens.data.images import TIF_SUFFIXES, folder_images, read_image, stack_frames
+from bitlens.data.tif import grey_pages
 
-__all__ = ["Stack", "array_stack", "folder_stack", "stored_stack", "tif_stack"]
+__all__ = ["Stack", "array_stack", "folder_stack", "open_raw", "stored_stack", "tif_stack"]
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """n pictures of one size and dtype; every iteration reads them anew, one at a time."""
+    """n pictures of one size and dtype; every iteration reads them anew, one at a time.
+
+    Raises:
+        ValueError: when it is read, where fewer or more pictures come than were announced.
+    """
 
     shape: tuple[int, ...]
     """(n, h, w), or (n, h, w, 3)."""
@@ -32,16 +37,26 @@ class Stack:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return self.pictures()
+        came = 0
+        for came, picture in enumerate(self.pictures(), 1):
+            if came > len(self):
+                break
+            yield picture
+        if came != len(self):
+            more = "more" if came > len(self) else f"only {came}"
+            raise ValueError(
+                f"{len(self)} pictures were announced and {more} came; wanted as many; the file changed or is damaged: "
+                "copy or record it again"
+            )
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> "Stack":
         """The stack of changed pictures (all in the same way), each changed when it is read."""
         sample = change(np.zeros(self.shape[1:], self.dtype))
-        return Stack((len(self), *sample.shape), sample.dtype, lambda: map(change, self.pictures()))
+        return Stack((len(self), *sample.shape), sample.dtype, lambda: map(change, self))
 
     def first(self, count: int) -> "Stack":
         """The first `count` pictures."""
-        return Stack((count, *self.shape[1:]), self.dtype, lambda: islice(self.pictures(), count))
+        return Stack((count, *self.shape[1:]), self.dtype, lambda: islice(self, count))
 
     def groups(self, size: int) -> Iterator[np.ndarray]:
         """(size, h, w) and so on: `size` pictures each; leftovers are dropped."""
@@ -62,32 +77,71 @@ def array_stack(array: np.ndarray) -> Stack:
     return Stack(array.shape, array.dtype, lambda: iter(array))
 
 
+def open_raw(
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    axes: str | None = None,
+    names: Sequence[str] = ("measurement", "meas"),
+) -> Stack:
+    """Raw grey pictures (h, w) as a file or a folder stores them; of a .mat or .npz the array `key`, or one of `names`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a suffix that no reader knows, colour, or what the reader of the file refuses.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}; wanted a {names[0]}; check the path")
+    if suffix in ARRAY_SUFFIXES:
+        return stored_stack(path, names, key, axes, grey=names[0])
+    if path.is_dir():
+        raw = folder_stack(path)
+    elif suffix in TIF_SUFFIXES:
+        raw = tif_stack(path)
+    elif suffix == ".png":
+        raw = array_stack(read_image(path)[None])  # h w -> 1 h w
+    else:
+        raise ValueError(
+            f"{path} has suffix '{suffix}'; wanted raw values in "
+            f"{', '.join((*ARRAY_SUFFIXES, *TIF_SUFFIXES, '.png'))} or a folder of images; "
+            "convert it without loss"
+        )
+    if len(raw.shape) != 3:
+        raise ValueError(f"{path} is colour {raw.shape}; wanted the raw grey {names[0]} (h, w); save it as one channel")
+    return raw
+
+
 def folder_stack(path: str | os.PathLike[str]) -> Stack:
-    """The images of a folder, sorted naturally, as stored; each is opened when its turn comes.
+    """The images of a folder, sorted naturally, as stored, each opened when its turn comes; of a .tif all its pages.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
-        ValueError: when it is read: an image of another size or depth than the first.
+        ValueError: a .tif that `grey_pages` refuses; when it is read: an image of another size or depth than the first.
     """
     files = folder_images(path)
-    first = read_image(files[0])
+    count = sum(grey_pages(file)[0][0] if file.suffix.lower() in TIF_SUFFIXES else 1 for file in files)
+
+    def pages(file: Path) -> Iterator[np.ndarray]:
+        if file.suffix.lower() in TIF_SUFFIXES:
+            yield from grey_pages(file)[2]()
+        else:
+            yield read_image(file)
+
+    first = next(pages(files[0]))
 
     def pictures() -> Iterator[np.ndarray]:
         for file in files:
-            picture = read_image(file)
-            stack_frames([first, picture], Path(path), [files[0].name, file.name])
-            yield picture
+            for picture in pages(file):
+                stack_frames([first, picture], Path(path), [files[0].name, file.name])
+                yield picture
 
-    return Stack((len(files), *first.shape), first.dtype, pictures)
+    return Stack((count, *first.shape), first.dtype, pictures)
 
 
 def tif_stack(path: str | os.PathLike[str]) -> Stack:
-    """The pictures of a .tif, as stored; each is read when its turn comes where it is a grey page of its own.
-
-    Raises: as `read_tif`, some of it only when it is read.
-    """
-    found = tif_in_pages(path)
-    return array_stack(read_tif(path)) if found is None else Stack(*found)
+    """The grey pictures of a .tif, as stored, each read when its turn comes. Raises: as `grey_pages`."""
+    return Stack(*grey_pages(path))
 
 
 def stored_stack(

@@ -224,7 +224,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "mask: no file name": (with_flags("--mask", "."), "holds no images"),
     "mask: wrong axes": (
         lambda f: reconstruct(good(f), "--mask", mask_file(f), "--mask-axes", "twh"),
-        "--axes twh",
+        "--mask-axes twh",
     ),
     # videos to measure
     "video: missing": (measure(lambda f: f / "none.mp4"), "none.mp4"),

@@ -34,6 +34,14 @@ def write_v73(path: Path) -> None:
         file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
 
 
+def test_version_7_3_without_attributes_is_in_its_own_order(tmp_path: Path) -> None:
+    """As h5py writes arrays: nothing is reversed."""
+    h5py = pytest.importorskip("h5py", reason="h5py (bitlens[mat73]) is not installed")
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["mask"] = MASK
+    np.testing.assert_array_equal(read_mat(tmp_path / "a.mat")["mask"], MASK)
+
+
 def test_version_5(tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
     scipy.io.savemat(path, {"mask": MASK, "note": "text"})

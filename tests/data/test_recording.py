@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitlens.cli import in_flags
 from bitlens.data.arrays import write_npz
 from bitlens.data.capture import read_capture, simulate, write_capture
 from bitlens.data.masks import random_mask
@@ -35,3 +36,27 @@ def test_a_reference_of_bytes(tmp_path: Path) -> None:
     assert opened.gain == pytest.approx(300, rel=1e-4) and opened.gain_source == "file"
     assert opened.reference is not None
     np.testing.assert_allclose(opened.reference.read(), levels / 255, atol=1e-6)
+
+
+def test_a_mask_of_another_name(tmp_path: Path) -> None:
+    write_npz(tmp_path / "a.npz", measurement=simulate(SCENE, MASK).measurement, Phi=MASK, axes="thw")
+    np.testing.assert_array_equal(open_recording(tmp_path / "a.npz", mask_key="Phi").mask, MASK)
+    write_npz(tmp_path / "m.npz", Phi=MASK, axes="thw")
+    opened = open_recording(tmp_path / "a.npz", tmp_path / "m.npz", mask_key="Phi")
+    np.testing.assert_array_equal(opened.mask, MASK)
+    with pytest.raises(
+        ValueError, match=r"holds Phi, axes; wanted mask; name the array with mask_key=\.\.\., or store"
+    ):
+        open_recording(tmp_path / "a.npz", tmp_path / "m.npz")
+
+
+def test_the_order_of_a_mask_s_axes_is_asked_for(tmp_path: Path) -> None:
+    """Its size fits in the other order only: the message says so, in the words of the command line too."""
+    cube = random_mask(8, 32, 32, 1)  # saved frames first under the field's name
+    write_npz(tmp_path / "a.npz", measurement=simulate(SCENE, MASK).measurement, axes="thw")
+    np.savez(tmp_path / "m.npz", mask=cube)
+    with pytest.raises(
+        ValueError, match=r"the mask .*m.npz is 8x32; wanted one size; name the order .* mask_axes=\.\.\."
+    ):
+        open_recording(tmp_path / "a.npz", tmp_path / "m.npz")
+    assert in_flags("pass mask_axes='thw', or mask_key=...") == "pass --mask-axes thw, or --mask-key ..."

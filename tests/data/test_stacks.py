@@ -10,6 +10,7 @@ from PIL import Image
 
 from bitlens.data import stacks
 from bitlens.data.images import read_tif
+from bitlens.data.masks import read_mask
 from bitlens.data.stacks import Stack, array_stack, folder_stack, stored_stack, tif_stack
 
 PICTURES = np.arange(7 * 12 * 10, dtype=np.uint16).reshape(7, 12, 10)
@@ -58,6 +59,14 @@ def test_folder(tmp_path: Path) -> None:
     Image.fromarray(PICTURES[0, :5]).save(tmp_path / "7.png")
     with pytest.raises(ValueError, match=r"7.png is \(5, 10\) uint16, the first is \(12, 10\) uint16; wanted"):
         folder_stack(tmp_path).read()
+
+
+def test_a_folder_of_tifs_gives_all_their_pages(tmp_path: Path) -> None:
+    for index, (start, stop) in enumerate(((0, 1), (1, 5), (5, 7))):
+        first, *others = (Image.fromarray(picture) for picture in PICTURES[start:stop])
+        first.save(tmp_path / f"{index + 9}.tif", save_all=True, append_images=others)
+    np.testing.assert_array_equal(folder_stack(tmp_path).read(), PICTURES)
+    np.testing.assert_allclose(read_mask(tmp_path, max_closed=1), PICTURES / PICTURES.max(), atol=1e-6)
 
 
 def test_changes_are_lazy() -> None:
@@ -114,14 +123,12 @@ def test_a_stack_is_no_array() -> None:
     ],
 )
 def test_pages_of_a_tif_are_read_one_after_the_other(
-    values: np.ndarray, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    values: np.ndarray, options: dict[str, Any], tmp_path: Path
 ) -> None:
     tifffile = pytest.importorskip("tifffile", reason="tifffile (bitlens[video]) is not installed")
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, values, photometric="minisblack", **options)
     wanted = read_tif(path)
-    if len(values) > 1:
-        monkeypatch.setattr(stacks, "read_tif", None)  # what would read the whole
     stack = tif_stack(path)
     assert stack.shape == wanted.shape and stack.dtype == wanted.dtype
     for _ in range(2):
@@ -138,7 +145,16 @@ def test_a_tif_that_is_damaged_later_says_so(tmp_path: Path) -> None:
         stack.read()
 
 
-def test_other_tifs_are_read_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("came", [2, 6])
+def test_a_stack_of_another_length_than_announced_is_refused(came: int) -> None:
+    short = Stack((4, 12, 10), PICTURES.dtype, lambda: iter(PICTURES[:came]))
+    for use in (Stack.read, list, lambda stack: list(stack.map(np.negative))):
+        with pytest.raises(ValueError, match=r"4 pictures were announced and (only 2|more) came; wanted as many; "):
+            use(short)
+    assert len(list(short.first(2))) == 2
+
+
+def test_other_types_of_tif(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile", reason="tifffile (bitlens[video]) is not installed")
     for name, values in (("wide.tif", PICTURES.astype(np.int32)), ("bool.tif", PICTURES > 400)):
         tifffile.imwrite(tmp_path / name, values, photometric="minisblack")
