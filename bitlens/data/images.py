@@ -1,30 +1,78 @@
-"""Reads and writes still images, folders of frames and .tif stacks, at the levels that the file stores."""
+"""Reads and writes still images, folders of frames and .tif stacks, at the levels that the file stores.
 
+What a file says of itself is honoured: EXIF orientation, transparency, planes of colours, 16 bits, ICC profiles.
+"""
+
+import logging
 import os
 import re
+import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitlens.files import atomic_path
+from bitlens.files import atomic_path, remark
 
 __all__ = [
-    "IMAGE_SUFFIXES", "TIF_SUFFIXES", "folder_images", "natural_key", "read_folder", "read_image", "read_tif",
-    "stack_frames", "tif_in_pages", "to_float", "to_grey", "to_levels", "write_png",
+    "DAMAGE", "IMAGE_SUFFIXES", "MANY_FRAMES", "TIF_SUFFIXES", "Picture", "count_frames", "folder_images",
+    "import_tifffile", "load_picture", "natural_key", "opened", "picture_of", "read_folder", "read_image", "read_tif",
+    "stack_frames", "tif_in_pages", "to_float", "to_grey", "to_levels", "turned", "write_png",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 TIF_SUFFIXES = (".tif", ".tiff")
 
-TIF_DAMAGE = (OSError, ValueError, TypeError, LookupError, RuntimeError, zlib.error)
-"""What tifffile raises for files that are no whole .tif, beside its own error."""
+DAMAGE = (
+    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError,
+    AssertionError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow and tifffile raise for files that are no whole images, beside their own errors."""
+
+MANY_FRAMES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
+"""Formats, as Pillow calls them, whose further images are frames or pages; those of a phone's JPEG are previews."""
+
+ORIENTATION, RESOLUTION, RESOLUTION_UNIT, PROFILE = 274, (282, 283), 296, 34675
+"""Tags of TIFF and EXIF."""
+
+
+class Refused(ValueError):
+    """A file that is read no further; the message says all."""
+
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """BT.601 luma of R, G, B, full range."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One image as a viewer shows it: turned the right way round."""
+
+    levels: np.ndarray
+    """(h, w) or (h, w, 3), uint8, uint16 or float32."""
+    alpha: np.ndarray | None = None
+    """(h, w) of the same type: how opaque each pixel is. None: the file knows no transparency."""
+    profile: bytes | None = None
+    """ICC profile of the levels."""
+    dpi: tuple[float, float] | None = None
+    """Pixels per inch, across and down."""
+    exif: bytes | None = None
+    """EXIF, without orientation."""
+
+    def on_black(self) -> np.ndarray:
+        """The levels, laid on black where they are transparent."""
+        if self.alpha is None:
+            return self.levels
+        alpha = to_float(self.alpha)
+        laid = to_float(self.levels) * (alpha[..., None] if self.levels.ndim == 3 else alpha)
+        return laid if self.levels.dtype.kind == "f" else to_levels(laid, self.levels.dtype.type)
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
@@ -34,13 +82,126 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read one image as it is stored: (h, w) or (h, w, 3), uint8, uint16 or float32. Transparency is dropped.
+    """Read one image as it is shown: (h, w) or (h, w, 3), uint8, uint16 or float32; on black where transparent.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an image that Pillow reads, or damaged.
+        ValueError: not an image that Pillow reads, too large, or damaged.
     """
-    return next(_pages(Path(path)))
+    return load_picture(path).on_black()
+
+
+def load_picture(path: str | os.PathLike[str]) -> Picture:
+    """Read one image, the first of several, with what its file says of it.
+
+    Over 8 bits, colours come from PyAV (.png) and tifffile (.tif), since Pillow halves them; where those are missing,
+    a remark says that 8 bits are read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image that Pillow or tifffile reads, too large, or damaged.
+    """
+    path = Path(path)
+    picture = _deep_tif(path) if path.suffix.lower() in TIF_SUFFIXES else None
+    if picture is None:
+        with opened(path) as image:
+            picture = picture_of(image, path)
+    return picture
+
+
+def count_frames(path: str | os.PathLike[str]) -> int:
+    """How many frames or pages an image file has: of .gif, .png, .webp, .avif and .tif; 1 for other kinds.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`.
+    """
+    with opened(path) as image:
+        if image.format not in MANY_FRAMES:
+            return 1
+        return getattr(image, "n_frames", 1) - first_frame(image)
+
+
+def first_frame(image: Any) -> int:
+    """Where the frames of an animation begin in what Pillow counts: an animated .png may have a still one before."""
+    return int(bool(getattr(image, "default_image", False)))
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """An image file, opened by Pillow.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image that Pillow reads, too large, or damaged, whenever that is found.
+    """
+    from PIL import Image, features
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; wanted an image; check the path")
+    if path.suffix.lower() == ".avif" and not features.check("avif"):
+        raise ValueError(f"{path} is AVIF, which this Pillow cannot read; wanted Pillow 11.3 or newer; upgrade it")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of it is an error below
+            with Image.open(path) as image:
+                yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{path} cannot be read: {str(error).split(', could')[0]}; wanted at most "
+            f"{2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels; cut it, or copy it again if it should be smaller"
+        ) from error
+    except Refused:
+        raise
+    except DAMAGE as error:
+        raise _unreadable(path, error) from error
+
+
+def picture_of(image: Any, path: Path) -> Picture:
+    """The image that Pillow is at, in the file at `path`, as it is shown.
+
+    Raises:
+        ValueError: colours of 16 bits in separate planes, which Pillow reads as noise.
+    """
+    stored = str(image.tile[0].args) if image.tile else ""  # before it is loaded: the levels as they lie in the file
+    deep = ";16" in stored and not image.mode.startswith("I")
+    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and max(image.tag_v2.get(258, (8,))) > 8:
+        raise Refused(
+            f"{path} has colours of 16 bits in separate planes; wanted tifffile to read them; "
+            "run pip install 'bitlens[video]', or save it with interleaved colours"
+        )
+    levels = _deep_png(path) if deep and image.format == "PNG" else None
+    if deep and levels is None:
+        remark(
+            f"{path} has colours of 16 bits, of which 8 are read; wanted PyAV (.png) and tifffile (.tif) for all of "
+            "them; run pip install 'bitlens[video]'"
+        )
+    image.load()
+    orientation, exif = _exif(image, path)
+    dpi, profile = _dpi(image.info.get("dpi")), image.info.get("icc_profile")
+    if levels is None and (image.mode in ("F", "I") or image.mode.startswith("I;16")):
+        colours, alpha = _as_levels(np.asarray(image)), None
+        if image.mode != "F" and isinstance(image.info.get("transparency"), int):
+            alpha = np.where(colours == image.info["transparency"], 0, 65535).astype(np.uint16)
+    else:
+        if levels is None:
+            image = _rgb_or_grey(image, profile, path)
+            levels = np.asarray(image)
+        clear = levels.ndim == 3 and levels.shape[-1] in (2, 4)
+        colours, alpha = (levels[..., :-1], levels[..., -1]) if clear else (levels, None)
+        colours = colours[..., 0] if colours.ndim == 3 and colours.shape[-1] == 1 else colours
+    profile = _fitting_profile(profile, colours, path)
+    return Picture(turned(colours, orientation), turned(alpha, orientation), profile, dpi, exif)
+
+
+def turned(levels: np.ndarray | None, orientation: int) -> Any:
+    """(h, w, ...) turned and mirrored as EXIF orientation 1 to 8 says that it is to be shown; None stays None."""
+    if levels is None or orientation not in range(2, 9):
+        return levels
+    if orientation >= 5:
+        levels = levels.swapaxes(0, 1)
+    down, across = (-1 if orientation in turns else 1 for turns in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return levels[::down, ::across]
 
 
 def read_tif(path: str | os.PathLike[str], start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -53,25 +214,28 @@ def read_tif(path: str | os.PathLike[str], start: int = 0, stop: int | None = No
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; wanted a .tif file; check the path")
-    try:
-        import tifffile
-    except ImportError:
+    tifffile = import_tifffile()
+    if tifffile is None:
         return stack_frames(list(islice(_tif_pages_pillow(path), start, stop)), path)
     try:
         with tifffile.TiffFile(path) as file:
             stack, kind = file.series[0].asarray(), file.series[0].axes
-    except (*TIF_DAMAGE, tifffile.TiffFileError) as error:
+            orientation = _tag(file.pages[0], ORIENTATION, 1)
+    except (*DAMAGE, tifffile.TiffFileError) as error:
         raise _unreadable(path, error) from error
-    if stack.size == 0 or ("S" in kind and not (kind.endswith("S") and stack.shape[-1] in (3, 4))):
+    colour = "S" in kind
+    if colour:
+        stack = np.moveaxis(stack, kind.index("S"), -1)  # planes of colours too
+    if stack.size == 0 or (colour and stack.shape[-1] not in (3, 4)):
         raise ValueError(
             f"{path} has axes '{kind}' {stack.shape}; wanted grey or interleaved colour pages, not empty; "
             "save it again so"
         )
-    if kind.endswith("S"):
-        stack = stack[..., :3].reshape(-1, *stack.shape[-3:-1], 3)  # ... h w s -> t h w 3
-    else:
-        stack = stack.reshape(-1, *stack.shape[-2:])  # ... h w -> t h w
-    return _as_levels(stack[start:stop])
+    stack = stack.reshape(-1, *stack.shape[-2 - colour :])[start:stop]  # ... h w [s] -> t h w [s]
+    if orientation != 1:
+        stack = np.moveaxis(turned(np.moveaxis(stack, 0, -1), orientation), -1, 0)
+    stack = _as_levels(stack)
+    return Picture(stack[..., :3], stack[..., 3]).on_black() if colour and stack.shape[-1] == 4 else stack
 
 
 def tif_in_pages(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], np.dtype, Callable[[], Iterator]] | None:
@@ -80,16 +244,16 @@ def tif_in_pages(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], np.dtyp
     None where it does not hold one grey picture of 8 bits, 16 bits or float32 on each page, where tifffile is not
     installed, or where the file is damaged: `read_tif` says how.
     """
-    try:
-        import tifffile
-    except ImportError:
+    tifffile = import_tifffile()
+    if tifffile is None:
         return None
-    damage = (*TIF_DAMAGE, tifffile.TiffFileError)
+    damage = (*DAMAGE, tifffile.TiffFileError)
     try:
         with tifffile.TiffFile(path) as file:
-            series = file.series[0]
+            series: Any = file.series[0]
             shapes = {page.shape for page in series.pages if page is not None}
             plain = len(series.shape) == 3 and series.axes.endswith("YX") and shapes == {series.shape[1:]}
+            plain = plain and "S" not in series.axes and _tag(file.pages[0], ORIENTATION, 1) == 1
             if not plain or len(series.pages) != len(series) or series.dtype not in (np.uint8, np.uint16, np.float32):
                 return None
             shape, kind = series.shape, series.dtype.newbyteorder("=")
@@ -163,54 +327,152 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
         Image.fromarray(image if image.dtype == np.uint8 else to_levels(image)).save(temporary, format="PNG")
 
 
-def _pages(path: Path) -> Iterator[np.ndarray]:
-    """The pages of any image that Pillow reads, one after the other."""
-    from PIL import Image
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; wanted an image; check the path")
+def import_tifffile() -> Any:
+    """Tifffile, that logs nothing (what it cannot read, it raises); None where it is not installed."""
     try:
-        with Image.open(path) as image:
-            for index in range(getattr(image, "n_frames", 1)):
-                image.seek(index)
-                yield _pillow_levels(image)
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError) as error:
+        import tifffile
+    except ImportError:
+        return None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    return tifffile
+
+
+def _deep_tif(path: Path) -> Picture | None:
+    """The first page of a .tif of 16 bits or floats; None where that is for Pillow to read.
+
+    Pillow halves colours of 16 bits, and reads planes of them as noise. It reads compressed ones that tifffile cannot.
+    """
+    tifffile = import_tifffile()
+    if tifffile is None or not path.is_file():
+        return None
+    try:
+        with tifffile.TiffFile(path) as file:
+            page: Any = file.pages[0]
+            if page.bitspersample not in (16, 32, 64) or page.photometric not in (0, 1, 2):
+                return None
+            samples = page.asarray()
+            orientation, inverted = _tag(page, ORIENTATION, 1), page.photometric == 0
+            axes, extra = page.axes, [int(each) for each in page.extrasamples]
+            unit = {2: 1.0, 3: 2.54}.get(_tag(page, RESOLUTION_UNIT, 2))
+            across, down = (_tag(page, tag, (0, 1)) for tag in RESOLUTION)
+            dpi = (
+                None if unit is None else _dpi([unit * over / below if below else 0 for over, below in (across, down)])
+            )
+            profile = _tag(page, PROFILE, None)
+    except (*DAMAGE, tifffile.TiffFileError):
+        return None  # Pillow says what is wrong, or reads it
+    if sorted(axes) not in (list("XY"), list("SXY")) or samples.size == 0:
+        return None
+    if "S" in axes:
+        samples = np.moveaxis(samples, axes.index("S"), -1)
+    levels = _as_levels(samples)
+    colours = levels.reshape(*levels.shape[:2], -1)
+    wanted = 1 if page.photometric in (0, 1) else 3
+    alpha = None
+    if extra and extra[0] in (1, 2) and colours.shape[-1] > wanted:
+        alpha = colours[..., wanted]
+    colours = colours[..., 0] if wanted == 1 else colours[..., :3]
+    if inverted and colours.dtype.kind == "u":
+        colours = np.iinfo(colours.dtype).max - colours
+    if alpha is not None and extra[0] == 1:  # colours were multiplied by it
+        whole = to_float(alpha) if wanted == 1 else to_float(alpha)[..., None]
+        plain = np.divide(to_float(colours), whole, out=np.zeros(colours.shape, np.float32), where=whole > 0)
+        colours = plain if colours.dtype.kind == "f" else to_levels(plain, colours.dtype.type)
+    profile = _fitting_profile(profile, colours, path)
+    return Picture(turned(colours, orientation), turned(alpha, orientation), profile, dpi)
+
+
+def _tag(page: Any, number: int, otherwise: Any) -> Any:
+    """The value of a tag of tifffile's page."""
+    tag = page.tags.get(number)
+    return otherwise if tag is None else tag.value
+
+
+def _deep_png(path: Path) -> np.ndarray | None:
+    """Colours of a .png of 16 bits, (h, w, 3), with transparency (h, w, 4), grey as (h, w, 2); None without PyAV."""
+    try:
+        import av.error
+    except ImportError:
+        return None
+    try:
+        with av.open(str(path)) as file:
+            frame = next(file.decode(video=0))
+            assert isinstance(frame, av.VideoFrame)
+            if frame.format.name == "rgb48be":
+                return frame.to_ndarray(format="rgb48le")
+            levels = frame.to_ndarray(format="rgba64le")
+            return levels[..., [0, 3]] if frame.format.name.startswith("ya") else levels
+    except (av.error.FFmpegError, StopIteration) as error:
         raise _unreadable(path, error) from error
 
 
-def _pillow_levels(image: Any) -> np.ndarray:
-    """One Pillow page as (h, w) or (h, w, 3) in the depth that it has."""
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
-    if image.mode == "F":
-        return np.asarray(image)
-    if image.mode == "I":
-        return _as_levels(np.asarray(image))
-    if image.mode in ("L", "1", "LA"):
-        return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGB"))
+def _exif(image: Any, path: Path) -> tuple[int, bytes | None]:
+    """Orientation, 1 to 8, and EXIF without it; damaged EXIF is left out with a remark."""
+    try:
+        exif = image.getexif()
+        orientation = exif.get(ORIENTATION, 1)
+        exif.pop(ORIENTATION, None)
+        kept = exif.tobytes() if len(exif) and image.format != "TIFF" else None  # a .tif's are those of its strips
+    except DAMAGE as error:
+        remark(f"{path} has damaged EXIF, which is left out ({error}); wanted whole EXIF; write it again if it matters")
+        return 1, None
+    return (orientation if orientation in range(1, 9) else 1), kept
+
+
+def _dpi(stated: Any) -> tuple[float, float] | None:
+    """Pixels per inch, where they are two positive numbers."""
+    try:
+        across, down = (float(each) for each in stated)
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return (across, down) if 1 < across < 1e6 and 1 < down < 1e6 else None  # 1: a .tif without a unit
+
+
+def _rgb_or_grey(image: Any, profile: bytes | None, path: Path) -> Any:
+    """A Pillow image of 8 bits in L, LA, RGB or RGBA. CMYK goes through its profile, where it has one."""
+    from PIL import ImageCms
+
+    if image.mode == "CMYK" and profile:
+        try:
+            source, target = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, *DAMAGE) as error:
+            remark(f"{path} has a CMYK profile that cannot be used ({error}); wanted a whole one; convert it to RGB")
+    clear = image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info
+    grey = image.mode in ("1", "L", "LA", "La")
+    return image.convert(("LA" if clear else "L") if grey else "RGBA" if clear else "RGB")
+
+
+def _fitting_profile(profile: bytes | None, colours: np.ndarray, path: Path) -> bytes | None:
+    """The ICC profile, where it is one of grey or RGB as the levels are. That of CMYK has been used."""
+    space = profile[16:20] if isinstance(profile, bytes) and len(profile) >= 128 else b""
+    if space == (b"RGB " if colours.ndim == 3 else b"GRAY"):
+        return profile
+    if profile and space != b"CMYK":
+        remark(
+            f"{path} has a colour profile that does not fit its levels, and is left out; wanted one of "
+            f"{'RGB' if colours.ndim == 3 else 'grey'}; convert the picture to sRGB if its colours matter"
+        )
+    return None
 
 
 def _tif_pages_pillow(path: Path) -> Iterator[np.ndarray]:
     """Pages of a .tif without tifffile; an ImageJ stack that hides its pages in one directory is refused."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            description = str(getattr(image, "tag_v2", {}).get(270, ""))
-            pages = getattr(image, "n_frames", 1)
-    except (OSError, ValueError, SyntaxError, TypeError, LookupError) as error:
-        raise ValueError(
-            f"{path} cannot be read by Pillow ({error}); wanted a plain .tif; "
-            "run pip install 'bitlens[video]' (tifffile reads more kinds), or save it again"
-        ) from error
+    with opened(path) as image:
+        description = str(getattr(image, "tag_v2", {}).get(270, ""))
+        pages = getattr(image, "n_frames", 1)
     stated = re.search(r"^images=(\d+)", description, re.MULTILINE)
     if stated and int(stated[1]) != pages:
         raise ValueError(
             f"{path} is an ImageJ stack of {stated[1]} images in {pages} page(s); wanted one page per image; "
             "run pip install 'bitlens[video]' (tifffile reads it)"
         )
-    yield from _pages(path)
+    with opened(path) as image:
+        for index in range(pages):
+            image.seek(index)
+            yield picture_of(image, path).on_black()
 
 
 def _as_levels(values: np.ndarray) -> np.ndarray:
@@ -223,7 +485,7 @@ def _as_levels(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)
     if values.dtype.kind in "iu" and values.size and values.min() >= 0 and values.max() <= 65535:
         return values.astype(np.uint16)
-    raise ValueError(
+    raise Refused(
         f"an image of dtype {values.dtype} with values beyond 0..65535; wanted 8-bit, 16-bit or float; save it so"
     )
 
@@ -241,8 +503,8 @@ def stack_frames(frames: Sequence[np.ndarray], path: Path, names: Sequence[str] 
     return np.stack(frames) if frames else np.zeros((0, 0, 0), np.float32)
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
+def _unreadable(path: Path, error: Exception) -> Refused:
+    return Refused(
         f"{path} cannot be read as an image ({type(error).__name__}: {error}); wanted a complete image file; "
         "it is damaged or of another kind: save or copy it again"
     )
