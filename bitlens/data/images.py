@@ -4,6 +4,7 @@ What a file says of itself is honoured: EXIF orientation, transparency, planes o
 """
 
 import logging
+import math
 import os
 import re
 import struct
@@ -39,13 +40,16 @@ DAMAGE = (
 MANY_FRAMES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
 """Formats, as Pillow calls them, whose further images are frames or pages; those of a phone's JPEG are previews."""
 
-ORIENTATION, RESOLUTION, RESOLUTION_UNIT, PROFILE = 274, (282, 283), 296, 34675
+ORIENTATION, RESOLUTION, RESOLUTION_UNIT, EXIF, PROFILE = 274, (282, 283), 296, 34665, 34675
 """Tags of TIFF and EXIF."""
 
 
 class Refused(ValueError):
     """A file that is read no further; the message says all."""
 
+
+PLANE = ("height", "width", "sample")
+"""What tifffile calls the axes of one picture."""
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """BT.601 luma of R, G, B, full range."""
@@ -112,9 +116,26 @@ def load_picture(path: str | os.PathLike[str]) -> Picture:
 def count_frames(path: str | os.PathLike[str]) -> int:
     """How many frames or pages an image file has: of .gif, .png, .webp, .avif and .tif; 1 for other kinds.
 
+    Pages of a .tif that are smaller versions of the first one are none.
+
     Raises:
         FileNotFoundError, ValueError: as `read_image`.
     """
+    path = Path(path)
+    tifffile = import_tifffile() if path.suffix.lower() in TIF_SUFFIXES and path.is_file() else None
+    if tifffile is not None:
+        try:
+            with tifffile.TiffFile(path) as file:
+                sizes = [(series.sizes, series.keyframe.is_reduced) for series in file.series]
+        except (*DAMAGE, tifffile.TiffFileError):
+            sizes = []  # Pillow says what is wrong, or reads it
+        frames = [
+            math.prod(length for axis, length in axes.items() if axis not in PLANE)
+            for axes, smaller in sizes
+            if not smaller and [axes.get(axis) for axis in PLANE] == [sizes[0][0].get(axis) for axis in PLANE]
+        ]
+        if frames:
+            return sum(frames)
     with opened(path) as image:
         if image.format not in MANY_FRAMES:
             return 1
@@ -256,7 +277,7 @@ def tif_in_pages(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], np.dtyp
             plain = plain and "S" not in series.axes and _tag(file.pages[0], ORIENTATION, 1) == 1
             if not plain or len(series.pages) != len(series) or series.dtype not in (np.uint8, np.uint16, np.float32):
                 return None
-            shape, kind = series.shape, series.dtype.newbyteorder("=")
+            shape, kind = series.shape, np.dtype(series.dtype).newbyteorder("=")
     except damage:
         return None
 
@@ -284,8 +305,10 @@ def read_folder(path: str | os.PathLike[str], start: int = 0, stop: int | None =
     return stack_frames([read_image(file) for file in chosen], Path(path), [file.name for file in chosen])
 
 
-def folder_images(path: str | os.PathLike[str]) -> list[Path]:
-    """The images of a folder, sorted naturally; hidden files are none.
+def folder_images(
+    path: str | os.PathLike[str], suffixes: Sequence[str] = IMAGE_SUFFIXES, recursive: bool = False
+) -> list[Path]:
+    """The images of a folder, sorted naturally; hidden files are none. `recursive`: and those of its folders.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
@@ -293,12 +316,16 @@ def folder_images(path: str | os.PathLike[str]) -> list[Path]:
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; wanted a folder of frames; check the path")
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
+    files = [
+        file
+        for file in (folder.rglob("*") if recursive else folder.iterdir())
+        if file.suffix.lower() in suffixes and not any(part[0] == "." for part in file.relative_to(folder).parts)
+    ]
     if not files:
         raise FileNotFoundError(
-            f"folder {folder} holds no images; wanted frames ({', '.join(IMAGE_SUFFIXES)}); check the path"
+            f"folder {folder} holds no images; wanted frames ({', '.join(suffixes)}); check the path"
         )
-    return sorted(files, key=natural_key)
+    return sorted(files, key=lambda file: (file.parent, natural_key(file)))
 
 
 def to_float(levels: np.ndarray) -> np.ndarray:
@@ -412,6 +439,9 @@ def _exif(image: Any, path: Path) -> tuple[int, bytes | None]:
         exif = image.getexif()
         orientation = exif.get(ORIENTATION, 1)
         exif.pop(ORIENTATION, None)
+        inner = exif.get_ifd(EXIF) if EXIF in exif else {}
+        for tag in (40962, 40963):  # width and height, which will be others
+            inner.pop(tag, None)
         kept = exif.tobytes() if len(exif) and image.format != "TIFF" else None  # a .tif's are those of its strips
     except DAMAGE as error:
         remark(f"{path} has damaged EXIF, which is left out ({error}); wanted whole EXIF; write it again if it matters")

@@ -20,7 +20,7 @@ __all__ = ["PICTURE_SUFFIXES", "write_picture"]
 
 PICTURE_SUFFIXES = (".png", *TIF_SUFFIXES)
 
-STRIP = 64
+STRIP = 16
 """Rows that are compressed at once."""
 
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
