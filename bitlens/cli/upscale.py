@@ -116,9 +116,7 @@ class Upscale:
             raise ValueError(f"{self.source} has two pictures named {twice}; wanted one of each name; rename one")
         inside = list(self.source.iterdir())
         if not self.recursive and any(each.is_dir() and each.name[0] != "." for each in inside):
-            remark(
-                f"{self.source} has folders, which are left out; wanted pictures; pass --recursive to enlarge theirs"
-            )
+            remark(f"{self.source} has folders, which are left out; wanted pictures; pass --recursive for theirs")
         if any(each.suffix.lower() in MOVIE_SUFFIXES for each in inside):
             remark(f"{self.source} has films, which are left out; wanted pictures; give the films one by one")
         running = self.start(network)
@@ -404,9 +402,12 @@ def window_of(
     Raises:
         ValueError: the budget does not hold the smallest tile.
     """
+    from bitlens.tiles import window_for
+
     height, width = size
     result_mb = 3 * height * width * network.scale**2 * (4 + 2) / 2**20  # floats, then levels, twice
-    return _window(network, (height, width), memory_mb, running, result_mb + held_mb)
+    need, taken = need_of(network, running)
+    return window_for(memory_mb, need, taken + result_mb + held_mb, size=(height, width), **cut_of(network))
 
 
 def band_window(network: Any, size: tuple[int, ...], memory_mb: int, running: Any) -> tuple[int, int]:
@@ -415,17 +416,18 @@ def band_window(network: Any, size: tuple[int, ...], memory_mb: int, running: An
     Raises:
         ValueError: the budget does not hold the smallest tile.
     """
-    from bitlens.tiles import cuts
+    from bitlens.tiles import cuts, window_for
 
     height, width = size
     cut = cut_of(network)
     overlap, multiple = cut["overlap"], cut["multiple"]
+    need, taken = need_of(network, running)
     best: tuple[int, tuple[int, int]] | None = None
     rows = height
     while True:
         band_mb = 3 * rows * width * network.scale**2 * 4 / 2**20
         try:
-            window = _window(network, (rows, width), memory_mb, running, band_mb)
+            window = window_for(memory_mb, need, taken + band_mb, size=(rows, width), **cut)
             tall, wide = cuts(height, window[0], overlap, multiple), cuts(width, window[1], overlap, multiple)
         except ValueError:
             if rows <= 2 * overlap + multiple and best is None:
@@ -439,19 +441,17 @@ def band_window(network: Any, size: tuple[int, ...], memory_mb: int, running: An
         rows = max(-(-rows // 2), 2 * overlap + multiple)
 
 
-def _window(network: Any, size: tuple[int, int], memory_mb: int, running: Any, held_mb: float) -> tuple[int, int]:
-    """The tile of the least computation within the budget, beside what is held."""
+def need_of(network: Any, running: Any) -> tuple[float, float]:
+    """Bytes for each pixel of a tile while it is computed, and MB that are taken whatever the tiles are."""
     from bitlens.cli.memory import bytes_per_pixel
     from bitlens.cli.tiling import used_mb
     from bitlens.quant.layers import quantized_layers
-    from bitlens.tiles import window_for
 
     if type(running).__module__ == "bitlens.engine.openvino":
         room = HEADROOM["openvino"]
     else:
         room = HEADROOM["low-bit" if quantized_layers(network) else "float"]
-    taken = used_mb() + LIBRARIES_MB + held_mb
-    return window_for(memory_mb, bytes_per_pixel(network) * room, taken, size=size, **cut_of(network))
+    return bytes_per_pixel(network) * room, used_mb() + LIBRARIES_MB
 
 
 def levels_last(large: "np.ndarray") -> "np.ndarray":

@@ -250,6 +250,8 @@ def _frames(path: Path, container: Any, stream: Any) -> Iterator[Any]:
         damaged += bool(frame.is_corrupt)
         yield frame
     missing = lacks_bytes(path)
+    if not count:
+        raise ValueError("no frame in it")
     if missing or count < stream.frames:
         says = f"{missing} bytes more" if missing else f"{stream.frames} frames"
         remark(

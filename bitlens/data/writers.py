@@ -188,7 +188,7 @@ def _folder_writer(folder: Path, frames: int, fps: float | int, about: About) ->
         nonlocal done
         for frame in video:
             level = to_levels(frame, np.uint16 if about.deep else np.uint8)
-            write_picture(folder / f"frame_{done:04d}.png", *level.shape[:2], [level])
+            write_picture(folder / f"frame_{done:04d}.png", level.shape[0], level.shape[1], [level])
             done += 1
 
     yield append
@@ -324,6 +324,8 @@ def _movie_writer(path: Path, frames: int, fps: float | int, about: About) -> It
             if mp4:
                 stream.options = {"crf": "12", "preset": "medium"}
                 stream.codec_context.sample_aspect_ratio = about.aspect
+                if uneven:  # the last frame must be written last, for its duration to count
+                    stream.codec_context.max_b_frames = 0
 
             def mux(packets: Any) -> None:
                 for packet in packets:
