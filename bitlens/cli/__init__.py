@@ -47,7 +47,7 @@ FLAGS = (
     (r"\(mask_path\)", "(--mask)"),
     (r"crop=\(top, left, height, width\)", "--crop top,left,height,width"),
     (r"crop=\(top, left, (\d+), (\d+)\)", r"--crop top,left,\1,\2"),
-    (r"\b(gain|key|axes)=\.\.\.", r"--\1 ..."),
+    (r"\b(gain|key|axes|white)=\.\.\.", r"--\1 ..."),
     (r"\b(key|axes)='(\w+)'", r"--\1 \2"),
 )
 """How the library's messages name an argument -> how one types it here."""

@@ -123,7 +123,8 @@ class Upscale:
         broken: list[str] = []
         for file, name in zip(files, names, strict=True):
             try:
-                suffix = ".png" if self.frames_of(file) == 1 else {".avif": ".webp"}.get(file.suffix, file.suffix)
+                moving = {".avif": ".webp"}.get(file.suffix.lower(), file.suffix.lower())
+                suffix = ".png" if self.frames_of(file) == 1 else moving
                 self.enlarge_file(network, file, str(out / f"{name}{suffix}"), running)
             except (ValueError, MemoryError, FileNotFoundError, PermissionError) as error:
                 broken.append(str(file.relative_to(self.source)))
@@ -157,40 +158,18 @@ class Upscale:
     def enlarge_picture(self, network: Any, file: Path, out: Path, running: Any = None) -> None:
         """Write the enlarged picture, in strips."""
         from bitlens.cli.shared import output_file
-        from bitlens.data.images import load_picture
+        from bitlens.data.images import check_white, load_picture
         from bitlens.data.pictures import PICTURE_SUFFIXES, write_picture
 
         with output_file(out, *PICTURE_SUFFIXES) as path:
             assert path is not None
             picture = load_picture(file)
-            self.check_levels(picture.levels, file)
+            check_white(picture.levels, file, self.white)
             running, alone = running or self.start(network), running is None
             height, width = (network.scale * length for length in picture.levels.shape[:2])
             write_picture(path, height, width, self.enlarged(network, running, picture, file), picture)
         if alone:
             print(f"wrote {out}")
-
-    def check_levels(self, levels: "np.ndarray", file: Path) -> None:
-        """Refuse values that are not in [0, white]; say so where 16 bits hold far fewer levels."""
-        import numpy as np
-
-        from bitlens.files import remark
-
-        low, high = float(levels.min()), float(levels.max())
-        white = 1.0 if self.white is None else self.white
-        if levels.dtype.kind == "f":
-            if not (np.isfinite(low) and np.isfinite(high)) or low < -0.01 * white or high > 1.01 * white:
-                raise ValueError(
-                    f"{file} spans [{low:g}, {high:g}]; wanted finite values in [0, {white:g}]; pass the value of "
-                    "white, --white 255 say, or save it so"
-                )
-        elif levels.dtype == np.uint16 and self.white is None and 0 < high < 4096:
-            remark(
-                f"{file} has 16 bits, and its brightest value is {high:.0f} of 65535: the result is nearly black; "
-                "wanted the value of white; pass --white 4095 if a camera of 12 bits took it"
-            )
-        elif self.white is not None and levels.dtype == np.uint16 and high > self.white:
-            remark(f"{file} has values up to {high:.0f}, beyond --white {self.white:g}; wanted none; they become white")
 
     def enlarge_movie(self, network: Any, file: Path, out: str, running: Any = None) -> None:
         """Write the enlarged video, one frame after the other."""
@@ -201,7 +180,7 @@ class Upscale:
         from bitlens.data.writers import video_writer
 
         with output_video(out) as path:
-            movie = open_movie(file)
+            movie = open_movie(file, self.white)
             running, alone = running or self.start(network), running is None
             watch = Watch(str(file))
             with video_writer(path, movie.frames, movie.fps, movie.about) as write, progress("frames") as bar:
@@ -209,7 +188,6 @@ class Upscale:
                 window = None
                 for frame in movie:
                     if window is None:  # that of all frames: the encoder's memory comes with the first ones
-                        self.check_levels(frame[..., :3], file)
                         held = ENCODED * 1.5 * frame[..., 0].size * network.scale**2 / 2**20
                         window = window_of(network, frame.shape[:2], self.memory_mb, running, held)
                     alpha = frame[..., 3] if frame.shape[-1] == 4 else None
@@ -243,7 +221,7 @@ class Upscale:
 
         from bitlens.cli.pictures import enlarge
         from bitlens.cli.shared import progress
-        from bitlens.data.images import to_float, to_grey, to_levels
+        from bitlens.data.images import in_unit_range, to_float, to_grey, to_levels
         from bitlens.tiles import bands
 
         dtype = np.uint8 if picture.levels.dtype == np.uint8 else np.uint16
@@ -251,12 +229,10 @@ class Upscale:
         if picture.alpha is not None:
             levels = without_hidden(levels, picture.alpha)
             alpha = to_levels(enlarge_alpha(to_float(picture.alpha), network.scale), dtype)
-        white = None if levels.dtype == np.uint8 else self.white
 
         def values(tile: "np.ndarray") -> "np.ndarray":
             """A tile (1 or 3, h, w) of levels as (3, h, w) in [0, 1]."""
-            scaled = to_float(tile) if white is None else tile.astype(np.float32) / np.float32(white)
-            return np.array(np.broadcast_to(np.clip(scaled, 0, 1), (3, *tile.shape[1:])))
+            return np.array(np.broadcast_to(in_unit_range(tile, self.white), (3, *tile.shape[1:])))
 
         watch, done = Watch(str(file)), 0
         planes = levels[None] if grey else levels.transpose(2, 0, 1)

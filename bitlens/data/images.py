@@ -23,9 +23,30 @@ import numpy as np
 from bitlens.files import atomic_path, remark
 
 __all__ = [
-    "DAMAGE", "IMAGE_SUFFIXES", "MANY_FRAMES", "TIF_SUFFIXES", "Picture", "count_frames", "folder_images",
-    "import_tifffile", "load_picture", "natural_key", "opened", "picture_of", "read_folder", "read_image", "read_tif",
-    "stack_frames", "tif_in_pages", "to_float", "to_grey", "to_levels", "turned", "write_png",
+    "DAMAGE",
+    "IMAGE_SUFFIXES",
+    "MANY_FRAMES",
+    "TIF_SUFFIXES",
+    "Picture",
+    "check_white",
+    "count_frames",
+    "folder_images",
+    "import_tifffile",
+    "in_unit_range",
+    "load_picture",
+    "natural_key",
+    "opened",
+    "picture_of",
+    "read_folder",
+    "read_image",
+    "read_tif",
+    "stack_frames",
+    "tif_in_pages",
+    "to_float",
+    "to_grey",
+    "to_levels",
+    "turned",
+    "write_png",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -33,7 +54,7 @@ TIF_SUFFIXES = (".tif", ".tiff")
 
 DAMAGE = (
     OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError,
-    AssertionError, RuntimeError, struct.error, zlib.error,
+    AssertionError, RuntimeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 """What Pillow and tifffile raise for files that are no whole images, beside their own errors."""
 
@@ -69,6 +90,8 @@ class Picture:
     """Pixels per inch, across and down."""
     exif: bytes | None = None
     """EXIF, without orientation."""
+    gamma: float | None = None
+    """The exponent from light to levels, where a .png states it."""
 
     def on_black(self) -> np.ndarray:
         """The levels, laid on black where they are transparent."""
@@ -106,7 +129,7 @@ def load_picture(path: str | os.PathLike[str]) -> Picture:
         ValueError: not an image that Pillow or tifffile reads, too large, or damaged.
     """
     path = Path(path)
-    picture = _deep_tif(path) if path.suffix.lower() in TIF_SUFFIXES else None
+    picture = _plain_tif(path) if path.suffix.lower() in TIF_SUFFIXES else None
     if picture is None:
         with opened(path) as image:
             picture = picture_of(image, path)
@@ -116,7 +139,7 @@ def load_picture(path: str | os.PathLike[str]) -> Picture:
 def count_frames(path: str | os.PathLike[str]) -> int:
     """How many frames or pages an image file has: of .gif, .png, .webp, .avif and .tif; 1 for other kinds.
 
-    Pages of a .tif that are smaller versions of the first one are none.
+    Pages of a .tif that are of another size than the first one are none.
 
     Raises:
         FileNotFoundError, ValueError: as `read_image`.
@@ -126,16 +149,11 @@ def count_frames(path: str | os.PathLike[str]) -> int:
     if tifffile is not None:
         try:
             with tifffile.TiffFile(path) as file:
-                sizes = [(series.sizes, series.keyframe.is_reduced) for series in file.series]
-        except (*DAMAGE, tifffile.TiffFileError):
-            sizes = []  # Pillow says what is wrong, or reads it
-        frames = [
-            math.prod(length for axis, length in axes.items() if axis not in PLANE)
-            for axes, smaller in sizes
-            if not smaller and [axes.get(axis) for axis in PLANE] == [sizes[0][0].get(axis) for axis in PLANE]
-        ]
-        if frames:
-            return sum(frames)
+                first = file.series[0]
+                alike = [each.sizes for each in file.series if _plane(each) == _plane(first)]
+                return sum(math.prod(size for axis, size in sizes.items() if axis not in PLANE) for sizes in alike)
+        except (*DAMAGE, tifffile.TiffFileError) as error:
+            raise _unreadable(path, error) from error
     with opened(path) as image:
         if image.format not in MANY_FRAMES:
             return 1
@@ -198,6 +216,7 @@ def picture_of(image: Any, path: Path) -> Picture:
             "them; run pip install 'bitlens[video]'"
         )
     image.load()
+    gamma = image.info.get("gamma")  # of a .png
     orientation, exif = _exif(image, path)
     dpi, profile = _dpi(image.info.get("dpi")), image.info.get("icc_profile")
     if levels is None and (image.mode in ("F", "I") or image.mode.startswith("I;16")):
@@ -212,7 +231,8 @@ def picture_of(image: Any, path: Path) -> Picture:
         colours, alpha = (levels[..., :-1], levels[..., -1]) if clear else (levels, None)
         colours = colours[..., 0] if colours.ndim == 3 and colours.shape[-1] == 1 else colours
     profile = _fitting_profile(profile, colours, path)
-    return Picture(turned(colours, orientation), turned(alpha, orientation), profile, dpi, exif)
+    gamma = gamma if isinstance(gamma, float) and 0.01 < gamma < 100 else None
+    return Picture(turned(colours, orientation), turned(alpha, orientation), profile, dpi, exif, gamma)
 
 
 def turned(levels: np.ndarray | None, orientation: int) -> Any:
@@ -240,22 +260,26 @@ def read_tif(path: str | os.PathLike[str], start: int = 0, stop: int | None = No
         return stack_frames(list(islice(_tif_pages_pillow(path), start, stop)), path)
     try:
         with tifffile.TiffFile(path) as file:
-            stack, kind = file.series[0].asarray(), file.series[0].axes
-            orientation = _tag(file.pages[0], ORIENTATION, 1)
+            kind, first = file.series[0].axes, file.series[0]
+            alike = [each for each in file.series if _plane(each) == _plane(first) and each.dtype == first.dtype]
+            stacks = [each.asarray() for each in alike]  # pages that were written one by one are series of their own
+            left, orientation = len(file.series) - len(alike), _tag(file.pages[0], ORIENTATION, 1)
     except (*DAMAGE, tifffile.TiffFileError) as error:
+        if "imagecodecs" in str(error):  # a compression that Pillow knows: LZW, JPEG, packed 12 bits
+            return stack_frames(list(islice(_tif_pages_pillow(path), start, stop)), path)
         raise _unreadable(path, error) from error
-    colour = "S" in kind
-    if colour:
-        stack = np.moveaxis(stack, kind.index("S"), -1)  # planes of colours too
-    if stack.size == 0 or (colour and stack.shape[-1] not in (3, 4)):
+    colour = kind.endswith("S")
+    if stacks[0].size == 0 or ("S" in kind and not (colour and stacks[0].shape[-1] in (3, 4))):
         raise ValueError(
-            f"{path} has axes '{kind}' {stack.shape}; wanted grey or interleaved colour pages, not empty; "
+            f"{path} has axes '{kind}' {stacks[0].shape}; wanted grey or interleaved colour pages, not empty; "
             "save it again so"
         )
-    stack = stack.reshape(-1, *stack.shape[-2 - colour :])[start:stop]  # ... h w [s] -> t h w [s]
+    if left:
+        remark(f"{path} has {left} page(s) of another size or kind, which are left out; wanted pages that are alike")
+    stack = np.concatenate([each.reshape(-1, *each.shape[-2 - colour :]) for each in stacks])[start:stop]
     if orientation != 1:
         stack = np.moveaxis(turned(np.moveaxis(stack, 0, -1), orientation), -1, 0)
-    stack = _as_levels(stack)
+    stack = _as_levels(stack)  # t h w, or t h w s
     return Picture(stack[..., :3], stack[..., 3]).on_black() if colour and stack.shape[-1] == 4 else stack
 
 
@@ -274,7 +298,7 @@ def tif_in_pages(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], np.dtyp
             series: Any = file.series[0]
             shapes = {page.shape for page in series.pages if page is not None}
             plain = len(series.shape) == 3 and series.axes.endswith("YX") and shapes == {series.shape[1:]}
-            plain = plain and "S" not in series.axes and _tag(file.pages[0], ORIENTATION, 1) == 1
+            plain = plain and len(file.series) == 1 and _tag(file.pages[0], ORIENTATION, 1) == 1
             if not plain or len(series.pages) != len(series) or series.dtype not in (np.uint8, np.uint16, np.float32):
                 return None
             shape, kind = series.shape, np.dtype(series.dtype).newbyteorder("=")
@@ -335,6 +359,35 @@ def to_float(levels: np.ndarray) -> np.ndarray:
     return levels.astype(np.float32)
 
 
+def in_unit_range(levels: np.ndarray, white: float | None = None) -> np.ndarray:
+    """Levels to float32 in [0, 1], clipped, `white` at 1; None: as `to_float`. White of 8 bits is 255 always."""
+    scaled = to_float(levels) if white is None or levels.dtype == np.uint8 else levels / np.float32(white)
+    return np.clip(scaled, 0, 1, dtype=np.float32)
+
+
+def check_white(levels: np.ndarray, path: Path, white: float | None = None) -> None:
+    """Refuse floats that are not in [0, white], and say so where levels of 16 bits use few of them, or go beyond white.
+
+    Raises:
+        ValueError: floats that are NaN or infinite, or beyond white by more than a hundredth of it.
+    """
+    low, high = float(levels.min()), float(levels.max())
+    if levels.dtype.kind == "f":
+        top = 1.0 if white is None else white
+        if not (np.isfinite(low) and np.isfinite(high)) or low < -0.01 * top or high > 1.01 * top:
+            raise ValueError(
+                f"{path} spans [{low:g}, {high:g}]; wanted finite values in [0, {top:g}]; pass white=... (the value of "
+                "white, 255 say), or save it so"
+            )
+    elif levels.dtype == np.uint16 and white is None and 0 < high < 4096:
+        remark(
+            f"{path} has 16 bits, and its brightest value is {high:.0f} of 65535: the result is nearly black; "
+            "wanted the value of white; pass white=... (4095 if a camera of 12 bits took it)"
+        )
+    elif levels.dtype == np.uint16 and white is not None and high > white:
+        remark(f"{path} has values up to {high:.0f}, beyond white, {white:g}; wanted none; they become white")
+
+
 def to_levels(values: np.ndarray, dtype: type[np.unsignedinteger] = np.uint8) -> np.ndarray:
     """Values in [0, 1] to integer levels, clipped and rounded half to even."""
     top = np.iinfo(dtype).max
@@ -364,10 +417,10 @@ def import_tifffile() -> Any:
     return tifffile
 
 
-def _deep_tif(path: Path) -> Picture | None:
-    """The first page of a .tif of 16 bits or floats; None where that is for Pillow to read.
+def _plain_tif(path: Path) -> Picture | None:
+    """The first page of a .tif in grey or RGB; None where that is for Pillow: palettes, CMYK, JPEG, LZW, 12 bits.
 
-    Pillow halves colours of 16 bits, and reads planes of them as noise. It reads compressed ones that tifffile cannot.
+    Pillow halves colours of 16 bits, reads planes of them as noise, and has libtiff print what is damaged.
     """
     tifffile = import_tifffile()
     if tifffile is None or not path.is_file():
@@ -375,7 +428,7 @@ def _deep_tif(path: Path) -> Picture | None:
     try:
         with tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
-            if page.bitspersample not in (16, 32, 64) or page.photometric not in (0, 1, 2):
+            if page.bitspersample not in (8, 16, 32, 64) or page.photometric not in (0, 1, 2):
                 return None
             samples = page.asarray()
             orientation, inverted = _tag(page, ORIENTATION, 1), page.photometric == 0
@@ -386,8 +439,10 @@ def _deep_tif(path: Path) -> Picture | None:
                 None if unit is None else _dpi([unit * over / below if below else 0 for over, below in (across, down)])
             )
             profile = _tag(page, PROFILE, None)
-    except (*DAMAGE, tifffile.TiffFileError):
-        return None  # Pillow says what is wrong, or reads it
+    except (*DAMAGE, tifffile.TiffFileError) as error:
+        if "imagecodecs" in str(error):
+            return None  # a compression that Pillow knows
+        raise _unreadable(path, error) from error
     if sorted(axes) not in (list("XY"), list("SXY")) or samples.size == 0:
         return None
     if "S" in axes:
@@ -407,6 +462,11 @@ def _deep_tif(path: Path) -> Picture | None:
         colours = plain if colours.dtype.kind == "f" else to_levels(plain, colours.dtype.type)
     profile = _fitting_profile(profile, colours, path)
     return Picture(turned(colours, orientation), turned(alpha, orientation), profile, dpi)
+
+
+def _plane(series: Any) -> list[int | None]:
+    """Height, width and colours of the pictures of tifffile's series."""
+    return [series.sizes.get(axis) for axis in PLANE]
 
 
 def _tag(page: Any, number: int, otherwise: Any) -> Any:
@@ -536,5 +596,5 @@ def stack_frames(frames: Sequence[np.ndarray], path: Path, names: Sequence[str] 
 def _unreadable(path: Path, error: Exception) -> Refused:
     return Refused(
         f"{path} cannot be read as an image ({type(error).__name__}: {error}); wanted a complete image file; "
-        "it is damaged or of another kind: save or copy it again"
+        "it is damaged, too large, or of another kind: save or copy it again"
     )

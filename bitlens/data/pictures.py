@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bitlens.data.images import TIF_SUFFIXES, Picture, import_tifffile
-from bitlens.files import atomic_path
+from bitlens.files import atomic_path, remark
 
 __all__ = ["PICTURE_SUFFIXES", "write_picture"]
 
@@ -38,7 +38,7 @@ def write_picture(
     Args:
         path: a .png or .tif. height, width: in pixels.
         rows: (n, w) or (n, w, channels), uint8 or uint16; channels: 1, 2 (grey and transparency), 3, or 4.
-        about: whose colour profile, resolution and EXIF (.png) go into the file. None: none.
+        about: whose colour profile, resolution, EXIF and gamma (both .png) go into the file. None: none.
 
     Raises:
         ValueError: unknown suffix, not as many rows as announced, levels of another kind, or no tifffile for a .tif.
@@ -87,6 +87,8 @@ def _write_png(path: Path, height: int, width: int, strips: Iterator[np.ndarray]
                 file.write(b"\x89PNG\r\n\x1a\n")
                 kind = (8 * strip.dtype.itemsize, COLOUR_TYPES[strip.shape[2]], 0, 0, 0)
                 putchunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, *kind))
+                if about.gamma:
+                    putchunk(file, b"gAMA", struct.pack(">I", round(100_000 * about.gamma)))
                 if about.profile:
                     putchunk(file, b"iCCP", b"ICC profile\0\0" + zlib.compress(about.profile))
                 if about.dpi:
@@ -126,6 +128,8 @@ def _write_tif(path: Path, height: int, width: int, strips: Iterator[np.ndarray]
             f"{path.suffix} is written by tifffile, which is not installed; wanted it; "
             "run pip install 'bitlens[video]', or write a .png"
         )
+    if about.exif:
+        remark(f"{path.suffix} is written without EXIF, which is left out; wanted .png to keep it")
     first = next(strips)
     channels = first.shape[2]
 

@@ -18,8 +18,10 @@ from bitlens.data.images import (
     TIF_SUFFIXES,
     Picture,
     Refused,
+    check_white,
     count_frames,
     first_frame,
+    in_unit_range,
     opened,
     picture_of,
     read_folder,
@@ -61,12 +63,13 @@ class Movie:
         return self.decode()
 
 
-def open_movie(path: str | os.PathLike[str]) -> Movie:
+def open_movie(path: str | os.PathLike[str], white: float | None = None) -> Movie:
     """A video of which one frame is in memory at a time: (h, w, 3), or (h, w, 4) where an animation is transparent.
 
     Movies (`MOVIE_SUFFIXES`), animations (`ANIMATION_SUFFIXES`, an animated .png), and the pages of a .tif (which are
     held as stored). Frames are counted by decoding all of them once: what containers say of their number is no
-    promise. A file that ends early is read as far as it goes, with a remark.
+    promise. A file that ends early is read as far as it goes, with a remark. `white` is the value of white in the pages
+    of a .tif of 16 bits or floats; None: 65535, and 1.
 
     Raises:
         FileNotFoundError: no such file.
@@ -79,7 +82,7 @@ def open_movie(path: str | os.PathLike[str]) -> Movie:
     if suffix in MOVIE_SUFFIXES:
         movie = _open_film(path)
     elif suffix in TIF_SUFFIXES:
-        movie = _open_pages(path)
+        movie = _open_pages(path, white)
     elif suffix in (*ANIMATION_SUFFIXES, *IMAGE_SUFFIXES):
         movie = _open_animation(path)
     else:
@@ -374,20 +377,15 @@ def _in_colour(picture: Picture, clear: bool) -> np.ndarray:
     return np.dstack([colours, alpha])
 
 
-def _open_pages(path: Path) -> Movie:
+def _open_pages(path: Path, white: float | None) -> Movie:
     """The pages of a .tif, which have no times."""
     pages = read_tif(path)
-    stated = count_frames(path)
-    if stated > len(pages):
-        remark(
-            f"{path} has {stated} pages, of which {len(pages)} of one kind are read; wanted pages of one size and "
-            "kind; save the others on their own"
-        )
+    check_white(pages, path, white)
     deep = pages.dtype != np.uint8
 
     def decode() -> Iterator[np.ndarray]:
         for page in pages:
-            yield _in_colour(Picture(page), False)
+            yield _in_colour(Picture(in_unit_range(page, white)), False)
 
     return Movie(len(pages), USUAL_FPS, decode, About(deep=deep))
 
