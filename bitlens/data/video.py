@@ -255,11 +255,10 @@ def _frames(path: Path, container: Any, stream: Any) -> Iterator[Any]:
     missing = lacks_bytes(path)
     if not count:
         raise ValueError("no frame in it")
-    if missing or count < stream.frames:
-        says = f"{missing} bytes more" if missing else f"{stream.frames} frames"
+    if missing:
         remark(
-            f"{path} ends early: {count} frames are read, and its header states {says}; wanted a complete file; "
-            "copy or record it again if the rest matters"
+            f"{path} ends early: {count} frames are read, and its header states {missing} bytes more; wanted a whole "
+            "file; copy or record it again if the rest matters"
         )
     if damaged:
         remark(f"{path} has {damaged} damaged frame(s) of {count}, says the decoder; wanted whole ones; copy it again")
@@ -278,7 +277,7 @@ def _open_film(path: Path) -> Movie:
             last = frame
         clear = stream.format is not None and any(part.is_alpha for part in stream.format.components)
         count, deep, aspect = len(times), _is_deep(stream), Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
-        sound = path if len(container.streams.audio) else None
+        sound, avi = path if len(container.streams.audio) else None, container.format.name == "avi"
         if container.streams.subtitles:
             remark(f"{path} has subtitles, which are left out; wanted none; add them to the result by other means")
         lasting = Fraction(0) if last is None else Fraction(last.duration or 0) * Fraction(last.time_base or 1)
@@ -291,7 +290,8 @@ def _open_film(path: Path) -> Movie:
     uneven: tuple[Fraction, ...] = ()
     if rising and count:
         step = Fraction(1, 1000) if rate else Fraction(0)
-        if any(abs(time - index / fps) > step for index, time in enumerate(known)):
+        begin = known[0] if avi else Fraction(0)  # FFmpeg's .avi begins late by the frames that are predicted ahead
+        if any(abs(time - begin - index / fps) > step for index, time in enumerate(known)):
             uneven = (*known, known[-1] + (lasting if lasting > 0 else 1 / fps))
             fps = count / (uneven[-1] - uneven[0])
     about = About(uneven, aspect, deep, *tags, sound, start)

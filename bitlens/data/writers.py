@@ -38,6 +38,9 @@ UNSPECIFIED, BT709, BT2020 = 2, 1, 9
 LIMITED = 1
 """Levels from 16 to 235, as FFmpeg numbers ranges."""
 
+SPEAKERS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+"""What so many channels of sound usually are."""
+
 FINEST = 90_000
 """Ticks per second where the times of frames have no common measure below a million."""
 
@@ -402,6 +405,9 @@ def _sound(av: Any, container: Any, about: About) -> Iterator[Callable[[Fraction
             remark(f"{container.format.name} does not take sound of {names}, which is left out; wanted .mkv to keep it")
         copies = {stream.index: container.add_stream_from_template(stream) for stream in taken}
         for stream in taken:
+            layout = stream.codec_context.layout
+            if "channels" in layout.name and layout.nb_channels in SPEAKERS:  # .avi says their number alone
+                copies[stream.index].codec_context.layout = SPEAKERS[layout.nb_channels]
             with suppress(KeyError, ValueError):  # a language that the container cannot say
                 copies[stream.index].metadata.update(stream.metadata)
         packets = iter(source.demux(taken)) if taken else iter(())

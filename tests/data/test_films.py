@@ -56,7 +56,9 @@ def film(
         stream: Any = container.add_stream(codec, rate=25)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels
-        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        tick = Fraction(1, 25 if path.suffix == ".avi" else 1000)
+        stream.time_base = stream.codec_context.time_base = tick
+        ticks = [round(Fraction(time, 1000) / tick) for time in times]
         if codec == "libx264":
             stream.options = {"crf": "4"}
         stream.codec_context.sample_aspect_ratio = aspect
@@ -71,12 +73,12 @@ def film(
             frame = av.VideoFrame.from_ndarray(levels, format="rgb24" if levels.dtype == np.uint8 else "rgb48le")
             if tags is not None:
                 frame = frame.reformat(format=pixels, dst_colorspace=tags[0], dst_color_range=tags[1])
-            frame.pts, frame.time_base = times[index], Fraction(1, 1000)
+            frame.pts, frame.time_base = ticks[index], tick
             for packet in stream.encode(frame):
-                packet.duration = times[list(times).index(packet.pts) + 1] - packet.pts
+                packet.duration = ticks[ticks.index(packet.pts) + 1] - packet.pts
                 container.mux(packet)
         for packet in stream.encode():
-            packet.duration = times[list(times).index(packet.pts) + 1] - packet.pts
+            packet.duration = ticks[ticks.index(packet.pts) + 1] - packet.pts
             container.mux(packet)
         if tone is not None:
             wave = np.sin(np.arange(16 * times[-1]) * 0.17)[None].astype(np.float32)
@@ -176,6 +178,17 @@ def test_sound_that_a_container_does_not_take(tmp_path: Path) -> None:
     assert len(read_video(tmp_path / "copy.avi")) == 6
 
 
+def test_films_in_avi_begin_at_0(tmp_path: Path) -> None:
+    """FFmpeg reads them as late by the frames that were predicted ahead, and their sound without its layout."""
+    source = film(tmp_path / "a.avi", sound="pcm_s16le")
+    assert open_movie(source).about.times == ()
+    for suffix in (".mp4", ".mkv", ".avi"):
+        times, _, _ = shown(copied(source, tmp_path / f"copy{suffix}"))
+        assert times == list(range(0, 240, 40))
+        with av.open(str(tmp_path / f"copy{suffix}")) as container:
+            assert container.streams.audio[0].codec_context.name == "pcm_s16le"
+
+
 def test_the_shape_of_pixels_is_kept_or_said(tmp_path: Path) -> None:
     source = film(tmp_path / "a.mp4", aspect=Fraction(2))
     assert shown(copied(source, tmp_path / "copy.mp4"))[2]["aspect"] == 2
@@ -239,7 +252,7 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-@pytest.mark.parametrize("part", [0.97, 0.8, 0.5])
+@pytest.mark.parametrize("part", [0.97, 0.5])
 def test_films_that_end_early_are_said_or_refused(tmp_path: Path, said: list[str], name: str, part: float) -> None:
     generator = np.random.default_rng(0)
     noise = [np.kron(generator.integers(0, 256, (4, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(24)]
@@ -293,7 +306,7 @@ def test_codecs_that_no_decoder_knows(tmp_path: Path) -> None:
 def test_mutated_films_are_refused_in_words(tmp_path: Path, said: list[str]) -> None:
     content = film(tmp_path / "a.mp4", sound="aac").read_bytes()
     generator, path = np.random.default_rng(3), tmp_path / "b.mp4"
-    for _ in range(60):
+    for _ in range(25):
         changed = bytearray(content)
         for place in generator.integers(0, len(content), generator.integers(1, 8)):
             changed[place] = generator.integers(256)
