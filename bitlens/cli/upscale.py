@@ -398,7 +398,7 @@ def band_window(network: Any, size: tuple[int, ...], memory_mb: int, running: An
     cut = cut_of(network)
     overlap, multiple = cut["overlap"], cut["multiple"]
     need, taken = need_of(network, running)
-    best: tuple[int, tuple[int, int]] | None = None
+    best: tuple[tuple[int, int], tuple[int, int]] | None = None  # pixels and tiles that are computed, and the tile
     rows = height
     while True:
         band_mb = 3 * rows * width * network.scale**2 * 4 / 2**20
@@ -410,7 +410,8 @@ def band_window(network: Any, size: tuple[int, ...], memory_mb: int, running: An
                 raise
         else:
             work = sum((row.stop - row.start) * (column.stop - column.start) for row in tall for column in wide)
-            best = min(best or (work, window), (work, window))
+            found = (work, len(tall) * len(wide)), window
+            best = min(best or found, found)
         if rows <= 2 * overlap + multiple:
             assert best is not None
             return best[1]
