@@ -78,7 +78,8 @@ def video_writer(
     By suffix: `.avi .mkv` FFV1 (grey: lossless at 8 bits); `.mp4` H.264 in 4:2:0 (lossy; an odd height or width is
     padded by repeating the last row or column, since players want even sizes; tagged as BT.709); `.gif` 8 bits; `.webp
     .png` 8 bits, lossless (all frames are held until the end); `.npz` float32 as `video`; `.tif` 16-bit grey or 8-bit
-    colour pages; no suffix or a closing '/': a folder of 8-bit PNG frames.
+    colour pages; no suffix or a closing '/': a folder of 8-bit PNG frames. Where `about` says that frames are deep, 10
+    bits in `.mp4`, and 16 in `.avi .mkv .tif` and folders.
 
     What of `about` the kind of file cannot hold is left out with a remark.
 
