@@ -1,13 +1,27 @@
-"""Writes every output whole or not at all: a temporary name beside the target, renamed at the end."""
+"""Writes every output whole or not at all: a temporary name beside the target, renamed at the end.
+
+What a reader or writer cannot keep of a file is said through `remark`: a warning in the library, a note at the command
+line.
+"""
 
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_folder", "atomic_path"]
+__all__ = ["FileRemark", "atomic_folder", "atomic_path", "remark"]
+
+
+class FileRemark(UserWarning):
+    """What a file holds and its reader or writer does not keep, or what looks wrong in it: one line for people."""
+
+
+def remark(message: str) -> None:
+    """Warn of it, as `FileRemark`. The message has the three parts of an error's."""
+    warnings.warn(message, FileRemark, stacklevel=3)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ All tiles have one size, since engines compile a model for every size; the last 
 with `multiple` > 1 pads anyway.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Cut", "cuts", "tiled", "window_for"]
+__all__ = ["Cut", "bands", "cuts", "tiled", "window_for"]
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,7 @@ def tiled(
     count, result = len(rows) * len(columns), None
     for index in range(count):
         row, column = rows[index // len(columns)], columns[index % len(columns)]
-        tile = function(*(one[..., row.start : row.stop, column.start : column.stop] for one in inputs))
-        wanted = (scale * (row.stop - row.start), scale * (column.stop - column.start))
-        if tuple(tile.shape[-2:]) != wanted:
-            raise ValueError(
-                f"the function returned {tuple(tile.shape[-2:])} for a tile of {row.stop - row.start}x"
-                f"{column.stop - column.start}; wanted {wanted}; correct scale={scale}, or the function"
-            )
+        tile = _tile(function, inputs, row, column, scale)
         if count == 1:
             result = tile
         else:
@@ -91,6 +85,49 @@ def tiled(
         if on_tile is not None:
             on_tile(index + 1, count)
     return result
+
+
+def bands(
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    *,
+    window: tuple[int, int],
+    overlap: int,
+    multiple: int = 1,
+    scale: int = 1,
+    blend: bool = False,
+    on_tile: Callable[[int, int], None] | None = None,
+) -> Iterator[Any]:
+    """What `tiled` returns, in bands of rows (..., n, scale w) from top to bottom: each when its tiles are computed.
+
+    No more than one band is held, which is what a result larger than memory needs.
+
+    Raises:
+        ValueError: as `tiled`, whenever that is found.
+    """
+    height, width = _common_size(inputs)
+    rows = cuts(height, window[0], overlap, multiple)
+    columns = cuts(width, window[1], overlap, multiple)
+    before: Any = None  # rows that the tiles above have added to, and those below will
+    for index, row in enumerate(rows):
+        fade = row.fade if blend else (0, 0)
+        top, bottom = row.kept[0] - fade[0], row.kept[1] + fade[1]
+        kept = (row.kept[0] - top, row.kept[1] - top)
+        moved = replace(row, start=row.start - top, stop=row.stop - top, kept=kept)
+        band: Any = None
+        for number, column in enumerate(columns):
+            tile = _tile(function, inputs, row, column, scale)
+            if band is None:
+                band = _zeros(tile, scale * (bottom - top), scale * width)
+                if before is not None:
+                    band[..., : before.shape[-2], :] = before
+            _paste(tile, band, moved, column, scale, blend)
+            del tile
+            if on_tile is not None:
+                on_tile(index * len(columns) + number + 1, len(rows) * len(columns))
+        done = scale * (row.kept[1] - fade[1] - top)
+        before = band[..., done:, :] + 0 if fade[1] else None
+        yield band[..., :done, :]
 
 
 def cuts(size: int, window: int, overlap: int, multiple: int = 1) -> list[Cut]:
@@ -200,6 +237,18 @@ def _common_size(inputs: Sequence[Any]) -> tuple[int, int]:
         shapes = ", ".join(str(tuple(one.shape)) for one in inputs)
         raise ValueError(f"inputs of shapes {shapes}; wanted one or more of one height and width; cut them alike")
     return size
+
+
+def _tile(function: Callable[..., Any], inputs: Sequence[Any], row: Cut, column: Cut, scale: int) -> Any:
+    """The function's result for one cut of all inputs."""
+    tile = function(*(one[..., row.start : row.stop, column.start : column.stop] for one in inputs))
+    wanted = (scale * (row.stop - row.start), scale * (column.stop - column.start))
+    if tuple(tile.shape[-2:]) != wanted:
+        raise ValueError(
+            f"the function returned {tuple(tile.shape[-2:])} for a tile of {row.stop - row.start}x"
+            f"{column.stop - column.start}; wanted {wanted}; correct scale={scale}, or the function"
+        )
+    return tile
 
 
 def _zeros(tile: Any, height: int, width: int) -> Any:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bitlens.tiles import cuts, tiled, window_for
+from bitlens.tiles import bands, cuts, tiled, window_for
 
 Sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
 
@@ -94,6 +94,27 @@ def test_every_pixel_is_covered_once(size: tuple[int, int], overlap: int, room: 
     found = tiled(enlarge, [ones], window=window, overlap=overlap, scale=scale, blend=blend)
     assert isinstance(found, np.ndarray) and found.dtype == np.float32
     np.testing.assert_allclose(found, np.ones((2, 3, scale * size[0], scale * size[1])), atol=1e-6)
+
+
+@settings(max_examples=60)
+@given(
+    Sizes, st.integers(0, 12), st.tuples(st.integers(1, 30), st.integers(1, 30)), st.sampled_from([1, 3]), st.booleans()
+)
+def test_bands_are_the_whole_in_pieces(
+    size: tuple[int, int], overlap: int, room: tuple[int, int], scale: int, blend: bool
+) -> None:
+    image = torch.rand(2, *size)
+    how: dict = dict(window=(2 * overlap + room[0], 2 * overlap + room[1]), overlap=overlap, scale=scale, blend=blend)
+
+    def enlarge(x: Tensor) -> Tensor:
+        return (x - 0.1 * x.mean()).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+    counts: list[tuple[int, int]] = []
+    pieces = list(bands(enlarge, [image], **how, on_tile=lambda *count: counts.append(count)))
+    torch.testing.assert_close(torch.cat(pieces, 1), tiled(enlarge, [image], **how))
+    assert counts[-1][0] == counts[-1][1] == len(counts) and len(pieces) == len(
+        cuts(size[0], how["window"][0], overlap)
+    )
 
 
 def test_blending_leaves_no_step() -> None:

@@ -9,13 +9,17 @@ import difflib
 import os
 import re
 import shutil
+import signal
 import sys
 import textwrap
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 from inspect import cleandoc
 from io import StringIO
+from typing import Any
 
 __all__ = ["VERBS", "main"]
 
@@ -46,7 +50,7 @@ FLAGS = (
     (r"crop=\(top, left, height, width\)", "--crop top,left,height,width"),
     (r"crop=\(top, left, (\d+), (\d+)\)", r"--crop top,left,\1,\2"),
     (r"\bmask_(key|axes)=", r"mask-\1="),
-    (r"\b(gain|key|axes|mask-key|mask-axes|dark|flat|bayer)=\.\.\.", r"--\1 ..."),
+    (r"\b(gain|key|axes|mask-key|mask-axes|dark|flat|bayer|white)=\.\.\.", r"--\1 ..."),
     (r"\b(key|axes|mask-key|mask-axes)='(\w+)'", r"--\1 \2"),
 )
 """How the library's messages name an argument -> how one types it here."""
@@ -54,10 +58,15 @@ FLAGS = (
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end (SIGTERM, or SIGHUP): outputs are left as at Ctrl-C, absent or whole."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; `argv` is what follows `bitlens`, None: the process's.
 
-    0: done. 2: refused, with one line on stderr. 130: interrupted. `BITLENS_DEBUG=1` shows the traceback.
+    0: done. 2: refused, with one line on stderr. 130: interrupted; 128 + the signal: terminated by it.
+    `BITLENS_DEBUG=1` shows the traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -69,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(f"bitlens {__version__}")
             return 0
-        return _run(*arguments)
+        with orderly_end(), remarks_as_notes():
+            return _run(*arguments)
+    except Terminated as signalled:
+        return _complain(arguments, "terminated", 128 + signalled.args[0])
     except KeyboardInterrupt:
         return _complain(arguments, "interrupted", INTERRUPTED)
     except BrokenPipeError:  # `bitlens models | head -1`: the reader has what it wanted
@@ -79,6 +91,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("BITLENS_DEBUG") == "1":
             raise
         return _complain(arguments, in_flags(str(error)) or type(error).__name__, USAGE_ERROR)
+
+
+@contextmanager
+def orderly_end() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Terminated`, so that temporary files are removed; where they would just kill."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # handlers belong to the main thread
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is signal.SIG_DFL:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def remarks_as_notes() -> Iterator[None]:
+    """What `files.remark` warns of is printed as `note: ...`, the same only once; other warnings stay as they are."""
+    from bitlens.files import FileRemark
+
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.simplefilter("always", FileRemark)
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            line = " ".join(str(message).split())
+            if not issubclass(category, FileRemark):
+                usual(message, category, *place, **more)
+            elif line not in said:
+                said.add(line)
+                print(f"note: {in_flags(line)}", flush=True)
+
+        warnings.showwarning = show
+        yield
 
 
 def in_flags(message: str) -> str:

@@ -19,7 +19,8 @@ class Measure:
     """
 
     video: tyro.conf.Positional[Path]
-    """The video: .mp4 .avi .mkv .mov .gif .avif .tif .npz .npy .mat, or a folder of images. Read as grey."""
+    """The video: .mp4 .avi .mkv .mov .webm .gif .avif .webp .tif .npz .npy .mat, or a folder of images. Read as grey,
+    turned as players show it."""
     mask: str
     """The mask: .mat .npz .npy .tif or a folder of images; or random, with half of the pixels open."""
     out: Path
@@ -36,13 +37,14 @@ class Measure:
     """Store the measured frames too, for scoring."""
 
     def run(self) -> None:
-        from bitlens.cli.shared import check_seed, output_file, parse_crop
+        from bitlens.cli.shared import check_other, check_seed, output_file, parse_crop
         from bitlens.data.capture import simulate, write_capture
         from bitlens.data.masks import random_mask, read_mask
         from bitlens.data.video import read_video
         from bitlens.report import console
 
         check_seed(self.seed)
+        check_other(self.out, self.video, self.mask)
         if not 0 <= self.noise < math.inf:
             raise ValueError(f"--noise {self.noise:g}; wanted a finite number >= 0; change it")
         crop = parse_crop(self.crop)

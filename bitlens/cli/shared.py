@@ -50,6 +50,13 @@ def check_positive(flag: str, value: float | int) -> None:
         raise ValueError(f"{flag} {value:g}; wanted a finite number above 0; change it")
 
 
+def check_other(out: "str | Path", *sources: "str | Path") -> None:
+    """Refuse to write over what is read."""
+    for source in sources:
+        if Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
+            raise ValueError(f"--out {out} is {source}, which is read; wanted another place; choose another name")
+
+
 @contextmanager
 def output_file(path: Path | None, *suffixes: str) -> Iterator[Path | None]:
     """Yield a temporary path that becomes `path` in the end; a bad place is refused before the work begins.

@@ -1,5 +1,7 @@
 """`bitlens upscale`: enlarge pictures and videos with a super-resolution network, in tiles that fit into memory."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,6 +10,8 @@ import tyro
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from bitlens.data.images import Picture
 
 MOST_CONTEXT = 48
 """Pixels. A network that sees farther gets `CONTEXT` around its tiles, which are blended; the others are exact."""
@@ -29,6 +33,13 @@ bits, 256 x 256, compilation included: 0.4 (IMDN), 0.6 (PAN).
 """
 
 
+FAR = 1.0
+"""How far beyond [0, 1] a result may go before it is said. Sound networks overshoot by some tenths at sharp edges."""
+
+FLAT = 0.01
+"""A result that spans less than this, of a picture that spans ten times as much, is said to be flat."""
+
+
 @dataclass(frozen=True)
 class Upscale:
     """Enlarge a picture, all pictures of a folder, or a video, by the scale of the network.
@@ -36,62 +47,131 @@ class Upscale:
     What does not fit into --memory-mb as a whole is cut into tiles, which overlap. A network that sees no farther than
     48 pixels (PAN, EDSR) gives exactly what it gives for the whole picture; the tiles of others are blended.
 
+    What a file says of itself is kept: orientation, transparency (enlarged beside the colours), 16 bits, colour profile
+    and resolution; of a video times, sound, the shape of pixels, 10 bits and colours. What a kind of file cannot hold
+    is said.
+
     Example:
         bitlens upscale photo.jpg --model ngswin-x2.safetensors --out photo-x2.png
         bitlens upscale film.mp4 --model imdn-x2.safetensors --out film-x2.mp4
     """
 
     source: tyro.conf.Positional[Path]
-    """An image, a folder of them (.png .jpg .bmp .tif), or a video (.mp4 .avi .mkv .mov .webm .gif .avif)."""
+    """An image, a folder of them (.png .jpg .bmp .tif .webp .gif .avif), or a video (.mp4 .avi .mkv .mov .webm; an
+    animated .gif .webp .png .avif; a .tif of several pages)."""
     model: str
     """A super-resolution network: a shipped name (see `bitlens models`) or the path of a .safetensors."""
     out: str
-    """A .png to write; for a folder a new or empty folder, which gets one .png for each picture; for a video a video
-    (.mp4 .avi .mkv .gif .npz .tif, without sound) or a folder of .png frames."""
+    """A .png or .tif to write; for a folder a new or empty folder, which gets one .png for each picture; for a video a
+    video (.mp4 .mkv with sound, .avi, .gif .webp .png, .tif, .npz) or a folder of .png frames."""
     engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
     """What computes: torch (low bits are simulated), openvino (int8 on the CPU; each size of tile is compiled once), or
     native (our kernels: SwinIR), or reference (integers in plain torch, slow); onnxruntime knows video networks alone.
     auto: for low-bit networks native where it knows them, or openvino; else torch."""
     memory_mb: int = 2000
     """The most memory to take, in MB of 2^20 bytes, the program itself included."""
+    recursive: bool = False
+    """Enlarge the pictures in the folders of a folder too; the result has the same folders."""
+    white: float | None = None
+    """The value of white in pictures of 16 bits or floats: 4095 for 12 bits of a camera. Default: 65535, and 1."""
 
     def run(self) -> None:
         from bitlens import checkpoint
         from bitlens.cli.pictures import scale_of
-        from bitlens.cli.shared import check_positive, output_file
-        from bitlens.data.images import write_png
-        from bitlens.data.pairs import picture_files
-        from bitlens.data.video import ANIMATION_SUFFIXES, MOVIE_SUFFIXES
-        from bitlens.files import atomic_folder
+        from bitlens.cli.shared import check_other, check_positive
 
         check_positive("--memory-mb", self.memory_mb)
-        is_video = self.source.suffix.lower() in MOVIE_SUFFIXES + ANIMATION_SUFFIXES and not self.source.is_dir()
-        files = [] if is_video else picture_files(self.source)
+        if self.white is not None:
+            check_positive("--white", self.white)
+        if not self.source.exists():
+            raise FileNotFoundError(
+                f"no file or folder {self.source}; wanted an image or a folder of images, or a video; check the path"
+            )
+        check_other(self.out, self.source)
         network = checkpoint.load(self.model)
         if scale_of(network) is None:
             raise ValueError(f"{self.model} reconstructs video; wanted a super-resolution network; see bitlens models")
-        if is_video:
-            self.enlarge_movie(network)
-            return
+        if self.source.is_dir():
+            self.enlarge_folder(network)
+        else:
+            self.enlarge_file(network, self.source, self.out)
+
+    def enlarge_folder(self, network: Any) -> None:
+        """Write every picture of the folder that can be enlarged.
+
+        Raises:
+            ValueError: in the end, naming those that could not be.
+        """
+        from bitlens.data.images import IMAGE_SUFFIXES, folder_images
+        from bitlens.data.video import ANIMATION_SUFFIXES, MOVIE_SUFFIXES
+        from bitlens.files import remark
+
         out = Path(self.out)
-        if self.source.is_file():
-            with output_file(out, ".png") as path:
-                assert path is not None
-                running = self.start(network)
-                write_png(path, self.enlarged(network, running, files[0]))
-            print(f"wrote {self.out}")
-            return
-        stems = [file.stem for file in files]
-        twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"{out} is there and not empty; wanted a new or an empty folder; choose another name")
+        files = folder_images(self.source, (*IMAGE_SUFFIXES, *ANIMATION_SUFFIXES), self.recursive)
+        names = [str(file.relative_to(self.source).with_suffix("")) for file in files]
+        twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"{self.source} has two pictures named {twice}; wanted one of each name; rename one")
-        with atomic_folder(out) as folder:
-            running = self.start(network)
-            for file in files:
-                write_png(folder / f"{file.stem}.png", self.enlarged(network, running, file))
+        inside = list(self.source.iterdir())
+        if not self.recursive and any(each.is_dir() and each.name[0] != "." for each in inside):
+            remark(f"{self.source} has folders, which are left out; wanted pictures; pass --recursive for theirs")
+        if any(each.suffix.lower() in MOVIE_SUFFIXES for each in inside):
+            remark(f"{self.source} has films, which are left out; wanted pictures; give the films one by one")
+        running = self.start(network)
+        broken: list[str] = []
+        for file, name in zip(files, names, strict=True):
+            try:
+                moving = {".avif": ".webp"}.get(file.suffix.lower(), file.suffix.lower())
+                suffix = ".png" if self.frames_of(file) == 1 else moving
+                self.enlarge_file(network, file, str(out / f"{name}{suffix}"), running)
+            except (ValueError, MemoryError, FileNotFoundError, PermissionError) as error:
+                broken.append(str(file.relative_to(self.source)))
+                remark(f"{file} is left out: {error}")
+        if broken:
+            raise ValueError(
+                f"{len(broken)} of {len(files)} pictures could not be enlarged ({', '.join(broken)}), the others are "
+                f"in {out}; wanted whole pictures; the notes above say what is wrong with each"
+            )
         print(f"wrote {len(files)} pictures to {self.out}")
 
-    def enlarge_movie(self, network: Any) -> None:
+    def frames_of(self, file: Path) -> int:
+        """Frames or pages of a file; 0 for a film, whose frames are not counted here."""
+        from bitlens.data.images import count_frames
+        from bitlens.data.video import MOVIE_SUFFIXES
+
+        return 0 if file.suffix.lower() in MOVIE_SUFFIXES else count_frames(file)
+
+    def enlarge_file(self, network: Any, file: Path, out: str, running: Any = None) -> None:
+        """Write the enlarged picture or video. `running`: what computes, where that has been started for a folder."""
+        from bitlens.data.pictures import PICTURE_SUFFIXES
+        from bitlens.data.video import ANIMATION_SUFFIXES
+
+        frames = self.frames_of(file)
+        animated = file.suffix.lower() in ANIMATION_SUFFIXES and Path(out).suffix.lower() not in PICTURE_SUFFIXES
+        if frames == 1 and not animated:
+            self.enlarge_picture(network, file, Path(out), running)
+        else:
+            self.enlarge_movie(network, file, out, running)
+
+    def enlarge_picture(self, network: Any, file: Path, out: Path, running: Any = None) -> None:
+        """Write the enlarged picture, in strips."""
+        from bitlens.cli.shared import output_file
+        from bitlens.data.images import check_white, load_picture
+        from bitlens.data.pictures import PICTURE_SUFFIXES, write_picture
+
+        with output_file(out, *PICTURE_SUFFIXES) as path:
+            assert path is not None
+            picture = load_picture(file)
+            check_white(picture.levels, file, self.white)
+            running, alone = running or self.start(network), running is None
+            height, width = (network.scale * length for length in picture.levels.shape[:2])
+            write_picture(path, height, width, self.enlarged(network, running, picture, file), picture)
+        if alone:
+            print(f"wrote {out}")
+
+    def enlarge_movie(self, network: Any, file: Path, out: str, running: Any = None) -> None:
         """Write the enlarged video, one frame after the other."""
         import numpy as np
 
@@ -99,21 +179,30 @@ class Upscale:
         from bitlens.data.video import open_movie
         from bitlens.data.writers import video_writer
 
-        with output_video(self.out) as path:
-            movie = open_movie(self.source)
-            running = self.start(network)
-            with video_writer(path, movie.frames, movie.fps) as write, progress("frames") as bar:
-                task = bar.add_task(self.source.name, total=movie.frames)
+        with output_video(out) as path:
+            movie = open_movie(file, self.white)
+            running, alone = running or self.start(network), running is None
+            watch = Watch(str(file))
+            with video_writer(path, movie.frames, movie.fps, movie.about) as write, progress("frames") as bar:
+                task = bar.add_task(file.name, total=movie.frames)
                 window = None
                 for frame in movie:
                     if window is None:  # that of all frames: the encoder's memory comes with the first ones
                         held = ENCODED * 1.5 * frame[..., 0].size * network.scale**2 / 2**20
                         window = window_of(network, frame.shape[:2], self.memory_mb, running, held)
-                    picture = np.ascontiguousarray(frame.transpose(2, 0, 1))  # 3 h w
+                    alpha = frame[..., 3] if frame.shape[-1] == 4 else None
+                    colours = frame[..., :3] if alpha is None else without_hidden(frame[..., :3], alpha)
+                    picture = np.ascontiguousarray(colours.transpose(2, 0, 1))  # 3 h w
                     large = enlarge_tiled(network, picture, self.memory_mb, None, running, window)
-                    write(large.transpose(1, 2, 0)[None])
+                    watch.see(picture, large)
+                    large = large.transpose(1, 2, 0)
+                    if alpha is not None:
+                        large = np.dstack([large, enlarge_alpha(alpha, network.scale)])
+                    write(large[None])
                     bar.advance(task)
-        print(f"wrote {movie.frames} frames to {self.out}")
+            watch.remark()
+        if alone:
+            print(f"wrote {movie.frames} frames to {out}")
 
     def start(self, network: Any) -> Any:
         """What runs the network."""
@@ -126,20 +215,114 @@ class Upscale:
         print(f"engine: {how}")
         return running
 
-    def enlarged(self, network: Any, running: Any, file: Path) -> "np.ndarray":
-        """The enlarged picture, uint8 (h, w, 3)."""
-        from bitlens.cli.shared import progress
-        from bitlens.data.images import to_float
-        from bitlens.data.pairs import read_picture
+    def enlarged(self, network: Any, running: Any, picture: "Picture", file: Path) -> "Iterator[np.ndarray]":
+        """The enlarged picture, a few rows at a time: levels (n, w, channels) of 8 bits, or 16 for finer ones."""
+        import numpy as np
 
-        picture = to_float(read_picture(file))  # 3 h w
+        from bitlens.cli.pictures import enlarge
+        from bitlens.cli.shared import progress
+        from bitlens.data.images import in_unit_range, to_float, to_grey, to_levels
+        from bitlens.tiles import bands
+
+        dtype = np.uint8 if picture.levels.dtype == np.uint8 else np.uint16
+        grey, levels, alpha = picture.levels.ndim == 2, picture.levels, None
+        if picture.alpha is not None:
+            levels = without_hidden(levels, picture.alpha)
+            alpha = to_levels(enlarge_alpha(to_float(picture.alpha), network.scale), dtype)
+
+        def values(tile: "np.ndarray") -> "np.ndarray":
+            """A tile (1 or 3, h, w) of levels as (3, h, w) in [0, 1]."""
+            return np.array(np.broadcast_to(in_unit_range(tile, self.white), (3, *tile.shape[1:])))
+
+        watch, done = Watch(str(file)), 0
+        planes = levels[None] if grey else levels.transpose(2, 0, 1)
+        cut = cut_of(network)
         with progress("tiles") as bar:
             task = bar.add_task(file.name, total=None)
-            large = enlarge_tiled(
-                network, picture, self.memory_mb, lambda done, count: bar.update(task, completed=done, total=count),
-                running,
-            )  # fmt: skip
-        return levels_last(large)
+
+            def run(tile: "np.ndarray") -> "np.ndarray":
+                small = values(tile)
+                large = enlarge(running, small, "upscale")
+                watch.see(small, large)
+                return large
+
+            for band in bands(
+                run,
+                [planes],
+                window=band_window(network, planes.shape[1:], self.memory_mb, running),
+                scale=network.scale,
+                blend=cut["overlap"] != network.radius,
+                on_tile=lambda done, count: bar.update(task, completed=done, total=count),
+                **cut,
+            ):
+                for first in range(0, band.shape[1], 64):
+                    part = band[:, first : first + 64].transpose(1, 2, 0)
+                    level = to_levels(to_grey(part)[..., None] if grey else part, dtype)
+                    if alpha is not None:
+                        level = np.dstack([level, alpha[done : done + len(level)]])
+                    done += len(level)
+                    yield level
+        watch.remark()
+
+
+@dataclass
+class Watch:
+    """Looks at results for what cannot be right."""
+
+    name: str
+    low: float = math.inf
+    high: float = -math.inf
+    """Of what came out."""
+    dark: float = math.inf
+    light: float = -math.inf
+    """Of what went in."""
+
+    def see(self, small: "np.ndarray", large: "np.ndarray") -> None:
+        """Take note of a part of a picture, and of its enlargement."""
+        self.low, self.high = min(self.low, float(large.min())), max(self.high, float(large.max()))
+        self.dark, self.light = min(self.dark, float(small.min())), max(self.light, float(small.max()))
+
+    def remark(self) -> None:
+        """Say what was seen."""
+        from bitlens.files import remark
+
+        if self.low < -FAR or self.high > 1 + FAR:
+            remark(
+                f"{self.name}: the network's output spans [{self.low:.6g}, {self.high:.6g}], far beyond [0, 1], and "
+                "cannot be right; wanted a network that fits such pictures; try another one (IMDN, say)"
+            )
+        elif self.high - self.low < FLAT and self.light - self.dark > 10 * FLAT:
+            remark(
+                f"{self.name}: the network's output is {self.low:.3g} everywhere, and cannot be right; wanted a "
+                "trained network; try another one"
+            )
+
+
+def without_hidden(levels: "np.ndarray", alpha: "np.ndarray") -> "np.ndarray":
+    """Levels (h, w) or (h, w, 3) in which pixels that cannot be seen have the colour of the nearest that can.
+
+    What lies hidden under transparency, noise often, would otherwise be drawn into what is seen.
+    """
+    import numpy as np
+    from scipy.ndimage import distance_transform_edt
+
+    hidden = alpha == 0
+    if not hidden.any():
+        return levels
+    if hidden.all():
+        return np.zeros_like(levels)
+    nearest: Any = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    return levels[nearest[0], nearest[1]]
+
+
+def enlarge_alpha(alpha: "np.ndarray", scale: int) -> "np.ndarray":
+    """Transparency (h, w) in [0, 1], enlarged by bicubic interpolation, in [0, 1]."""
+    import numpy as np
+    from PIL import Image
+
+    size = scale * alpha.shape[1], scale * alpha.shape[0]
+    large = Image.fromarray(np.ascontiguousarray(alpha, np.float32)).resize(size, Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(large), 0, 1)
 
 
 def enlarge_tiled(
@@ -195,19 +378,57 @@ def window_of(
     Raises:
         ValueError: the budget does not hold the smallest tile.
     """
-    from bitlens.cli.memory import bytes_per_pixel
-    from bitlens.cli.tiling import used_mb
-    from bitlens.quant.layers import quantized_layers
     from bitlens.tiles import window_for
 
     height, width = size
     result_mb = 3 * height * width * network.scale**2 * (4 + 2) / 2**20  # floats, then levels, twice
+    need, taken = need_of(network, running)
+    return window_for(memory_mb, need, taken + result_mb + held_mb, size=(height, width), **cut_of(network))
+
+
+def band_window(network: Any, size: tuple[int, ...], memory_mb: int, running: Any) -> tuple[int, int]:
+    """The tile that costs the least computation where no more of the result is held than the rows of one tile.
+
+    Raises:
+        ValueError: the budget does not hold the smallest tile.
+    """
+    from bitlens.tiles import cuts, window_for
+
+    height, width = size
+    cut = cut_of(network)
+    overlap, multiple = cut["overlap"], cut["multiple"]
+    need, taken = need_of(network, running)
+    best: tuple[tuple[int, int], tuple[int, int]] | None = None  # pixels and tiles that are computed, and the tile
+    rows = height
+    while True:
+        band_mb = 3 * rows * width * network.scale**2 * 4 / 2**20
+        try:
+            window = window_for(memory_mb, need, taken + band_mb, size=(rows, width), **cut)
+            tall, wide = cuts(height, window[0], overlap, multiple), cuts(width, window[1], overlap, multiple)
+        except ValueError:
+            if rows <= 2 * overlap + multiple and best is None:
+                raise
+        else:
+            work = sum((row.stop - row.start) * (column.stop - column.start) for row in tall for column in wide)
+            found = (work, len(tall) * len(wide)), window
+            best = min(best or found, found)
+        if rows <= 2 * overlap + multiple:
+            assert best is not None
+            return best[1]
+        rows = max(-(-rows // 2), 2 * overlap + multiple)
+
+
+def need_of(network: Any, running: Any) -> tuple[float, float]:
+    """Bytes for each pixel of a tile while it is computed, and MB that are taken whatever the tiles are."""
+    from bitlens.cli.memory import bytes_per_pixel
+    from bitlens.cli.tiling import used_mb
+    from bitlens.quant.layers import quantized_layers
+
     if type(running).__module__ == "bitlens.engine.openvino":
         room = HEADROOM["openvino"]
     else:
         room = HEADROOM["low-bit" if quantized_layers(network) else "float"]
-    taken = used_mb() + LIBRARIES_MB + result_mb + held_mb
-    return window_for(memory_mb, bytes_per_pixel(network) * room, taken, size=(height, width), **cut_of(network))
+    return bytes_per_pixel(network) * room, used_mb() + LIBRARIES_MB
 
 
 def levels_last(large: "np.ndarray") -> "np.ndarray":

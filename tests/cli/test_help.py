@@ -1,8 +1,11 @@
 """Every verb explains itself with an example, at once: `--help` loads neither torch nor numpy."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 
 import bitlens
 from bitlens.cli import VERBS, in_flags, main
+from bitlens.cli.models import Models
+from bitlens.files import FileRemark, atomic_path, remark
 
 REPOSITORY = Path(bitlens.__file__).resolve().parents[1]
 BUILT = [verb for verb in VERBS if find_spec(f"bitlens.cli.{verb}") is not None]
@@ -78,11 +83,41 @@ def test_wrong_flags_are_one_line(arguments: list[str], said: str, capsys: pytes
 
 
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from bitlens.cli.models import Models
-
     def interrupted(_: Models) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Models, "run", interrupted)
     assert main(["models"]) == 130
     assert capsys.readouterr().err == "bitlens models: interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_systems_wish_to_end_is_heard(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A half-written output is removed; afterwards the signal means what it meant."""
+
+    def ended(_: Models) -> None:
+        with atomic_path(tmp_path / "deep" / "out.txt") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(Models, "run", ended)
+    assert main(["models"]) == 128 + number
+    assert capsys.readouterr().err == "bitlens models: terminated\n"
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) == before
+
+
+def test_remarks_are_notes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def remarks(_: Models) -> None:
+        for what in ("gain=...", "gain=...", "another"):
+            remark(f"odd; pass {what}")
+
+    monkeypatch.setattr(Models, "run", remarks)
+    assert main(["models"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "note: odd; pass --gain ...\nnote: odd; pass another\n" and shown.err == ""
+    with pytest.warns(FileRemark, match="odd; pass another"):
+        remark("odd; pass another")

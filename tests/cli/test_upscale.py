@@ -90,7 +90,7 @@ def test_bad_videos(film: Path, model: Path, tmp_path: Path, capsys: pytest.Capt
         ("cut.gif", "large.gif", "cut.gif cannot be read"),
         ("junk.mp4", "large.gif", "junk.mp4 cannot be decoded"),
         ("absent.mp4", "large.gif", "no file"),
-        ("film.gif", "large.png", "cannot write a video to"),
+        ("film.gif", "large.jpg", "cannot write a video to"),
     ):
         if source == "junk.mp4":
             pytest.importorskip("av")
