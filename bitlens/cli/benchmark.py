@@ -41,7 +41,7 @@ class Benchmark:
     bf16 in the first two; the checkpoints in integers. Prints medians and spread, memory, PSNR, how much of the CPU's
     measured peak is reached, and which kernel ran every layer by the engine's own counters. Close other programs first.
 
-    Networks that enlarge pictures run in PyTorch and in OpenVINO.
+    DUN and networks that enlarge pictures run in PyTorch and in OpenVINO.
 
     Example:
         bitlens benchmark efficientsci-t-qsci-w8a8 efficientsci-t-qsci-w4a4 --json speed.json --picture speed.png
@@ -106,14 +106,14 @@ class Benchmark:
         """
         from bitlens.checkpoint import describe
 
-        wanted = "wanted low-bit checkpoints of EfficientSCI, or of one scale; for example efficientsci-t-qsci-w8a8"
+        wanted = "wanted low-bit checkpoints of EfficientSCI or DUN, or of one scale; for example dun-w8a8"
         if not self.models:
             raise ValueError(f"no model; {wanted}")
         scales = {}
         for model in self.models:
             about = describe(model)
             scales[model] = about.config.get("scale")
-            if about.method is None or (scales[model] is None and about.network != "efficientsci"):
+            if about.method is None or (scales[model] is None and about.network not in ("efficientsci", "dun")):
                 raise ValueError(f"{model} is {'a float' if about.method is None else 'another'} network; {wanted}")
             if scales[model] != scales[self.models[0]]:
                 raise ValueError(f"{model} is a network of another kind than {self.models[0]}; {wanted}")
@@ -171,7 +171,7 @@ class Benchmark:
             contestant = Contestant(name, prepare, (model, subject.inputs, self.threads, *more))
             return Row(name, model, engine, precision, kind, contestant)
 
-        cache, rows, video = str(folder / "cache"), [], subject.unit == "measurement"
+        cache, rows, everywhere = str(folder / "cache"), [], describe(self.models[0]).network == "efficientsci"
         eager, compiled, openvino = contestants.torch_eager, contestants.torch_compiled, contestants.openvino_run
         if "pytorch" in self.engines:
             rows.append(row(float_model, "PyTorch eager", "float32", "official float32", eager))
@@ -180,16 +180,16 @@ class Benchmark:
                 rows.append(row(float_model, "PyTorch compiled", kind, kind, compiled, kind == "bf16"))
             if "openvino" in self.engines:
                 rows.append(row(float_model, "OpenVINO", kind, kind, openvino, hint, cache))
-        if "onnxruntime" in self.engines and video:
+        if "onnxruntime" in self.engines and everywhere:
             rows.append(row(float_model, "ONNX Runtime", "float32", "float32", contestants.onnxruntime_run, cache))
         for model in self.models:
             bits = f"{bits_of(model)} bits"
             rows.append(row(model, "OpenVINO", bits, "low-bit", openvino, "auto", cache))
-            if not video and bits == "8 bits":
+            if not everywhere and bits == "8 bits":
                 rows.append(row(model, "OpenVINO", f"{bits}, bf16 between", "low-bit", openvino, "bf16", cache))
-            if "onnxruntime" in self.engines and video:
+            if "onnxruntime" in self.engines and everywhere:
                 rows.append(row(model, "ONNX Runtime", bits, "low-bit", contestants.onnxruntime_run, cache))
-            if "native" in self.engines and (video or describe(model).network == "swinir"):
+            if "native" in self.engines and (everywhere or describe(model).network == "swinir"):
                 rows.append(row(model, "native kernels", bits, "low-bit", contestants.native_run))
         return rows
 
@@ -231,7 +231,8 @@ def float_of(model: str, folder: Path) -> str:
     from bitlens.quant.prepare import unprepare
 
     about = checkpoint.describe(model)
-    named = about.name.partition(f"-{about.method}-")[0]  # trained on from a low-bit one, it names no float one
+    named = re.sub(rf"(-{about.method})?-w\da\d$", "", about.name)
+    # A network that was trained on from a low-bit one names no float one: its own name may.
     for name in (about.provenance.get("teacher"), about.provenance.get("start"), named):
         if name in checkpoint.shipped() and not checkpoint.describe(name).method:
             return name

@@ -39,8 +39,10 @@ def torch_compiled(model: str, inputs: Inputs, threads: int, bf16: bool) -> Run:
     keep_freed_memory()
     torch._inductor.config.freezing = True  # type: ignore[attr-defined]
     network: Any = checkpoint.load(model)
-    if len(inputs) == 1:
-        network.compile()  # a picture's network as a whole
+    if not hasattr(network, "extract_features"):
+        compiled = network.priors if hasattr(network, "priors") else [network]  # unfolding networks prior by prior
+        for part in compiled:
+            part.compile()
         return torch_run(network, inputs, threads, torch.autocast("cpu", torch.bfloat16, enabled=bf16))
     network = network.to(torch.bfloat16 if bf16 else torch.float32)
     network.compile_parts()
