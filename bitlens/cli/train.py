@@ -1,6 +1,7 @@
 """`bitlens train`: a float network from clips, or a low-bit one by quantization-aware training (QAT)."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -125,6 +126,11 @@ class Train:
             print(f"wrote {self.out} and {self.run_folder / 'record.json'}")
         return 0
 
+    @property
+    def samples(self) -> int:
+        """Samples of a step, over all processes."""
+        return self.batch * int(os.environ.get("WORLD_SIZE", "1"))
+
     def settings(self) -> Training:
         """The recipe's settings, with the flags that differ from the defaults on top."""
         if self.recipe is None:
@@ -190,7 +196,7 @@ class Train:
         from bitlens.cli.shared import describe_run
 
         return {
-            "trained": f"{result.step} steps of {self.batch} samples of {self.frames}x{self.crop}x{self.crop}",
+            "trained": f"{result.step} steps of {self.samples} samples of {self.frames}x{self.crop}x{self.crop}",
             "start": self.start,
             "widened": self.widen,
             "teacher": self.teacher,
@@ -213,7 +219,7 @@ class Train:
         return {
             "name": self.out.stem,
             "steps": result.step,
-            "samples": result.step * self.batch,
+            "samples": result.step * self.samples,
             "minutes": round(sum(ends) / 60, 1),
             "curve": [[line["step"], round(line["psnr"], 3)] for line in lines if "psnr" in line],
             "settings": asdict(settings),
