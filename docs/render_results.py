@@ -100,6 +100,8 @@ class TrainingRun:
     minutes: float
     curve: list[tuple[int, float]]
     """(step, PSNR in dB on validation clips)."""
+    kinds: dict[str, float]
+    """The last PSNR of each kind of camera, where several were validated; the curve has their mean."""
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
@@ -169,7 +171,8 @@ def read_training(folder: Path) -> list[TrainingRun]:
         try:
             curve = [(int(step), float(psnr)) for step, psnr in content["curve"]]
             numbers = int(content["steps"]), int(content["samples"]), float(content["minutes"])
-            runs.append(TrainingRun(str(content["name"]), *numbers, curve))
+            kinds = {str(kind): float(psnr) for kind, psnr in content.get("kinds", {}).items()}
+            runs.append(TrainingRun(str(content["name"]), *numbers, curve, kinds))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not the record of a training run ({type(error).__name__}: {error}); wanted name, steps, "
@@ -266,7 +269,14 @@ def training_table(runs: Sequence[TrainingRun]) -> str:
         rows.append([f"`{run.name}`", f"{run.steps:,}", f"{run.samples:,}", f"{run.minutes:.0f}", *ends])
     table = markdown(["run", "steps", "samples", "minutes", "first dB", "last dB"], rows, texts=1)
     drawn = "\n\n![learning curves](learning-curve.png)" if any(run.curve for run in runs) else ""
-    return f"{table}\n\ndB: PSNR on validation clips, which is not the PSNR on the six scenes.{drawn}"
+    about = "dB: PSNR on validation clips, which is not the PSNR on the six scenes."
+    validated = [run for run in runs if run.kinds]
+    if validated:
+        kinds = list(dict.fromkeys(kind for run in validated for kind in run.kinds))
+        rows = [[f"`{run.name}`", *(f"{run.kinds[kind]:.2f}" for kind in kinds)] for run in validated]
+        table_of_kinds = markdown(["run", *kinds], rows, texts=1)
+        about += f" Of DUN it is the mean over kinds of cameras, with other crops for each:\n\n{table_of_kinds}"
+    return f"{table}\n\n{about}{drawn}"
 
 
 def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:

@@ -182,3 +182,11 @@ def test_stages_and_cameras(checkout: Path) -> None:
     page = (checkout / "docs" / "dun.md").read_text()
     assert "| `net` | 28.00 | 30.00 |" in page and "| `net-w4a4` | 27.50 (-0.50) | 29.90 (-0.10) |" in page
     assert "| one | 25.00 |" in page and "| two | 25.50 |" in page and "| **mean** | **25.25** |" in page
+
+
+def test_kinds_of_cameras(checkout: Path) -> None:
+    run_of = {"name": "net", "steps": 10, "samples": 40, "minutes": 1.0, "curve": [[10, 30.0]]}
+    write(checkout, "training-net.json", run_of | {"kinds": {"binary": 31.0, "plate": 29.0}})
+    assert run(checkout) == 0
+    page = (checkout / "docs" / "training.md").read_text()
+    assert "| run | binary | plate |" in page and "| `net` | 31.00 | 29.00 |" in page

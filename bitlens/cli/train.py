@@ -221,6 +221,7 @@ class Train:
             "steps": result.step,
             "samples": result.step * self.samples,
             "minutes": round(sum(ends) / 60, 1),
+            "kinds": next((line["psnrs"] for line in reversed(lines) if "psnrs" in line), {}),
             "curve": [[line["step"], round(line["psnr"], 3)] for line in lines if "psnr" in line],
             "settings": asdict(settings),
         }
