@@ -9,7 +9,7 @@ import sys
 import torch
 
 import bitlens
-from bitlens.checkpoint import shipped
+from bitlens.checkpoint import default
 from bitlens.data.masks import random_mask
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.metrics import psnr_sci
@@ -25,8 +25,7 @@ def main(size: int = 256, picture: str = "demo/quickstart.png") -> float:
     camera = bitlens.VideoSCI(mask)
     measurement = camera.A(video[None, None])  # 1 h w: all that the camera delivers
 
-    here = shipped()  # name -> file
-    name = next((name for name in ("efficientsci-t-qsci-w4a4", *here) if name in here), "gap-tv")
+    name = default("video-sci")  # what `bitlens reconstruct` takes, too
     network = bitlens.load(name)
     with torch.inference_mode():
         rebuilt = network(measurement, mask[None])[0, 0]  # t h w
