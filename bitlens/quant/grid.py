@@ -224,6 +224,20 @@ class StepGrid(Grid):
         return scale, zero_point if self.kind == "free" else round_through(zero_point)
 
     @torch.no_grad()
+    def upright(self) -> None:
+        """Give a scale that training drove below zero its sign back; the grid has the same values as before.
+
+        s (c - z) = |s| (c' - z') with c' = qmin + qmax - c and z' = qmin + qmax - z: the grid was mirrored, which is a
+        grid too, but none that an integer kernel knows. (A grid without zero-point keeps its values but for the
+        outermost one, where it has one more on one side.)
+        """
+        below = self.scale < 0
+        if self.kind != "none" and bool(below.any()):
+            mirrored = self.qmin + self.qmax - self.zero_point
+            self.zero_point.copy_(torch.where(below, mirrored, self.zero_point))
+        self.scale.copy_(self.scale.abs().clamp_min(1e-8))
+
+    @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Span [low, high]; a symmetric grid spans max(|low|, |high|) on both sides.
 

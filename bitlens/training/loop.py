@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bitlens.data.clips import Batch, ClipSampler
 from bitlens.files import atomic_path
-from bitlens.quant.grid import Grid
+from bitlens.quant.grid import Grid, StepGrid
 from bitlens.quant.layers import fuse_grids, quantized_layers
 from bitlens.training.losses import LOSSES, Distillation
 from bitlens.training.muon import Muon
@@ -152,6 +152,9 @@ def train(
     if step >= settings.steps:
         reason = "finished"
         state.load_average()
+        for module in network.modules():
+            if isinstance(module, StepGrid):
+                module.upright()
     group.stop()
     network.eval()
     return Result(step, reason, last_psnr, run.writes)  # type: ignore[arg-type]
