@@ -72,9 +72,9 @@ def test_the_readme_deploys_with_nothing_but_the_engine(tmp_path: Path, monkeypa
 
 
 def command_lines() -> list[str]:
-    """Every `bitlens ...` and `torchrun ... -m bitlens ...` in the shell blocks of the pages."""
+    """Every `bitlens ...` and `torchrun ... -m -- bitlens ...` in the shell blocks of the pages."""
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
-    return [re.sub(r"^torchrun .*-m ", "", line) for line in lines if re.match(r"bitlens |torchrun ", line)]
+    return [re.sub(r"^torchrun .*-m -- ", "", line) for line in lines if re.match(r"bitlens |torchrun ", line)]
 
 
 @pytest.mark.parametrize("line", sorted(set(command_lines())))

@@ -118,4 +118,4 @@ def test_an_engine_that_computes_wrongly_is_passed_over(monkeypatch: pytest.Monk
 def test_without_kernels_and_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "missing", lambda network: "not built")
     assert shared.in_order(network_of(4)) == ["openvino", "torch"]
-    assert shared.in_order(EfficientSCI(8, 1, 2)) == ["torch"]
+    assert shared.in_order(EfficientSCI(8, 1, 2)) == ["openvino", "torch"]

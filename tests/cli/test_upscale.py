@@ -45,7 +45,8 @@ def test_a_picture_and_a_folder(photo: Path, model: Path, tmp_path: Path, capsys
         whole = checkpoint.load(model)(torch.from_numpy(to_float(read_picture(photo)))[None])[0]
     large = read_image(tmp_path / "large.png")
     assert large.shape == (144, 128, 3)
-    np.testing.assert_array_equal(large, levels_last(whole.numpy()))
+    off = np.abs(large.astype(int) - levels_last(whole.numpy()).astype(int))  # another engine: ties may round otherwise
+    assert off.max() <= 1 and (off > 0).mean() < 1e-3
     assert main(["upscale", str(photo.parent), "--model", str(model), "--out", str(tmp_path / "all")]) == 0
     np.testing.assert_array_equal(read_image(tmp_path / "all" / "one.png"), large)
     assert "wrote 1 pictures to" in capsys.readouterr().out

@@ -177,4 +177,4 @@ def test_a_network_without_the_option_is_refused() -> None:
 
 
 def test_every_method_is_reached_by_name() -> None:
-    assert set(BASELINES) | {"direct", "qsci"} | set(twodquant.METHODS) == set(METHODS)
+    assert set(BASELINES) | {"direct", "qsci", "unfolding"} | set(twodquant.METHODS) == set(METHODS)
