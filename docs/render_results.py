@@ -284,7 +284,7 @@ def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for run in runs:
@@ -296,7 +296,7 @@ def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:
     axes.set_ylabel("PSNR on validation clips (dB)", fontsize=13)
     axes.tick_params(labelsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=11, loc="lower right")
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={FINGERPRINT: fingerprint(runs)})
 
