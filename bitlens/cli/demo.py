@@ -13,7 +13,7 @@ class Demo:
     """Take one coded picture of a made high-speed scene and rebuild the video with GAP-TV and the shipped networks.
 
     Prints quality, size and time side by side and writes an animation (.gif) and a contact sheet (.png). Every network
-    runs on the fastest engine that knows it: low bits are integers, and fewer bits are seen to be faster. With
+    runs on the fastest engine that knows it, low bits in integers. With
     --capture it does the same to a picture from a real camera, for which there is no truth to compare with.
 
     Example:
