@@ -18,6 +18,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from bitlens import tasks
 from bitlens.networks.parts import MatMul
 from bitlens.quant.layers import LAYERS, QUANTIZED, TRANSPOSED, float_mode
 
@@ -50,7 +51,7 @@ class LayerCount:
 def count(network: nn.Module, frames: int = 8, height: int = 256, width: int = 256) -> list[LayerCount]:
     """MACs of every convolution, linear layer and product for one measurement, in the order of execution.
 
-    A network with a `scale`, which enlarges pictures, is counted for one picture of that size before it is enlarged.
+    A network that enlarges pictures is counted for one picture of that size before it is enlarged.
 
     A measurement of that size goes through a copy of the network on torch's meta device, where tensors have shapes and
     no values: nothing is computed. What a network pads is counted as padded, and a layer that runs several times
@@ -72,10 +73,8 @@ def count(network: nn.Module, frames: int = 8, height: int = 256, width: int = 2
         module.register_forward_hook(_recorder(name, module, found))
     if layers:
         with torch.no_grad(), torch.device("meta"), float_mode(copied):  # grids need not be calibrated to be counted
-            if hasattr(network, "scale"):
-                copied(torch.ones(1, 3, height, width))
-            else:
-                copied(torch.ones(1, height, width), torch.ones(1, frames, height, width))
+            task = tasks.of(network)
+            copied(*task.ones(*(frames, height, width)[-len(task.axes) :]))
     return list(found.values())
 
 

@@ -10,7 +10,6 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,33 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from bitlens.methods import recipe_of
-from bitlens.networks import edsr, efficientsci, imdn, ngswin, pan, smfanet, stformer, swinir
-from bitlens.networks.edsr import EDSR
-from bitlens.networks.efficientsci import EfficientSCI
-from bitlens.networks.imdn import IMDN
-from bitlens.networks.ngswin import NGswin
-from bitlens.networks.pan import PAN
-from bitlens.networks.smfanet import SMFANet
-from bitlens.networks.stformer import STFormer
-from bitlens.networks.swinir import SwinIR
+from bitlens.networks.catalog import CATALOG, recognised
 from bitlens.quant.layers import declare_ready, quantized_layers
 from bitlens.quant.prepare import prepare
 
-__all__ = ["KeyReport", "Network", "from_official", "load_official", "read_official"]
-
-Network = EfficientSCI | STFormer | SwinIR | NGswin | EDSR | IMDN | PAN | SMFANet
-"""What official weights can belong to."""
-
-MARKS = {
-    "token_gen.0.weight": (STFormer, stformer.config_from_state_dict),
-    "layers.0.residual_group.blocks.0.attn.qkv.weight": (SwinIR, swinir.config_from_state_dict),
-    "to_target.before_shuffle.weight": (NGswin, ngswin.config_from_state_dict),
-    "IMDB1.c1.weight": (IMDN, imdn.config_from_state_dict),
-    "SCPA_trunk.0.conv3.weight": (PAN, pan.config_from_state_dict),
-    "to_feat.weight": (SMFANet, smfanet.config_from_state_dict),
-    "body.0.body.0.weight": (EDSR, edsr.config_from_state_dict),
-}
-"""A key that only one architecture has -> that architecture, and what reads its sizes off the weights."""
+__all__ = ["KeyReport", "from_official", "load_official", "read_official"]
 
 PRODUCTS = {
     "q_act": "scores.left_grid",
@@ -54,14 +31,6 @@ PRODUCTS = {
     "v_act": "mix.right_grid",
 }
 """Official names of the grids of attention's factors."""
-
-IDLE: dict[type[nn.Module], re.Pattern[str]] = {
-    STFormer: re.compile(r"^layers\..*\.conv_cat\.(weight|bias)$|\.relative_position_index$"),
-    SwinIR: re.compile(r"\.(relative_position_index|attn_mask)$"),
-    NGswin: re.compile(r"\.(relative_position_index|attn_mask)$"),
-    EDSR: re.compile(r"^(sub|add)_mean\.(weight|bias)$"),
-}
-"""Official keys that a network needs no value for: a layer that is never called, and constants."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +46,7 @@ class KeyReport:
     masks) or is the same for all weights (EDSR's mean colour)."""
 
 
-def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Network:
+def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Any:
     """Build the network that an official state dict belongs to; scale, sizes and options are read off its shapes.
 
     PAN's weights for scales 2 and 3 have the same shapes; they are taken for scale 2.
@@ -97,8 +66,14 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Net
     state = {re.sub(r"^module\.", "", key): value for key, value in state_dict.items()}
     renamed = {bitlens_name(key): key for key in state}
     named = {name: state[key] for name, key in renamed.items()}
-    kind, read_config = architecture(named)
-    low_bit = kind is EfficientSCI and any(key.endswith(".alpha") for key in state)
+    entry = recognised(named)
+    if entry is None:
+        known = ", ".join(entry.name for entry in CATALOG.values() if entry.mark is not None)
+        raise ValueError(
+            f"these {len(state)} keys are of no network known here; wanted official weights of {known}; give their "
+            "state dict"
+        )
+    low_bit = any(key.endswith(".init_state") for key in state)  # which only Q-SCI's quantizers have
     if low_bit and bits is None:
         raise ValueError(
             "these are low-bit Q-SCI weights, which do not say their bits; wanted bits=8, 4, 3 or 2; pass it"
@@ -107,7 +82,7 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Net
         raise ValueError(
             f"bits={bits} was given with float weights; wanted none; import first, then use bitlens.quantize"
         )
-    network = kind(**read_config(named))
+    network = entry.kind(**entry.config(named))
     if low_bit and bits is not None:
         recipe = recipe_of("qsci", bits, "official")
         prepare(network, recipe)
@@ -115,7 +90,7 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Net
     values, mapped, flags, idle = {}, {}, [], []
     for name, key in renamed.items():
         place = quantized_name(name, network) if low_bit else name
-        if kind in IDLE and IDLE[kind].search(name):
+        if entry.is_idle(name):
             idle.append(key)
         elif place is None:
             flags.append(key)
@@ -124,14 +99,6 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Net
     place_all(network, values, mapped)
     network.key_report = KeyReport(mapped, flags, idle)  # type: ignore[assignment]
     return network.eval()
-
-
-def architecture(state: dict[str, Tensor]) -> tuple[type[Any], Callable[[dict[str, Tensor]], dict[str, Any]]]:
-    """The class that these weights (bitlens names) belong to, and what reads its arguments off them."""
-    for key, found in MARKS.items():
-        if key in state:
-            return found
-    return EfficientSCI, efficientsci.config_from_state_dict
 
 
 def bitlens_name(key: str) -> str:
@@ -214,6 +181,6 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return loaded
 
 
-def load_official(path: str | os.PathLike[str], bits: int | None = None) -> Network:
+def load_official(path: str | os.PathLike[str], bits: int | None = None) -> Any:
     """`from_official` of a .pth file."""
     return from_official(read_official(path), bits)

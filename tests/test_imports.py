@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str] | str] = {
     "tiles": set(),
     "files": set(),
     "networks": {"operators"},
+    "tasks": {"networks"},
     "quant": {"recipe", "files"},
     "data": {"operators", "files"},
     "methods": {"quant", "recipe"},
@@ -31,7 +32,7 @@ ALLOWED: dict[str, set[str] | str] = {
     "official": {"methods", "networks", "quant"},
     "bench": {"files"},
     "report": {"bench", "metrics", "files", "data"},
-    "count": {"quant", "networks"},
+    "count": {"quant", "networks", "tasks"},
     "experiments": {"methods", "recipe"},
     "cli": EVERYTHING,
     "__main__": {"cli"},  # nothing else imports it

@@ -11,15 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitlens.networks.catalog import CATALOG, CLASSICAL
+
 FORMAT = "bitlens-1"
 WEIGHTS = Path(__file__).parents[1] / "weights"
-CLASSICAL = "gap-tv"
-"""The reconstruction without weights; it can be named wherever a checkpoint can."""
-TASKS = {
-    **dict.fromkeys((CLASSICAL, "dun", "efficientsci", "stformer"), "video-sci"),
-    **dict.fromkeys(("edsr", "imdn", "ngswin", "pan", "smfanet", "swinir"), "super-resolution"),
-}
-"""What each network is for."""
 DEFAULTS = {"video-sci": "dun-w8a8"}
 """The shipped network that a task's verbs take where none is named."""
 MAX_HEADER = 100_000_000
@@ -67,7 +62,7 @@ class Description:
     @property
     def task(self) -> str:
         """What the network is for: "video-sci" or "super-resolution"."""
-        return TASKS[self.network]
+        return CATALOG[self.network].task
 
     @property
     def bits(self) -> tuple[int | None, int | None]:

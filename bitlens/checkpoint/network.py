@@ -2,11 +2,14 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitlens.checkpoint.header import CLASSICAL, FORMAT, Layer, find, in_order, read_metadata
+from bitlens.networks.catalog import CATALOG, entry_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +28,7 @@ def save(
     `load` gives a network with the same output, bit for bit (with dtype "float32").
 
     Args:
-        network: a network that `load` can build, one of `architectures`, prepared by a recipe or not.
+        network: a network that `load` can build, one of `bitlens.networks.catalog`, prepared by a recipe or not.
         path: where to, ending in .safetensors; written whole or not at all.
         provenance: where the weights come from: data identity, steps, seeds, versions.
         claims: measured quality, such as {"six-scenes": {"psnr": 27.1}}; `bitlens verify` recomputes it.
@@ -93,10 +96,8 @@ def load(path_or_name: str | os.PathLike[str]) -> "nn.Module":
         FileNotFoundError: no such name or file.
         ValueError: not a bitlens checkpoint, damaged, or its tensors do not fit the network it names.
     """
-    from bitlens.networks.classical import GapTV
-
     if os.fspath(path_or_name) == CLASSICAL:
-        return GapTV().eval()
+        return CATALOG[CLASSICAL].kind().eval()
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -163,62 +164,68 @@ def stored_layers(path_or_name: str | os.PathLike[str]) -> list[Layer]:
     return layers_of(load(path_or_name), load_file(find(path_or_name)))
 
 
-def architectures() -> "dict[str, type[nn.Module]]":
-    """The networks that a header can name."""
-    from bitlens.networks.dun import DUN
-    from bitlens.networks.edsr import EDSR
-    from bitlens.networks.efficientsci import EfficientSCI
-    from bitlens.networks.imdn import IMDN
-    from bitlens.networks.ngswin import NGswin
-    from bitlens.networks.pan import PAN
-    from bitlens.networks.smfanet import SMFANet
-    from bitlens.networks.stformer import STFormer
-    from bitlens.networks.swinir import SwinIR
-
-    kinds = (EfficientSCI, STFormer, DUN, SwinIR, NGswin, EDSR, IMDN, PAN, SMFANet)
-    return {kind.__name__.lower(): kind for kind in kinds}
-
-
 def network_name(network: "nn.Module") -> str:
     """The name under which `build` knows a network's class."""
-    for name, kind in architectures().items():
-        if isinstance(network, kind):
-            return name
-    wanted = ", ".join(kind.__name__ for kind in architectures().values())
-    raise ValueError(f"{type(network).__name__} cannot be saved; wanted one of {wanted}; save its state dict yourself")
+    entry = entry_of(network)
+    if entry is None:
+        raise ValueError(
+            f"{type(network).__name__} cannot be saved; wanted one of {', '.join(CATALOG)}; save its state dict "
+            "yourself, or enter it in bitlens.networks.catalog"
+        )
+    return entry.name
 
 
 def build(network: dict[str, Any], path: Path) -> "nn.Module":
-    """The empty network that a header names."""
-    known, config = architectures(), network.get("config", {})
-    lists = {key: value if isinstance(value, list) else [value] for key, value in config.items()}
-    numbers = [x for key, values in lists.items() for x in values if (key, x) != ("shortcuts", "fem")]
-    whole = all(isinstance(x, int) and 0 <= x <= 1024 for x in numbers) and all(map(len, lists.values()))
-    if network.get("name") not in known or not whole:
+    """The empty network that a header names, if the file can hold its weights."""
+    config = network.get("config", {})
+    if network.get("name") not in CATALOG or not all(map(is_argument, config.values())):
         raise ValueError(
-            f"{path} names the network {network}; wanted one of {', '.join(known)}; use the version that saved it"
+            f"{path} names the network {network}; wanted one of {', '.join(CATALOG)}; use the version that saved it"
         )
-    if not 0 < least_bytes(config) <= path.stat().st_size:
-        raise ValueError(f"{path} cannot hold the network that it names, {config}; copy or save it again")
+    kind = CATALOG[network["name"]].kind
     try:
-        return known[network["name"]](**config)
+        with at_most(8 * path.stat().st_size):  # a damaged header asks for anything
+            return kind(**config)
+    except OverflowError as error:
+        raise ValueError(f"{path} cannot hold the network that it names, {config}; copy or save it again") from error
     except (TypeError, RuntimeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{path} has a configuration that builds nothing ({error}); copy it again") from error
+        what = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} has a configuration that builds nothing ({what}); copy it again") from error
 
 
-def least_bytes(config: dict[str, Any]) -> int:
-    """What the weights of such a network take at least, even at one bit; 0 where no network has such a configuration.
+def is_argument(value: Any) -> bool:
+    """Whether a value can be one of a network's arguments: a small number, a short word, nothing, or some of them."""
+    if isinstance(value, list):
+        return 0 < len(value) <= 1024 and all(map(is_argument, value))
+    if isinstance(value, int | float):
+        return 0 <= value <= 1024
+    return value is None or (isinstance(value, str) and len(value) <= 32)
 
-    A block of c channels has at least 8 c^2 of them.
+
+@contextmanager
+def at_most(numbers: int) -> Iterator[None]:
+    """Refuse to make modules with more parameters than that in all, as soon as there are, or with empty ones.
+
+    Raises:
+        OverflowError: there are more. ValueError: one is empty.
     """
-    if "stages" in config:
-        widths, blocks = config.get("widths"), config.get("blocks")
-        if not isinstance(widths, list) or not isinstance(blocks, list):
-            return 0
-        return config["stages"] * sum(width**2 * count for width, count in zip(widths, blocks, strict=False))
-    side = max(config.get(key, 0) for key in ("in_ch", "dim", "window"))
-    depths = config.get("depths", [])
-    return side**2 * (config.get("units", 0) * config.get("depth", 1) + sum(depths))
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    left = numbers
+
+    def count(_: Any, name: str, parameter: Any) -> None:
+        nonlocal left
+        if parameter is not None and parameter.numel() == 0:
+            raise ValueError(f"{name} of shape {tuple(parameter.shape)}")
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise OverflowError(f"more than {numbers} parameters")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def layers_of(network: "nn.Module", tensors: "dict[str, Tensor]") -> list[Layer]:

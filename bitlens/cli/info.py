@@ -49,6 +49,7 @@ class Info:
             self._show(about, counts, rules)
 
     def _show(self, about: Any, counts: list, rules: dict[str, float | None]) -> None:
+        from bitlens import tasks
         from bitlens.report import console, table
 
         out = console()
@@ -86,8 +87,9 @@ class Info:
         facts += [[f"claims {key}", _plain(value)] for key, value in about.claims.items()]
         facts += [[f"provenance {key}", _plain(value)] for key, value in about.provenance.items()]
         size = f"{self.height}x{self.width}"
-        what = f"picture of {size}" if "scale" in about.config else f"measurement of {self.frames} frames of {size}"
-        out.print(table(f"in all, for one {what}", ["", ""], facts, texts=2))
+        task = tasks.of_family(about.network)
+        frames = f"{self.frames} frames of " if "frames" in task.axes else ""
+        out.print(table(f"in all, for one {task.unit} of {frames}{size}", ["", ""], facts, texts=2))
 
 
 def bits_in_words(about: Any) -> str:

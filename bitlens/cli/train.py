@@ -2,13 +2,16 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from bitlens.networks.catalog import CATALOG
 from bitlens.training.settings import Training
 
 if TYPE_CHECKING:
@@ -20,16 +23,10 @@ if TYPE_CHECKING:
 CALIBRATION_BATCHES = 8
 VALIDATION_BATCHES = 4
 VALIDATION_SEED = 7
-Network = Literal[
-    "efficientsci-t",
-    "efficientsci-s",
-    "efficientsci-b",
-    "efficientsci-l",
-    "stformer-s",
-    "stformer-b",
-    "stformer-l",
-    "dun",
-]
+FAMILIES = {
+    "-".join(filter(None, (entry.name, size))): (entry, size) for entry in CATALOG.values() for size in entry.sizes
+}
+"""What can be trained from nothing, by its name as --network."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Train:
     """Folder of the run: state, log and settings. An unfinished run in it is resumed."""
     out: Path
     """The checkpoint that is written when the run has finished (.safetensors)."""
-    network: Network = "efficientsci-t"
+    network: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(FAMILIES) + "}")] = "dun"
     """Architecture and size for a run without --start."""
     start: str | None = None
     """Start from this checkpoint, a path or a shipped name; with --method a low-bit one may be lowered further."""
@@ -94,6 +91,10 @@ class Train:
 
         settings = self.settings()
         check_target(self.out)
+        if self.network not in FAMILIES:
+            near = get_close_matches(self.network, FAMILIES, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"--network {self.network}; {hint}wanted one of {', '.join(FAMILIES)}; change it")
         keep_freed_memory()
         split = "train" if (self.clips / "manifest.json").is_file() else None
         clips = load_clips(self.clips, split, self.frames)
@@ -145,26 +146,18 @@ class Train:
         import torch
 
         from bitlens.checkpoint import load
-        from bitlens.networks.dun import DUN
-        from bitlens.networks.efficientsci import EfficientSCI, efficientsci, initialize_identity, widened
-        from bitlens.networks.stformer import stformer
 
         torch.manual_seed(seed)
         if self.start is None:
             for given, flag in ((self.method is not None, "--method"), (self.widen != 1, "--widen")):
                 if given:
                     raise ValueError(f"{flag} works on a trained network; wanted --start CHECKPOINT too; give it")
-            architecture, _, size = self.network.partition("-")
-            if architecture == "stformer":
-                return stformer(size, frames=self.frames), None
-            if architecture == "dun":
-                return DUN(), None
-            network = efficientsci(size)
-            initialize_identity(network)
-            return network, None
+            entry, size = FAMILIES[self.network]
+            return entry.untrained(size, self.frames), None
         start = load(self.start).requires_grad_(True)
         if self.widen != 1:
-            if self.widen < 1 or not isinstance(start, EfficientSCI):
+            widened = getattr(sys.modules[type(start).__module__], "widened", None)
+            if self.widen < 1 or widened is None:
                 raise ValueError(
                     f"--widen {self.widen} and network {type(start).__name__} came; wanted EfficientSCI and a whole "
                     "number from 1; leave --widen out to keep the width"

@@ -38,6 +38,7 @@ from bitlens.engine.runtime import (
 from bitlens.engine.steps import Tap
 from bitlens.engine.unfolding import build_unfolding
 from bitlens.files import atomic_path
+from bitlens.networks.catalog import task_of
 from bitlens.networks.dun import DUN
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.quant.layers import quantized_layers
@@ -107,7 +108,7 @@ def unfolds(network: nn.Module) -> TypeGuard[DUN]:
 
 def enlarges(network: nn.Module) -> bool:
     """Whether a network enlarges pictures."""
-    return isinstance(getattr(network, "scale", None), int)
+    return task_of(network) == "super-resolution"
 
 
 def held_back(*isas: str) -> bool:

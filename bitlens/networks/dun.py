@@ -36,6 +36,11 @@ WEAK = 0.005
 into much more light than there is."""
 
 
+def untrained(size: str, frames: int) -> "DUN":
+    """Where training begins; there is one size, for any number of frames."""
+    return DUN()
+
+
 class DUN(nn.Module):
     """Deep unfolding: GAP-TV's start, then `stages` times a projection onto the measurement and a learned prior.
 

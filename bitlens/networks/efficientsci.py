@@ -47,6 +47,13 @@ def efficientsci(
     return EfficientSCI(**SIZES[size], color_ch=3 if colour else 1, **options)
 
 
+def untrained(size: str, frames: int) -> "EfficientSCI":
+    """Where training begins: a network of that size that returns its input estimate, for any number of frames."""
+    network = efficientsci(size)
+    initialize_identity(network)
+    return network
+
+
 class EfficientSCI(nn.Module):
     """EfficientSCI of any width and depth.
 

@@ -44,6 +44,11 @@ def stformer(
     return STFormer(**SIZES[size], color_channels=3 if colour else 1, frames=frames, shift=shift, shortcuts=shortcuts)
 
 
+def untrained(size: str, frames: int) -> "STFormer":
+    """Where training begins: a network of that size for videos of up to `frames` frames."""
+    return stformer(size, frames=frames)
+
+
 class STFormer(nn.Module):
     """STFormer of any width and depth.
 

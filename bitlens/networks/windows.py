@@ -8,6 +8,10 @@ from torch import Tensor
 __all__ = ["mirror_pad", "relative_positions", "separation", "to_windows", "window_positions"]
 
 
+LARGEST = 32
+"""Pixels along a window: its table of positions has the fourth power of that many entries."""
+
+
 def relative_positions(size: int) -> Int[Tensor, "n n"]:
     """i - j + size - 1 for positions i, j < size: from 0 to 2 size - 2."""
     position = torch.arange(size)
@@ -15,7 +19,13 @@ def relative_positions(size: int) -> Int[Tensor, "n n"]:
 
 
 def window_positions(window: int) -> Int[Tensor, "n n"]:
-    """The row of the table of position biases for each two pixels of a window: (2 window - 1) dy + dx."""
+    """The row of the table of position biases for each two pixels of a window: (2 window - 1) dy + dx.
+
+    Raises:
+        ValueError: the window is larger than `LARGEST`.
+    """
+    if window > LARGEST:
+        raise ValueError(f"windows of {window}x{window} pixels; wanted at most {LARGEST}x{LARGEST}; choose less")
     distance = relative_positions(window)
     index = (2 * window - 1) * distance[:, None, :, None] + distance[None, :, None, :]  # i j k l
     return index.reshape(window**2, window**2)

@@ -1,0 +1,108 @@
+"""The networks that bitlens knows, one entry each: plain data, read without torch.
+
+A network that is new needs its own file beside this one and its entry here. Training, checkpoints, the import of
+official weights and its task follow from these (docs/adding.md).
+"""
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["CATALOG", "CLASSICAL", "Entry", "entry_of", "recognised", "task_of"]
+
+CLASSICAL = "gap-tv"
+"""The reconstruction without weights; it can be named wherever a checkpoint can."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One family of networks."""
+
+    name: str
+    """In headers of checkpoints."""
+    task: str
+    """What it is for: a name of `bitlens.tasks`."""
+    where: "str | type[nn.Module]"
+    """Its class, or `module:class`. Its arguments are kept in the attribute `config` of each network."""
+    mark: str | None = None
+    """A key that its official weights have and those of no other entry; None: there are no official ones."""
+    idle: str | None = None
+    """Pattern of official keys that it needs no value for: layers that are never called, and constants."""
+    sizes: tuple[str, ...] = ()
+    """What its module's `untrained(size, frames)` knows: where training can begin without weights."""
+
+    @property
+    def kind(self) -> "type[nn.Module]":
+        """The class; its module is imported now."""
+        if not isinstance(self.where, str):
+            return self.where
+        module, _, name = self.where.partition(":")
+        return getattr(import_module(module), name)
+
+    def config(self, state: "dict[str, Tensor]") -> dict[str, Any]:
+        """The class's arguments, read off the shapes of official weights by its module's `config_from_state_dict`."""
+        return import_module(self.kind.__module__).config_from_state_dict(state)
+
+    def untrained(self, size: str, frames: int) -> "nn.Module":
+        """A network to train from nothing, of one of the `sizes`, for about that many frames."""
+        return import_module(self.kind.__module__).untrained(size, frames)
+
+    def is_idle(self, key: str) -> bool:
+        """Whether an official key is needed by no layer."""
+        return self.idle is not None and re.search(self.idle, key) is not None
+
+
+SCI, SR = "video-sci", "super-resolution"
+ENTRIES = [
+    Entry(CLASSICAL, SCI, "bitlens.networks.classical:GapTV"),
+    Entry("dun", SCI, "bitlens.networks.dun:DUN", sizes=("",)),
+    Entry(
+        "efficientsci", SCI, "bitlens.networks.efficientsci:EfficientSCI", mark="fem.0.weight",
+        sizes=("t", "s", "b", "l"),
+    ),
+    Entry(
+        "stformer", SCI, "bitlens.networks.stformer:STFormer", mark="token_gen.0.weight",
+        idle=r"^layers\..*\.conv_cat\.(weight|bias)$|\.relative_position_index$", sizes=("s", "b", "l"),
+    ),
+    Entry(
+        "swinir", SR, "bitlens.networks.swinir:SwinIR", mark="layers.0.residual_group.blocks.0.attn.qkv.weight",
+        idle=r"\.(relative_position_index|attn_mask)$",
+    ),
+    Entry(
+        "ngswin", SR, "bitlens.networks.ngswin:NGswin", mark="to_target.before_shuffle.weight",
+        idle=r"\.(relative_position_index|attn_mask)$",
+    ),
+    Entry(
+        "edsr", SR, "bitlens.networks.edsr:EDSR", mark="body.0.body.0.weight",
+        idle=r"^(sub|add)_mean\.(weight|bias)$",
+    ),
+    Entry("imdn", SR, "bitlens.networks.imdn:IMDN", mark="IMDB1.c1.weight"),
+    Entry("pan", SR, "bitlens.networks.pan:PAN", mark="SCPA_trunk.0.conv3.weight"),
+    Entry("smfanet", SR, "bitlens.networks.smfanet:SMFANet", mark="to_feat.weight"),
+]  # fmt: skip
+CATALOG = {entry.name: entry for entry in ENTRIES}
+"""Every family, by the name in headers."""
+
+
+def entry_of(network: "nn.Module") -> Entry | None:
+    """The entry of a network; None where it is of no family here."""
+    kind = type(network)
+    whose = (kind, f"{kind.__module__}:{kind.__name__}")
+    return next((entry for entry in CATALOG.values() if entry.where in whose), None)
+
+
+def recognised(state: "dict[str, Tensor]") -> Entry | None:
+    """The entry whose mark is among these keys; None: there is none."""
+    return next((entry for entry in CATALOG.values() if entry.mark is not None and entry.mark in state), None)
+
+
+def task_of(network: "nn.Module") -> str:
+    """What a network is for. One that is in no entry enlarges pictures where it has a whole `scale`, else video."""
+    entry = entry_of(network)
+    if entry is not None:
+        return entry.task
+    return SR if isinstance(getattr(network, "scale", None), int) else SCI
