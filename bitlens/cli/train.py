@@ -56,6 +56,8 @@ class Train:
     """Start from this checkpoint, a path or a shipped name; with --method a low-bit one may be lowered further."""
     widen: int = 1
     """Start from --start with this many times its channels (EfficientSCI): the same function, with room to learn."""
+    deepen: int = 0
+    """Start from --start with this many stages more (DUN): the same function, with room to learn."""
     teacher: str | None = None
     """Float checkpoint that teaches. Default: --start, where that is float."""
     method: str | None = None
@@ -149,20 +151,27 @@ class Train:
 
         torch.manual_seed(seed)
         if self.start is None:
-            for given, flag in ((self.method is not None, "--method"), (self.widen != 1, "--widen")):
+            asked = (self.method is not None, "--method"), (self.widen != 1, "--widen"), (self.deepen != 0, "--deepen")
+            for given, flag in asked:
                 if given:
                     raise ValueError(f"{flag} works on a trained network; wanted --start CHECKPOINT too; give it")
             entry, size = FAMILIES[self.network]
             return entry.untrained(size, self.frames), None
         start = load(self.start).requires_grad_(True)
+        module = sys.modules[type(start).__module__]
         if self.widen != 1:
-            widened = getattr(sys.modules[type(start).__module__], "widened", None)
-            if self.widen < 1 or widened is None:
+            if self.widen < 1 or not hasattr(module, "widened"):
                 raise ValueError(
                     f"--widen {self.widen} and network {type(start).__name__} came; wanted EfficientSCI and a whole "
                     "number from 1; leave --widen out to keep the width"
                 )
-            start = widened(start, self.widen, seed)
+            start = module.widened(start, self.widen, seed)
+        if self.deepen:
+            if not hasattr(module, "deepened"):
+                raise ValueError(
+                    f"--deepen {self.deepen} and network {type(start).__name__} came; wanted DUN; leave it out"
+                )
+            start = module.deepened(start, self.deepen)
         teacher = load(self.teacher) if self.teacher else None
         if self.method is None:
             return start, teacher
@@ -192,6 +201,7 @@ class Train:
             "trained": f"{result.step} steps of {self.samples} samples of {self.frames}x{self.crop}x{self.crop}",
             "start": self.start,
             "widened": self.widen,
+            "deepened": self.deepen,
             "teacher": self.teacher,
             "data": {"clips": len(clips.videos), "identity": clips.identity(), "synthetic": self.synthetic},
             "masks": "a mixture of cameras"

@@ -206,6 +206,30 @@ class Block(nn.Module):
         return x + self.last(y.reshape(-1, y.shape[2], height, width))
 
 
+@torch.no_grad()
+def deepened(network: DUN, stages: int) -> DUN:
+    """A float network with `stages` stages more that computes the same, with room to learn.
+
+    Each of them is a copy of the last, whose projection and last layer start at 0.
+
+    Raises:
+        ValueError: fewer than 1 stage more, or the network has grids (deepen it before they are made).
+    """
+    deep = DUN(**{**network.config, "stages": network.config["stages"] + max(stages, 0)})
+    state = network.state_dict()
+    unknown = set(state) - set(deep.state_dict())
+    if stages < 1 or unknown:
+        what = "a network with grids" if unknown else f"{stages} stages more"
+        raise ValueError(f"{what} came; wanted a float network and 1 stage or more; deepen it before quantizing")
+    last = network.config["stages"] - 1
+    for number in range(last + 1, last + 1 + stages):
+        for name, value in network.priors[last].state_dict().items():
+            state[f"priors.{number}.{name}"] = torch.zeros_like(value) if name.startswith("tail.") else value
+    state["steps"] = torch.cat([state["steps"], torch.zeros(stages)])
+    deep.load_state_dict(state, strict=False)  # a first stage has no layer that reads features: later ones keep theirs
+    return deep.train(network.training)
+
+
 def squares(x: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b 4 h2 w2"]:
     """The pixels of each square of 2 x 2 as four channels."""
     return F.pixel_unshuffle(x.unsqueeze(-3), 2)

@@ -10,6 +10,7 @@ from bitlens import checkpoint
 from bitlens.cli import main
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.data.video import write_video
+from bitlens.networks.dun import DUN
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.stformer import STFormer
 
@@ -76,3 +77,15 @@ def test_widen(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     network = checkpoint.load(wide)
     assert isinstance(network, EfficientSCI) and network.config["in_ch"] == 16
     assert checkpoint.describe(wide).provenance["widened"] == 2
+
+
+def test_deepen(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start, deep = tmp_path / "start.safetensors", tmp_path / "deep.safetensors"
+    checkpoint.save(DUN(1, (4, 4, 4), (1, 1, 1), 2), start)
+    command = ["train", "--clips", str(clips), "--run", str(tmp_path / "run"), "--out", str(deep), *QUICK]
+    assert main([*command, "--start", str(start), "--deepen", "-1"]) != 0 and not deep.exists()
+    assert "1 stage or more" in capsys.readouterr().err
+    assert main([*command, "--start", str(start), "--deepen", "1"]) == 0
+    network = checkpoint.load(deep)
+    assert isinstance(network, DUN) and network.config["stages"] == 2
+    assert checkpoint.describe(deep).provenance["deepened"] == 1

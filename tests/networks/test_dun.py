@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitlens.networks.classical import GapTV
-from bitlens.networks.dun import DUN
+from bitlens.networks.dun import DUN, deepened
 from bitlens.operators import VideoSCI
 
 SMALL: dict[str, Any] = dict(stages=2, widths=(8, 12, 16), blocks=(1, 1, 1), iterations=3)
@@ -131,3 +131,33 @@ def test_time_runs_both_ways() -> None:
 def test_wrong_arguments(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="wanted numbers from 1"):
         DUN(**{**SMALL, **wrong})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stages", [1, 2])
+def test_deepened_computes_the_same(stages: int) -> None:
+    network, data = small(stages=stages), camera()
+    deep = deepened(network, 2)
+    assert deep.config["stages"] == stages + 2
+    assert torch.equal(deep(*data), network(*data))
+    for value in deep(*data, True)[stages:]:
+        assert torch.equal(value, network(*data))
+
+
+def test_all_of_a_deepened_network_learns() -> None:
+    deep = deepened(small(), 1).train()
+    videos = deep(*camera(), True)
+    assert isinstance(videos, list)
+    sum(video.square().sum() for video in videos).backward()  # type: ignore[union-attr]
+    last = deep.priors[2].tail.weight.grad  # type: ignore[union-attr]
+    assert last.abs().max() > 0 and deep.steps.grad[2] != 0  # type: ignore[union-attr,index]
+
+
+def test_deepened_refuses_grids() -> None:
+    from bitlens.methods import quantize
+
+    low, _ = quantize(small(), "unfolding", [camera()], bits=4)
+    with pytest.raises(ValueError, match="a network with grids came"):
+        deepened(low, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="0 stages more came"):
+        deepened(small(), 0)
