@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from bitlens.engine.functional import FUNCTIONAL
+from bitlens.engine.functional import FUNCTIONAL, denoise_tv
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Lowered, Operand, layers_of, operand, runs_in_integers
 from bitlens.engine.steps import Tap
 from bitlens.quant.layers import Quantized
@@ -136,6 +136,10 @@ class Writer:
     def resize(self, x: Any, height: int, width: int, mode: str) -> Any:
         """x (b, c, h, w) in another size: "nearest", as torch chooses it, or "linear" between pixel centres."""
         raise NotImplementedError
+
+    def denoise(self, x: "Value", weight: float, steps: int) -> Any:
+        """Total-variation denoising of each frame, a Value; here its formulas, op by op."""
+        return denoise_tv(x, weight, steps)
 
     def layer(self, name: str, module: nn.Module, x: "Value") -> Any:
         """A convolution (of images) or linear layer, quantized or not."""

@@ -1,0 +1,134 @@
+"""Networks that are read off their code, on the native kernels: layers exact, networks as simulated."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitlens.engine.checks import snr
+from bitlens.engine.lower import IntegerLayer
+from bitlens.engine.picture_native import Codes, Layer, View
+from bitlens.engine.reference import accumulate, values
+from bitlens.engine.traced import Engine, Program, missing
+from bitlens.methods import quantize
+from bitlens.metrics import psnr_sci
+from bitlens.networks.dun import DUN
+from bitlens.networks.stformer import STFormer
+from bitlens.quant.layers import quantized_layers
+from bitlens.recipe import Bits, Recipe, Rule
+
+pytestmark = pytest.mark.kernels
+
+
+def unfolding() -> DUN:
+    torch.manual_seed(0)
+    network = DUN(2, (8, 12, 16), (1, 1, 1), 2).eval()
+    for prior in network.priors:
+        nn.init.normal_(prior.tail.weight, std=0.02)  # type: ignore[union-attr]
+    return network
+
+
+def capture(frames: int, height: int, width: int, batch: int = 1, masks: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.rand(masks, frames, height, width, generator=generator) < 0.5).float()
+    return (mask * torch.rand(batch, frames, height, width, generator=generator)).sum(1), mask
+
+
+def quantized(network: nn.Module, bits: int, *inputs: Tensor) -> nn.Module:
+    rules = Rule("*.head", Bits(8, 8)), Rule("*.tail", Bits(8, 8)), Rule("*", Bits(bits, bits))
+    recipe = Recipe("all", rules, weight_range="lsq", activation_range="percentile")
+    return quantize(network, recipe, [inputs])[0]
+
+
+@torch.no_grad()
+def check_layers(engine: Engine, *inputs: Tensor) -> set[str]:
+    """Compare what each layer wrote with the reference, from the codes that it read; the names of the layers."""
+    engine(*inputs)
+    program = engine.program(*(tuple(one.shape[1:]) for one in inputs))
+    block, off, total = program.plan.block, 0, 0
+    for view, one in zip(program.inputs, inputs, strict=True):
+        program.tensor(block, view).copy_(one[0])
+
+    def seen(op: Any, offset: int = 0) -> Tensor:
+        return torch.from_numpy(program.volume(block, op, layer.volume, offset).copy()).movedim(-1, 0)[None]
+
+    for index, call in enumerate(program.plan.calls):
+        if index not in program.layers:
+            call()
+            continue
+        layer: Layer = program.layers[index]
+        integers = engine.integers[layer.name]
+        assert isinstance(integers, IntegerLayer)
+        if isinstance(integers.geometry, nn.Linear):
+            volume = nn.Conv3d(integers.weight.shape[1], len(integers.weight), 1)
+            integers = replace(integers, geometry=volume, weight=integers.weight[..., None, None, None])
+        codes = program.tensor(block, layer.inputs[0]).clone().movedim(-1, 0)[None].int() + integers.input.qmin
+        wanted = values(integers, accumulate(integers, codes))
+        wanted = F.leaky_relu(wanted, layer.slope) if layer.slope != 1 else wanted
+        for view in layer.inputs[1:]:
+            wanted = wanted + seen(view.op, view.offset)
+        call()
+        users = [user for user, _ in program.users[layer]]
+        if any(not isinstance(user, Codes) for user in users):
+            torch.testing.assert_close(seen(layer), wanted, rtol=1e-5, atol=1e-5)
+        for user in users:
+            if isinstance(user, Codes) and user.operand is not None:
+                wrong = seen(user).int() + user.operand.qmin != user.operand.codes(wanted)
+                assert wrong.sum() <= max(1, wrong.numel() / 500), layer.name
+                off, total = off + int(wrong.sum()), total + wrong.numel()
+    assert off <= total / 1000
+    return {layer.name.partition(" by ")[0] for layer in program.layers.values()}
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_an_unfolding_network_computes_what_fake_quantization_does(bits: int) -> None:
+    network, data = unfolding(), capture(5, 19, 21)
+    low = quantized(network, bits, *capture(4, 24, 24))
+    engine = Engine(low, threads=1)
+    assert check_layers(engine, *data) == set(quantized_layers(low))
+    with torch.no_grad():
+        truth, simulated = network(*data), low(*data)
+    truth = truth + 0.02 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(2))  # as if 34 dB away
+    found = engine(*data)
+    assert psnr_sci(found[0, 0], truth[0, 0]) == pytest.approx(psnr_sci(simulated[0, 0], truth[0, 0]), abs=0.02)
+    assert snr(found, simulated) > 30
+    for size in ((4, 16, 24, 2, 2), (1, 8, 8, 1, 1)):  # each is planned, by one engine
+        measurement, mask = capture(*size)
+        with torch.no_grad():
+            wanted = low(measurement, mask)
+        array = engine(measurement.numpy(), mask.numpy())
+        assert isinstance(array, np.ndarray) and array.dtype == np.float32
+        assert snr(torch.from_numpy(array), wanted) > 30
+
+
+def test_what_follows_a_layer_is_part_of_it() -> None:
+    low = quantized(unfolding(), 4, *capture(4, 24, 24))
+    program = Program(Engine(low, threads=1, check=False), ((16, 24), (4, 16, 24)))
+    kinds = Counter(program.plan.kinds)
+    assert kinds["layer"] == len(quantized_layers(low)) and kinds["leaky"] == 0
+    blocks = [layer for layer in program.layers.values() if layer.name.endswith((".last", ".tail"))]
+    assert all(len(layer.inputs) == 2 for layer in blocks)  # the residual stream is added on the way
+    fuse = next(layer for layer in program.layers.values() if layer.name.endswith(".fuse"))
+    parts = fuse.inputs[0].op
+    assert parts.kind == "concat" and all(view.op in program.within for view in parts.inputs)  # by whom they are made
+    ups = [layer for layer in program.layers.values() if ".up." in layer.name]
+    assert len(ups) == 4 and all(layer.name.endswith(" by 4") for layer in ups)
+    where = [View(op, op.size, op.stride) for op in program.memories]
+    assert len({memory.offset for memory in program.memories.values()}) < len(where)  # memory is used again
+
+
+def test_shares_of_the_time() -> None:
+    low, data = quantized(unfolding(), 8, *capture(4, 24, 24)), capture(4, 16, 16)
+    shares = Engine(low, threads=1, check=False).shares(*data)
+    assert sum(shares.values()) == pytest.approx(1) and {"layer", "grids", "denoising"} <= set(shares)
+
+
+def test_refusals() -> None:
+    assert "not" in str(missing(unfolding()))
+    with pytest.raises(TypeError, match="choose another engine"):
+        Engine(STFormer())
