@@ -1,7 +1,9 @@
 """What the kernels do on their way, found in a graph of operations: rewrites between `picture_native.py` and a plan.
 
-convolution -> LeakyReLU or ReLU -> + residual      one call, which also writes the codes of all grids that follow
-convolution -> pixel shuffle                        its outputs in the order in which a row of pixels is one copy
+convolution -> [pixel shuffle] -> LeakyReLU or ReLU -> + residual -> grids of all layers that follow
+
+becomes one call; with a pixel shuffle one for each pixel of a square, whose outputs are written spread. And where
+values are only copied to be put on a grid, codes are copied, which are a quarter of them.
 """
 
 from collections.abc import Iterable
@@ -9,10 +11,9 @@ from dataclasses import replace
 
 import torch
 
-from bitlens.engine.lower import IntegerLayer
-from bitlens.engine.picture_native import Codes, Layer, Op, View
+from bitlens.engine.picture_native import Codes, Layer, Op, View, codes_of, shuffle_of
 
-__all__ = ["fused", "reached", "shuffled", "users_of"]
+__all__ = ["codes_first", "fused", "reached", "users_of"]
 
 MOST_ADDED = 2
 """Arrays that a kernel adds to its values."""
@@ -59,12 +60,35 @@ def fused(ops: list[Op], output: View) -> tuple[list[Op], View]:
     return sorted(place, key=place.__getitem__), output
 
 
+def codes_first(ops: list[Op]) -> list[Op]:
+    """The ops with codes copied instead of values, where nothing but one grid reads a copy."""
+    users, found = users_of(ops), []
+    for op in ops:
+        readers = users[op]
+        if op.kind != "copy" or len(readers) != 1 or not isinstance(codes := readers[0][0], Codes):
+            found.append(op)
+            continue
+        assert codes.operand is not None
+        moved = codes_of(op.inputs[0].op, codes.operand)
+        copied = Op("copy", [op.inputs[0].of(moved)], op.size, op.stride, None, torch.uint8)
+        for user, index in users[codes]:
+            user.inputs[index] = user.inputs[index].of(copied)
+        found += [moved, copied]
+        users[codes] = []
+    read = users_of(found)
+    return [op for op in found if not isinstance(op, Codes) or read[op]]
+
+
 def followed(layer: Layer, users: Users) -> Layer | None:
     """A layer and the one op that reads it, as a layer; None: they stay two."""
     if len(users[layer]) != 1:
         return None
     [(user, index)] = users[layer]
     view = user.inputs[index]
+    if (square := shuffle_of(user)) and layer.spread == 1 and len(layer.inputs) == 1:
+        t, h, w, c = layer.volume
+        volume = t, h * square, w * square, c // square**2
+        return replace(layer, size=user.size, stride=user.stride, volume=volume, spread=square)
     if not view.is_whole or not view.lies_as(user):
         return None
     merged = replace(layer, inputs=[layer.inputs[0]], size=user.size, stride=user.stride)
@@ -77,45 +101,3 @@ def followed(layer: Layer, users: Users) -> Layer | None:
     if other.op is layer or not other.lies_as(view) or other.op.dtype != torch.float32:
         return None
     return replace(merged, inputs=[layer.inputs[0], other])
-
-
-def shuffled(ops: list[Op], layers: dict[str, IntegerLayer]) -> dict[str, IntegerLayer]:
-    """Layers with their outputs in another order, where all that reads them takes channels apart as (c, k).
-
-    A pixel shuffle does: with channels in the order (k, c), it moves whole pixels. Ops and looks are changed with them.
-    """
-    users, changed = users_of(ops), {}
-    for op in ops:
-        if not isinstance(op, Layer) or len(op.inputs) > 1:
-            continue
-        after = [(user, i) for user, i in users[op] if not isinstance(user, Codes)]
-        codes = [user for user, _ in users[op] if isinstance(user, Codes)]
-        after += [one for user in codes for one in users[user]]
-        channels, views = op.volume[-1], [user.inputs[i] for user, i in after]
-        k = inner(views, channels)
-        if k is None:
-            continue
-        c = channels // k
-        for user, i in after:
-            stride = [step if step >= channels else 1 if step == k else step * c for step in user.inputs[i].stride]
-            user.inputs[i] = replace(user.inputs[i], stride=tuple(stride))
-        layer, order = layers[op.name], torch.arange(channels).reshape(c, k).t().flatten()
-        bias = None if layer.bias is None else layer.bias[order]
-        scale, zero = layer.weight_scale[order], layer.weight_zero_point[order]
-        op.name = f"{op.name} by {k}"
-        changed[op.name] = replace(
-            layer, weight=layer.weight[order], weight_scale=scale, weight_zero_point=zero, bias=bias
-        )
-    return changed
-
-
-def inner(views: list[View], channels: int) -> int | None:
-    """k, where all looks are whole and take apart the channels, which are innermost, as (channels / k, k)."""
-    found = set()
-    for view in views:
-        steps = [(n, step) for n, step in view.steps if step < channels]
-        outer = max(steps, key=lambda one: one[1], default=(1, 1))
-        if not view.is_whole or outer[1] == 1 or outer[0] * outer[1] != channels:
-            return None
-        found.add(outer[1])
-    return found.pop() if len(found) == 1 else None

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from bitlens.engine.lower import IntegerLayer, Lowered, Operand, folded_weight
 from bitlens.engine.reference import product
 from bitlens.engine.trace import Value, Writer
-from bitlens.networks.classical import denoise_tv
 from bitlens.quant.layers import Quantized
 
-__all__ = ["Codes", "Constant", "Layer", "NativeGraph", "Op", "View"]
+__all__ = ["Codes", "Constant", "Denoising", "Layer", "NativeGraph", "Op", "View"]
 
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "add": torch.add,
@@ -87,6 +86,16 @@ class Layer(Op):
     name: str = ""
     volume: tuple[int, int, int, int] = (1, 1, 1, 1)
     """Its values as (t, h, w, outputs)."""
+    spread: int = 1
+    """Its outputs are squares of pixels, of this many rows and columns."""
+
+
+@dataclass(eq=False)
+class Denoising(Op):
+    """Total-variation denoising of pictures, contiguous ones."""
+
+    weight: float = 0.0
+    steps: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,9 +201,7 @@ class NativeGraph(Writer):
         size = (*longest.size[:axis], sum(x.size[axis] for x in values), *longest.size[axis + 1 :])
         inner = axis == len(size) - 3 and longest.size[axis] == 1
         order = sorted(range(len(size)), key=lambda place: (inner and place == axis) or -longest.stride[place])
-        op = Op("concat", list(values), size, laid(size, order), None, longest.op.dtype)
-        op.axis = axis
-        return self.append(op)
+        return self.append(Op("concat", list(values), size, laid(size, order), None, longest.op.dtype, axis=axis))
 
     def gather(self, x: View, axis: int, positions: Sequence[int]) -> View:
         """x at some positions of an axis."""
@@ -251,8 +258,11 @@ class NativeGraph(Writer):
 
     def denoise(self, x: Value, weight: float, steps: int) -> Value:
         """Total-variation denoising of each frame."""
-        written = self.op("denoising", returning(lambda x: denoise_tv(x, weight, steps)), x.op, size=x.op.size)
-        return Value(x.shape, written, self)
+        view, size = x.op, x.op.size
+        if not View(view.op, size, dense(size)).lies_as(view):
+            view = self.append(Op("copy", [view], size, dense(size)))
+        op = Denoising("denoising", [view], size, dense(size), weight=weight, steps=steps)
+        return Value(x.shape, self.append(op), self)
 
     def layer(self, name: str, module: nn.Module, x: Value) -> View:
         """A convolution or linear layer: on the kernels where it is integers that they know, else in float."""
@@ -302,19 +312,15 @@ class NativeGraph(Writer):
         return found
 
     def codes(self, x: View, operand: Operand) -> View:
-        """The codes of what a look sees: the look at codes. Those of a copy are copied codes, of parts parts."""
+        """The codes of what a look sees: the look at codes. Those of a concatenation are put together."""
         source = x.op
         key = source, float(operand.scale), float(operand.zero_point), operand.qmin, operand.qmax
         if key not in self.known:
-            inputs = (
-                [self.codes(part, operand) for part in source.inputs] if source.kind in ("copy", "concat") else None
-            )
-            if inputs is None:
-                found: Op = Codes("grids", [source.whole], source.size, source.stride, operand=operand)
-                found.dtype = torch.uint8
+            if source.kind == "concat":
+                parts = [self.codes(part, operand) for part in source.inputs]
+                found = Op("concat", parts, source.size, source.stride, None, torch.uint8, axis=source.axis)
             else:
-                found = Op(source.kind, inputs, source.size, source.stride, None, torch.uint8)
-                found.axis = source.axis
+                found = codes_of(source, operand)
             self.ops.append(found)
             self.known[key] = found
         return x.of(self.known[key])
@@ -341,6 +347,24 @@ class NativeGraph(Writer):
             return found.permute(0, 1, 3, 4, 2) * unit.to(left.device)
 
         return self.op("attention", returning(kernel), first, second)
+
+
+def codes_of(source: Op, operand: Operand) -> Codes:
+    """The codes of an op's values."""
+    return Codes("grids", [source.whole], source.size, source.stride, None, torch.uint8, operand=operand)
+
+
+def shuffle_of(op: Op) -> int | None:
+    """The side of the squares of pixels that a copy makes of channels, which lie innermost; None: it does not."""
+    if op.kind != "copy" or op.dtype != torch.float32 or len(op.size) != 4 or len(op.inputs[0].size) != 6:
+        return None
+    view = op.inputs[0]
+    n, c, h, square, w, other = view.size
+    last = c * square**2
+    wanted = View(view.op, view.size, (h * w * last, square**2, w * last, square, last, 1))
+    after = View(op, (n, c, h * square, w * square), laid((n, c, h * square, w * square), (0, 2, 3, 1)))
+    fits = square == other and view.is_whole and view.lies_as(wanted) and after.lies_as(op)
+    return square if fits else None
 
 
 def returning(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -3,16 +3,17 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitlens.engine.fusion import fused, reached, shuffled, users_of
+from bitlens.engine.fusion import codes_first, fused, reached, users_of
 from bitlens.engine.lower import IntegerLayer, lower, runs_in_integers
 from bitlens.engine.native import Packed
-from bitlens.engine.picture_native import Codes, Constant, Layer, NativeGraph, Op, View
+from bitlens.engine.picture_native import Codes, Constant, Denoising, Layer, NativeGraph, Op, View
 from bitlens.engine.plan import Memory, Part, Plan, kernels
 from bitlens.engine.refusals import unfit
 from bitlens.engine.swin import as_volumes, torch_threads
@@ -25,6 +26,8 @@ __all__ = ["Engine", "missing"]
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 KINDS = {torch.float32: np.float32, torch.uint8: np.uint8, torch.bool: np.bool_}
+SHORT = 8
+"""Runs of fewer elements are copied one by one."""
 OVER_INPUTS = {"add", "subtract", "multiply", "divide", "leaky", "relu", "sigmoid", "where", "maximum", "minimum"}
 """Ops whose result may take the place of an input that nothing reads afterwards."""
 
@@ -57,8 +60,7 @@ class Engine(Packed):
         if (reason := missing(network)) is not None:
             raise TypeError(f"{reason}; choose another engine")
         self.network, self.lowered = network, lower(network)
-        self.layers = as_volumes(self.lowered.layers)
-        super().__init__(dict(self.layers), precision, threads, level)
+        super().__init__(as_volumes(self.lowered.layers), precision, threads, level)
         self.plans: dict[tuple[tuple[int, ...], ...], Program] = {}
         if check and self.level != "scalar":
             direct = {n: x for n, x in self.integers.items() if isinstance(x, IntegerLayer) and runs_in_integers(x)}
@@ -82,6 +84,24 @@ class Engine(Packed):
         if sizes not in self.plans:
             self.plans[sizes] = Program(self, sizes)
         return self.plans[sizes]
+
+    def pixels(self, name: str, square: int) -> list[str]:
+        """The names of the layers that a layer is for each pixel of the squares that its outputs are."""
+        if square == 1:
+            return [name]
+        layer, count = self.integers[name], square**2
+        assert isinstance(layer, IntegerLayer)
+        names = [f"{name}, pixel {place}" for place in range(count)]
+        for place, one in enumerate(names):
+            own = slice(place, None, count)
+            self.integers[one] = replace(
+                layer,
+                weight=layer.weight[own],
+                weight_scale=layer.weight_scale[own],
+                weight_zero_point=layer.weight_zero_point[own],
+                bias=None if layer.bias is None else layer.bias[own],
+            )
+        return names
 
     def shares(self, *inputs: Any) -> dict[str, float]:
         """Which share of one run's time each kind of call takes; "layer" is integers, with their grids."""
@@ -116,7 +136,7 @@ class Program:
         with torch.no_grad():
             output = trace(engine.network, graph, *((view, view.size) for view in self.inputs)).op
         ops, self.output = fused(reached(graph.ops, output), output)
-        engine.integers.update(shuffled(ops, engine.layers))
+        ops = codes_first(ops)
         self.memories: dict[Op, Memory] = {}
         self.within: dict[Op, tuple[Memory, int, int, int]] = {}
         """Codes that lie in those of a concatenation: its memory, the first channel, a pixel's channels, and theirs."""
@@ -203,12 +223,15 @@ class Program:
                 return
 
     def operation(self, op: Op) -> None:
-        """A function of torch."""
+        """A function of torch, a copy, or denoising."""
         if op.kind in OVER_INPUTS:
             self.over(op)
 
         def bind(block: np.ndarray) -> Callable[[], Any]:
             out, *inputs = (self.tensor(block, view) for view in (op.whole, *op.inputs))
+            if isinstance(op, Denoising):
+                engine, arrays = self.engine, (inputs[0].numpy(), out.numpy())
+                return kernels().bind_denoise(*arrays, op.weight, op.steps, engine.level, engine.threads)
             if op.kernel is None:
                 return copying(out, inputs[0])
             kernel = op.kernel
@@ -242,13 +265,7 @@ class Program:
             return
 
         def bind(block: np.ndarray) -> Callable[[], None]:
-            copies = [copying(*(self.tensor(block, view) for view in pair)) for pair in copied]
-
-            def call() -> None:
-                for copy in copies:
-                    copy()
-
-            return call
+            return one_by_one([copying(*(self.tensor(block, view) for view in pair)) for pair in copied])
 
         self.plan.step(bind, self.parts(op.whole, *(view for _, view in copied)), "concat")
 
@@ -272,8 +289,9 @@ class Program:
         """A layer, with what is added to it, its values where something reads them, and the codes that follow."""
         engine, plan = self.engine, self.plan
         codes, *added = op.inputs
-        convolution, scale, bias = engine.convolution(op.name, codes.size)
-        plan.workspace = max(plan.workspace, convolution.workspace(codes.size[:3], engine.threads))
+        packed = [engine.convolution(name, codes.size) for name in engine.pixels(op.name, op.spread)]
+        for convolution, *_ in packed:
+            plan.workspace = max(plan.workspace, convolution.workspace(codes.size[:3], engine.threads))
         users = [user for user, _ in self.users[op]]
         grids = [user for user in users if isinstance(user, Codes)]
         valued = op is self.output.op or len(grids) < len(users) or len(grids) > 8
@@ -281,17 +299,23 @@ class Program:
             self.over(op)
 
         def bind(block: np.ndarray) -> Callable[[], None]:
-            bk = kernels()
-            output = bk.Output(
-                scale=scale,
-                bias=bias,
-                slope=op.slope,
-                add=[self.volume(block, view.op, op.volume, view.offset) for view in added],
-                values=self.volume(block, op, op.volume) if valued else None,
-                targets=self.targets(block, grids[:8], op.volume),
-            )
-            source = self.tensor(block, codes).numpy()
-            return convolution.bind(source, output, block[: plan.workspace], engine.threads)
+            add = [self.volume(block, view.op, op.volume, view.offset) for view in added]
+            values = self.volume(block, op, op.volume) if valued else None
+            targets, source = self.targets(block, grids[:8], op.volume), self.tensor(block, codes).numpy()
+            calls = []
+            for place, (convolution, scale, bias) in enumerate(packed):
+                at = np.s_[:, place // op.spread :: op.spread, place % op.spread :: op.spread]
+                output = kernels().Output(
+                    scale=scale,
+                    bias=bias,
+                    slope=op.slope,
+                    add=[one[at] for one in add],
+                    values=None if values is None else values[at],
+                    targets=[replace(target, codes=target.codes[at]) for target in targets],
+                    spread=op.spread,
+                )
+                calls.append(convolution.bind(source, output, block[: plan.workspace], engine.threads))
+            return one_by_one(calls)
 
         self.layers[len(plan.steps)] = op
         written = [op.whole] if valued else []
@@ -317,6 +341,16 @@ def row_of(count: int) -> int:
     return next((width for width in (256, 128, 64, 32, 16) if count % width == 0), 1)
 
 
+def one_by_one(calls: list[Callable[[], Any]]) -> Callable[[], Any]:
+    """Several calls as one."""
+
+    def call() -> None:
+        for one in calls:
+            one()
+
+    return calls[0] if len(calls) == 1 else call
+
+
 def copying(to: Tensor, source: Tensor) -> Callable[[], Any]:
     """A copy of an array into another, whose axes may be several of its; of bytes four at a time, if they lie so."""
     try:
@@ -327,4 +361,7 @@ def copying(to: Tensor, source: Tensor) -> Callable[[], Any]:
         order = sorted(range(to.ndim), key=lambda axis: -to.stride(axis))
         with suppress(RuntimeError):
             to, source = (one.permute(order).view(torch.int32) for one in (to, source))
+    inner = min(range(to.ndim), key=to.stride) if to.ndim > 1 else 0
+    if to.ndim > 1 and to.shape[inner] < SHORT:  # torch would loop over so few
+        return one_by_one([copying(*pair) for pair in zip(to.unbind(inner), source.unbind(inner), strict=True)])
     return lambda: to.copy_(source)
