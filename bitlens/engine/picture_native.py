@@ -34,7 +34,7 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relu": lambda x, **out: torch.clamp_min(x, 0.0, **out),
     "sigmoid": torch.sigmoid,
     "sqrt": torch.sqrt,
-    "gelu": torch._C._nn.gelu,
+    "gelu": torch._C._nn.gelu,  # type: ignore[attr-defined]
 }
 
 
@@ -84,7 +84,7 @@ class Layer(Op):
     """A layer on the kernels. Its first input are codes (t, h, w, c); others are added to its values."""
 
     name: str = ""
-    volume: tuple[int, int, int, int] = (1, 1, 1, 1)
+    volume: tuple[int, ...] = (1, 1, 1, 1)
     """Its values as (t, h, w, outputs)."""
     spread: int = 1
     """Its outputs are squares of pixels, of this many rows and columns."""
@@ -215,7 +215,8 @@ class NativeGraph(Writer):
 
     def leaky(self, x: View, slope: float) -> View:
         """LeakyReLU."""
-        found = self.op("leaky", lambda x, **out: torch._C._nn.leaky_relu(x, slope, **out), x)
+        function = torch._C._nn.leaky_relu  # type: ignore[attr-defined]
+        found = self.op("leaky", lambda x, **out: function(x, slope, **out), x)
         found.op.slope = slope
         return found
 

@@ -5,21 +5,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bitlens.engine.checks import check_capture, check_picture
 from bitlens.engine.fusion import codes_first, fused, reached, users_of
-from bitlens.engine.lower import IntegerLayer, lower, runs_in_integers
+from bitlens.engine.lower import IntegerLayer, IntegerProduct, Lowered, lower, runs_in_integers
 from bitlens.engine.native import Packed
-from bitlens.engine.picture_native import Codes, Constant, Denoising, Layer, NativeGraph, Op, View
+from bitlens.engine.openvino import enlarges
+from bitlens.engine.picture_native import Codes, Constant, Denoising, Layer, NativeGraph, Op, View, on_kernels
 from bitlens.engine.plan import Memory, Part, Plan, kernels
-from bitlens.engine.refusals import unfit
 from bitlens.engine.swin import as_volumes, torch_threads
 from bitlens.engine.trace import trace
 from bitlens.engine.twins import check_layers
-from bitlens.networks.dun import DUN
+from bitlens.quant.layers import Quantized, quantized_layers
 
 __all__ = ["Engine", "missing"]
 
@@ -28,6 +30,8 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 KINDS = {torch.float32: np.float32, torch.uint8: np.uint8, torch.bool: np.bool_}
 SHORT = 8
 """Runs of fewer elements are copied one by one."""
+known: WeakSet[nn.Module] = WeakSet()
+"""Networks that were written down before."""
 OVER_INPUTS = {"add", "subtract", "multiply", "divide", "leaky", "relu", "sigmoid", "where", "maximum", "minimum"}
 """Ops whose result may take the place of an input that nothing reads afterwards."""
 
@@ -59,12 +63,15 @@ class Engine(Packed):
     ):
         if (reason := missing(network)) is not None:
             raise TypeError(f"{reason}; choose another engine")
+        if precision != "f32":
+            raise ValueError(f"precision {precision!r}; wanted f32; leave it out")
         self.network, self.lowered = network, lower(network)
+        self.exact = [name for name, layer in self.lowered.layers.items() if is_exact(layer)]
+        """The layers on the kernels."""
         super().__init__(as_volumes(self.lowered.layers), precision, threads, level)
         self.plans: dict[tuple[tuple[int, ...], ...], Program] = {}
         if check and self.level != "scalar":
-            direct = {n: x for n, x in self.integers.items() if isinstance(x, IntegerLayer) and runs_in_integers(x)}
-            check_layers(direct, self.level, np.float32)
+            check_layers({name: self.integers[name] for name in self.exact}, self.level, np.float32)
 
     @torch.no_grad()
     def __call__(self, *inputs: Array) -> Array:
@@ -84,6 +91,11 @@ class Engine(Packed):
         if sizes not in self.plans:
             self.plans[sizes] = Program(self, sizes)
         return self.plans[sizes]
+
+    @property
+    def integer_layers(self) -> tuple[int, int]:
+        """How many of the quantized convolutions and linear layers run on the kernels, and how many there are."""
+        return len(self.exact), sum(isinstance(one, Quantized) for one in quantized_layers(self.network).values())
 
     def pixels(self, name: str, square: int) -> list[str]:
         """The names of the layers that a layer is for each pixel of the squares that its outputs are."""
@@ -117,8 +129,43 @@ class Engine(Packed):
 
 
 def missing(network: nn.Module) -> str | None:
-    """Why the kernels cannot run a network; None: they can."""
-    return unfit(network, isinstance(network, DUN), "DUN")
+    """Why the kernels cannot run a network; None: they can. It is written down once, for a small input, to know."""
+    if network in known:
+        return None
+    if not quantized_layers(network):
+        return f"nothing of {type(network).__name__} is quantized; wanted a low-bit network"
+    try:
+        kernels().best_level()
+        write(network, lower(network), *(tuple(one.shape[1:]) for one in example(network)))
+    except ImportError as error:
+        return f"the native kernels are not built ({error})"
+    except TypeError as error:
+        return str(error).partition("; run it in torch")[0]
+    known.add(network)
+    return None
+
+
+def example(network: nn.Module) -> tuple[Tensor, ...]:
+    """Inputs of a network: a picture where it enlarges, else a measurement and its mask."""
+    return (check_picture(),) if enlarges(network) else check_capture()
+
+
+def write(network: nn.Module, lowered: Lowered, *sizes: tuple[int, ...]) -> tuple[list[View], list[Op], View]:
+    """A network's inputs, ops and output, for sizes of inputs without the batch.
+
+    Raises:
+        TypeError: it does something that the graph has no op for.
+    """
+    graph = NativeGraph(lowered)
+    inputs = [graph.input((1, *size)) for size in sizes]
+    with torch.no_grad():
+        output = trace(network, graph, *((view, view.size) for view in inputs)).op
+    return inputs, graph.ops, output
+
+
+def is_exact(layer: IntegerLayer | IntegerProduct) -> bool:
+    """Whether the kernels have a layer."""
+    return isinstance(layer, IntegerLayer) and runs_in_integers(layer) and on_kernels(layer.geometry, (1,))
 
 
 class Program:
@@ -131,11 +178,8 @@ class Program:
 
     def __init__(self, engine: Engine, sizes: tuple[tuple[int, ...], ...]):
         self.engine, self.plan = engine, Plan(engine)
-        graph = NativeGraph(engine.lowered)
-        self.inputs = [graph.input((1, *size)) for size in sizes]
-        with torch.no_grad():
-            output = trace(engine.network, graph, *((view, view.size) for view in self.inputs)).op
-        ops, self.output = fused(reached(graph.ops, output), output)
+        self.inputs, ops, output = write(engine.network, engine.lowered, *sizes)
+        ops, self.output = fused(reached(ops, output), output)
         ops = codes_first(ops)
         self.memories: dict[Op, Memory] = {}
         self.within: dict[Op, tuple[Memory, int, int, int]] = {}
