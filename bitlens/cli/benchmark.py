@@ -158,13 +158,19 @@ class Benchmark:
             "rows": about,
             "ratios": ratios(about),
             "layers": {describe(model).name: layer_costs(model, subject, self.threads) for model in self.models},
+            "native_shares": {
+                describe(model).name: native_shares(model, subject, self.threads)
+                for model in self.models
+                if "native" in self.engines
+            },
         }
 
     def rows(self, float_model: str, subject: "Subject", folder: Path) -> list[Row]:
         """The contestants: the float network on every engine, then the low-bit ones."""
         from bitlens.bench import Contestant
-        from bitlens.checkpoint import describe
+        from bitlens.checkpoint import describe, load
         from bitlens.cli import contestants
+        from bitlens.cli.running import native_module
 
         def row(model: str, engine: str, precision: str, kind: str, prepare: Any, *more: Any) -> Row:
             name = f"{describe(model).name}, {engine}, {precision}"
@@ -189,7 +195,7 @@ class Benchmark:
                 rows.append(row(model, "OpenVINO", f"{bits}, bf16 between", "low-bit", openvino, "bf16", cache))
             if "onnxruntime" in self.engines and everywhere:
                 rows.append(row(model, "ONNX Runtime", bits, "low-bit", contestants.onnxruntime_run, cache))
-            if "native" in self.engines and (everywhere or describe(model).network == "swinir"):
+            if "native" in self.engines and native_module(network := load(model)).missing(network) is None:
                 rows.append(row(model, "native kernels", bits, "low-bit", contestants.native_run))
         return rows
 
@@ -355,6 +361,18 @@ def layer_costs(model: str, subject: "Subject", threads: int) -> list[dict[str, 
     return [asdict(cost) | {"gmacs": work.get(cost.name)} for cost in costs]
 
 
+def native_shares(model: str, subject: "Subject", threads: int) -> dict[str, float]:
+    """Which share of one run on the native kernels each kind of call takes; empty where the network is not read off."""
+    from bitlens.checkpoint import load
+    from bitlens.cli.running import native_module
+    from bitlens.engine import traced
+
+    network = load(model)
+    if native_module(network) is not traced or traced.missing(network) is not None:
+        return {}
+    return traced.Engine(network, threads=threads, check=False).shares(*subject.inputs)
+
+
 def show(result: dict[str, Any], out: "Console") -> None:
     """The tables: contestants, ratios, layers."""
     from bitlens.report import table
@@ -394,6 +412,10 @@ def show(result: dict[str, Any], out: "Console") -> None:
             out.print(f"{result['models'][0]} is {ratio:.2f} times as fast as {words[name]}")
     for model, costs in result["layers"].items():
         out.print(layer_table(model, costs, peaks.get("u8s8")))
+    for model, shares in result.get("native_shares", {}).items():
+        if shares:
+            parts = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share >= 0.01)
+            out.print(f"{model} on native kernels, shares of the time: {parts}")
 
 
 def percent(fraction: float | None) -> str:

@@ -50,11 +50,16 @@ def start(
 
 
 def native_module(network: Any) -> Any:
-    """The module that runs a network's kind on the native kernels: its `Engine`, and `missing`, why it could not."""
-    from bitlens.engine import native, swin
-    from bitlens.engine.openvino import enlarges
+    """The module that runs a network on the native kernels: its `Engine`, and `missing`, why it could not.
 
-    return swin if enlarges(network) else native
+    SwinIR and EfficientSCI have graphs of their own; what these refuse, and any other network, is read off its code.
+    """
+    from bitlens.engine import native, swin, traced
+    from bitlens.engine.openvino import reconstructs
+    from bitlens.networks.swinir import SwinIR
+
+    own = swin if isinstance(network, SwinIR) else native if reconstructs(network) else traced
+    return own if own.missing(network) is None or traced.missing(network) is not None else traced
 
 
 def native_engine(network: Any, threads: int | None = None) -> Any:
@@ -63,12 +68,13 @@ def native_engine(network: Any, threads: int | None = None) -> Any:
     Raises:
         TypeError: the kernels are not built, or cannot run the network.
     """
-    from bitlens.engine.openvino import reconstructs
+    from bitlens.engine import native
     from bitlens.quant.layers import quantized_layers
 
+    module = native_module(network)
     coarse = any(layer.activation_bits < 8 for layer in quantized_layers(network).values())
-    precision = "bf16" if reconstructs(network) and not coarse else "f32"
-    return native_module(network).Engine(network, precision=precision, threads=threads)
+    precision = "bf16" if module is native and not coarse else "f32"
+    return module.Engine(network, precision=precision, threads=threads)
 
 
 def describe(engine: Any, name: str = "OpenVINO") -> str:

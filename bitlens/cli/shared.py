@@ -136,13 +136,10 @@ def in_order(network: "nn.Module") -> list[str]:
     from bitlens.engine.openvino import runs
     from bitlens.quant.layers import quantized_layers
 
-    if not runs(network):
-        return ["torch"]
-    if not quantized_layers(network):
-        return ["openvino", "torch"]
-    if native_module(network).missing(network) is not None:
-        return ["openvino", "torch"]
-    return ["native", "openvino", "torch"] if fast_here(network) else ["openvino", "native", "torch"]
+    others = ["openvino", "torch"] if runs(network) else ["torch"]
+    if not quantized_layers(network) or native_module(network).missing(network) is not None:
+        return others
+    return ["native", *others] if others == ["torch"] or fast_here(network) else ["openvino", "native", "torch"]
 
 
 def start_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
@@ -156,8 +153,9 @@ def start_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any],
     layers = quantized_layers(network)
     if engine == "native":
         running = native_engine(network, torch.get_num_threads())
-        said = f"native kernels ({running.level}), int8 in all quantized layers, the rest in {running.precision}"
-        return running, said
+        exact, count = getattr(running, "integer_layers", (0, 0))
+        some = "all quantized layers" if exact == count else f"{exact} of {count} quantized layers"
+        return running, f"native kernels ({running.level}), int8 in {some}, the rest in {running.precision}"
     if engine == "torch":
         return network, f"torch, float32{', integers simulated' if layers else ''}"
     if engine == "reference":
@@ -178,24 +176,27 @@ def start_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any],
 def fast_here(network: "nn.Module") -> bool:
     """Whether the native kernels run a network, and faster than OpenVINO.
 
-    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines: with AVX512, video
-    below 8 bits and pictures at any (engine.md).
+    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines: with AVX512, DUN and
+    SwinIR at any bits, EfficientSCI below 8 (engine.md).
     """
     import torch
 
     from bitlens.cli.running import native_module
     from bitlens.cli.speeds import recall
-    from bitlens.engine.openvino import enlarges
+    from bitlens.engine import native, swin
+    from bitlens.engine.openvino import unfolds
     from bitlens.engine.plan import kernels
     from bitlens.quant.layers import quantized_layers
 
     bits = [layer.activation_bits for layer in quantized_layers(network).values()]
-    if not bits or native_module(network).missing(network) is not None:
+    module = native_module(network)
+    if not bits or module.missing(network) is not None:
         return False
     measured = recall(network, torch.get_num_threads())
     if {"native", "openvino"} <= set(measured):
         return measured["native"] < measured["openvino"]
-    return (enlarges(network) or min(bits) < 8) and kernels().best_level().startswith("avx512")
+    fast = module is swin or unfolds(network) or (module is native and min(bits) < 8)
+    return fast and kernels().best_level().startswith("avx512")
 
 
 def reconstruct(

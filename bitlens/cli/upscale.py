@@ -65,9 +65,9 @@ class Upscale:
     """A .png or .tif to write; for a folder a new or empty folder, which gets one .png for each picture; for a video a
     video (.mp4 .mkv with sound, .avi, .gif .webp .png, .tif, .npz) or a folder of .png frames."""
     engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
-    """What computes: torch (low bits are simulated), openvino (int8 on the CPU; each size of tile is compiled once), or
-    native (our kernels: SwinIR), or reference (integers in plain torch, slow); onnxruntime knows video networks alone.
-    auto: for low-bit networks native where it knows them, or openvino; else torch."""
+    """What computes: torch (low bits are simulated), openvino (int8 on the CPU; each size of tile is compiled once),
+    native (our kernels, where they are built), or reference (integers in plain torch, slow); onnxruntime knows video
+    networks alone. auto: for low-bit networks native where it is faster, or openvino; else torch."""
     memory_mb: int = 2000
     """The most memory to take, in MB of 2^20 bytes, the program itself included."""
     recursive: bool = False

@@ -29,7 +29,8 @@ class FunctionalGapTV(GapTV):
             residual = measurement - predicted
             residual_sum = residual if residual_sum is None else residual_sum + residual
             video = video + mask * ((residual_sum - predicted) / energy).unsqueeze(1)
-            video = denoise_tv(video, self.tv_weight, self.dual_steps)
+            writer = getattr(video, "writer", None)
+            video = (denoise_tv if writer is None else writer.denoise)(video, self.tv_weight, self.dual_steps)
         return video.unsqueeze(1)
 
 

@@ -84,9 +84,11 @@ def bytes_per_pixel(network: nn.Module, frames: int, engine: str = "torch", prec
         else:
             features, attention = (70.0 if low else 60.0) * c, 24.0 if low else 8.0
     elif isinstance(network, DUN):
-        features, attention = 12.0 * network.config["widths"][0], 0.0
+        planned = 4.0 if engine == "native" else 12.0  # 2.7 is planned
+        features, attention = planned * network.config["widths"][0], 0.0
     elif isinstance(network, STFormer):
-        features, attention = (240.0 if low else 200.0) * network.config["dim"], 24.0 if low else 8.0
+        planned = 100.0 if engine == "native" else 240.0 if low else 200.0  # 36 is planned, and torch copies
+        features, attention = planned * network.config["dim"], 24.0 if low else 8.0
     else:
         measured = "EfficientSCI, STFormer, DUN or GapTV, whose memory was measured"
         raise TypeError(f"{unknown(network, measured)}; run it on whole pictures")

@@ -88,7 +88,7 @@ class Packed:
         if len(exact) == 1:
             return exact[0]
         size = tuple(min(n, most) for n, most in zip(shape[:3], MEASURED_SIZE, strict=True))
-        key = (codes.shape, *geometry.values(), size, *exact)
+        key = (codes.shape, geometry["stride"], geometry["padding"], geometry["largest"], size, *exact)
         if key not in self.costs:
             random, limit = np.random.default_rng(0), geometry["largest"] + 1
             x = random.integers(0, limit, (*size, codes.shape[-1])).astype(np.uint8)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from bitlens.engine.functional import FUNCTIONAL
+from bitlens.engine.functional import FUNCTIONAL, denoise_tv
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Lowered, Operand, layers_of, operand, runs_in_integers
 from bitlens.engine.steps import Tap
 from bitlens.quant.layers import Quantized
@@ -51,7 +51,11 @@ class Value(Tensor):
         kwargs = kwargs or {}
         shapes = function(*tree_map(without_numbers, args), **tree_map(without_numbers, kwargs))
         writer = next(value.writer for value in tensors_of(args) if isinstance(value, Value))
-        return writer.write(function.overloadpacket.__name__, shapes, args, kwargs)
+        name = function.overloadpacket.__name__
+        if not name.endswith("_"):
+            return writer.write(name, shapes, args, kwargs)
+        args[0].op = writer.write(name[:-1], shapes, args, kwargs).op  # in place
+        return args[0]
 
 
 class Writer:
@@ -136,6 +140,10 @@ class Writer:
     def resize(self, x: Any, height: int, width: int, mode: str) -> Any:
         """x (b, c, h, w) in another size: "nearest", as torch chooses it, or "linear" between pixel centres."""
         raise NotImplementedError
+
+    def denoise(self, x: "Value", weight: float, steps: int) -> Any:
+        """Total-variation denoising of each frame, a Value; here its formulas, op by op."""
+        return denoise_tv(x, weight, steps)
 
     def layer(self, name: str, module: nn.Module, x: "Value") -> Any:
         """A convolution (of images) or linear layer, quantized or not."""
@@ -452,6 +460,23 @@ def replication_pad(w: Writer, shapes: Tensor, x: Value, padding: Sequence[int])
     return written
 
 
+def constant_pad(w: Writer, shapes: Tensor, x: Value, padding: Sequence[int], value: float | int = 0) -> Any:
+    """One number before and after the elements of each of the last axes; where there are to be fewer, they are cut."""
+    written, size = x.op, list(x.shape)
+    for place in range(len(padding) // 2):
+        axis, (before, after) = x.ndim - 1 - place, padding[2 * place : 2 * place + 2]
+        if min(before, after) < 0:
+            start, size[axis] = max(-before, 0), size[axis] + min(before, 0) + min(after, 0)
+            written = w.slice(written, axis, start, start + size[axis])
+        ends = [torch.full((*size[:axis], n, *size[axis + 1 :]), float(value)) for n in (before, after) if n > 0]
+        parts = [written, *map(w.constant, ends)]
+        if before > 0:
+            parts[:2] = parts[1::-1]
+        written = w.concat(parts, axis) if ends else written
+        size[axis] += max(before, 0) + max(after, 0)
+    return written
+
+
 def largest(w: Writer, shapes: Any, x: Value, size: Sequence[int], *_: Any) -> Any:
     """Max pooling to a size, or with windows that lie side by side."""
     return w.largest(x, *shapes[0].shape[2:])
@@ -505,6 +530,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "native_layer_norm": layer_norm,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
+    "constant_pad_nd": constant_pad,
     "replication_pad2d": replication_pad,
     "adaptive_max_pool2d": largest,
     "max_pool2d_with_indices": largest,

@@ -71,7 +71,8 @@ class Side:
 class Output:
     """What becomes of sums: value = leaky(total * scale + bias) + side + add, stored, and written on grids.
 
-    Values (and what is added) are float32, or bfloat16 in arrays of uint16. `values` may be one of `add`.
+    Values (and what is added) are float32, or bfloat16 in arrays of uint16. `values` may be one of `add`. Arrays are
+    channels-last memory or, with a spread s, array[:, i::s, j::s] of such: a pixel shuffle is s x s convolutions.
     """
 
     totals: np.ndarray | None = None
@@ -86,6 +87,8 @@ class Output:
     side: Side | None = None
     values: np.ndarray | None = None
     targets: Sequence[Target] = ()
+    spread: int = 1
+    """Of pixels in all of the arrays, along rows and columns."""
 
 
 class Convolution:
@@ -212,8 +215,8 @@ def fits(
 def bind_finish(values: np.ndarray, output: Output, level: str | None = None, threads: int = 1) -> Call:
     """A call of the output stage alone, on values (t, h, w, c), float32 or bfloat16 (uint16)."""
     place(values, values_type(output, values), values.shape, "values")
-    if output.side is not None:
-        raise ValueError("a side came; wanted none: values have no convolution of their own")
+    if output.side is not None or output.spread != 1:
+        raise ValueError("a side or a spread came; wanted none: values have no convolution of their own")
     written, kept = output_struct(output, values.shape, values)
     t, h, w, c = values.shape
     arguments = (t * h * w, c, values.ctypes.data, pixel_stride(values), written)
@@ -275,6 +278,29 @@ def bind_attend(
     return Call(library.functions().bk_attend, (struct, level_index(level), threads), kept)
 
 
+def bind_denoise(
+    frames: np.ndarray, result: np.ndarray, weight: float, steps: int, level: str | None = None, threads: int = 1
+) -> Call:
+    """A call of total-variation denoising on pictures (..., h, w), float32, by a number of dual steps from 0.
+
+        argmin_u 1/2 ||u - frame||^2 + weight sum_pixels |grad u|          as far as the steps come
+
+    Raises:
+        ValueError: an array is not float32 or not contiguous, the shapes differ, or there is no pixel, weight or step.
+    """
+    shapes = frames.shape == result.shape and frames.ndim >= 2 and frames.size > 0
+    fine = all(array.dtype == np.float32 and array.flags.c_contiguous for array in (frames, result))
+    if not (shapes and fine) or not weight > 0 or steps < 1 or threads < 1 or np.shares_memory(frames, result):
+        raise ValueError(
+            f"frames {frames.dtype} {frames.shape}, result {result.dtype} {result.shape}, weight {weight}, {steps=}; "
+            "wanted float32 of one shape, contiguous and apart, a weight above 0 and a step or more"
+        )
+    height, width = frames.shape[-2:]
+    count = frames.size // (height * width)
+    struct = library.DenoisingStruct(frames.ctypes.data, result.ctypes.data, count, height, width, steps, weight)
+    return Call(library.functions().bk_denoise, (struct, level_index(level), threads), (frames, result))
+
+
 def peak(level: str | None = None) -> float:
     """1e9 multiply-accumulates a second of one core in registers, measured now; 0 for the scalar level."""
     return library.functions().bk_peak(level_index(level))
@@ -294,20 +320,20 @@ def index(names: Sequence[str], name: str, what: str) -> int:
     return names.index(name)
 
 
-def place(array: np.ndarray, kind: type, shape: tuple[int, ...], what: str) -> None:
+def place(array: np.ndarray, kind: type, shape: tuple[int, ...], what: str, spread: int = 1) -> None:
     """Refuse an array of another type or shape, or whose pixels are not equally far apart."""
     if array.dtype != kind or array.shape != tuple(shape) or array.ndim != 4:
         raise ValueError(f"{what} {array.dtype} {array.shape}; wanted {np.dtype(kind)} {tuple(shape)}")
     size, (_, h, w, _) = array.itemsize, array.shape
-    wanted = (h * w * array.strides[2], w * array.strides[2], array.strides[2], size)
+    wanted = (h * w * spread * array.strides[2], w * spread * array.strides[2], array.strides[2], size)
     regular = all(n == 1 or s == want for n, s, want in zip(array.shape, array.strides, wanted, strict=True))
-    if not regular or array.strides[2] % size or array.strides[2] < 0:
+    if not regular or array.strides[2] % (size * spread) or array.strides[2] < 0:
         raise ValueError(f"{what} with strides {array.strides}; wanted channels-last memory: make it contiguous")
 
 
-def pixel_stride(array: np.ndarray) -> int:
-    """Elements between neighbouring pixels."""
-    return array.strides[2] // array.itemsize
+def pixel_stride(array: np.ndarray, spread: int = 1) -> int:
+    """Elements between neighbouring pixels, `spread` of which are between those of the array."""
+    return array.strides[2] // array.itemsize // spread
 
 
 def values_type(output: Output, values: np.ndarray | None) -> type:
@@ -319,37 +345,37 @@ def values_type(output: Output, values: np.ndarray | None) -> type:
 def output_struct(output: Output, shape: tuple[int, ...], values: np.ndarray | None = None):
     """The C struct of an output, and what must stay alive with it."""
     struct, kind, kept = library.OutputStruct(), values_type(output, values), [output]
-    struct.slope, struct.half = output.slope, int(kind is np.uint16)
-    if not 0 <= output.slope <= 1 or len(output.add) > 2 or len(output.targets) > MOST_TARGETS:
+    struct.slope, struct.half, struct.spread = output.slope, int(kind is np.uint16), (spread := output.spread)
+    if spread < 1 or not 0 <= output.slope <= 1 or len(output.add) > 2 or len(output.targets) > MOST_TARGETS:
         raise ValueError(
-            f"slope {output.slope}, {len(output.add)} sums, {len(output.targets)} targets; "
-            f"wanted 0 to 1, at most 2 and {MOST_TARGETS}"
+            f"slope {output.slope}, {len(output.add)} sums, {len(output.targets)} targets, spread {spread}; "
+            f"wanted 0 to 1, at most 2 and {MOST_TARGETS}, and 1 or more"
         )
     if output.totals is not None:
-        place(output.totals, np.int32, shape, "totals")
-        struct.totals, struct.totals_stride = output.totals.ctypes.data, pixel_stride(output.totals)
+        place(output.totals, np.int32, shape, "totals", spread)
+        struct.totals, struct.totals_stride = output.totals.ctypes.data, pixel_stride(output.totals, spread)
     if output.scale is not None:
         kept += set_scale(struct, output, shape[-1])
     for i, added in enumerate(output.add):
-        place(added, kind, shape, "what is added")
-        struct.add[i], struct.add_stride[i] = added.ctypes.data, pixel_stride(added)
+        place(added, kind, shape, "what is added", spread)
+        struct.add[i], struct.add_stride[i] = added.ctypes.data, pixel_stride(added, spread)
     if output.values is not None:
-        place(output.values, kind, shape, "values")
-        struct.values, struct.values_stride = output.values.ctypes.data, pixel_stride(output.values)
+        place(output.values, kind, shape, "values", spread)
+        struct.values, struct.values_stride = output.values.ctypes.data, pixel_stride(output.values, spread)
     struct.targets = len(output.targets)
     for i, target in enumerate(output.targets):
         channels = target.codes.shape[-1]
         end = target.begin + channels if target.end is None else target.end
         if target.begin < 0 or end > shape[-1] or end - target.begin != channels or target.high - target.low > 255:
             raise ValueError(f"channels {target.begin} to {end} of {shape[-1]} as {channels}; wanted a range of them")
-        place(target.codes, np.uint8, (*shape[:3], channels), "a target's codes")
+        place(target.codes, np.uint8, (*shape[:3], channels), "a target's codes", spread)
         step, zero = (
             np.ascontiguousarray(np.broadcast_to(v, (channels,)), np.float32) for v in (target.step, target.zero)
         )
         inverse = np.float32(1) / step
         kept += [step, zero, inverse]
         struct.target[i] = library.TargetStruct(
-            *(target.codes.ctypes.data, pixel_stride(target.codes), target.begin, end),
+            *(target.codes.ctypes.data, pixel_stride(target.codes, spread), target.begin, end),
             *(step.ctypes.data, zero.ctypes.data, inverse.ctypes.data, target.low, target.high),
         )
     return struct, kept

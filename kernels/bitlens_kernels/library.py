@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-ABI = 5
+ABI = 6
 ALIGN = 64
 MOST_TARGETS = 8
 LEVELS = ("scalar", "avx2", "avx512-vnni", "avx512-vbmi", "neon")
@@ -46,7 +46,13 @@ class SideStruct(ctypes.Structure):
 class OutputStruct(ctypes.Structure):
     _fields_ = [
         *[("totals", c_void_p), ("totals_stride", c_int64), ("scale", c_void_p), ("bias", c_void_p)],
-        *[("slope", c_float), ("half", c_int32), ("add", c_void_p * 2), ("add_stride", c_int64 * 2)],
+        *[
+            ("slope", c_float),
+            ("half", c_int32),
+            ("spread", c_int32),
+            ("add", c_void_p * 2),
+            ("add_stride", c_int64 * 2),
+        ],
         *[("side", SideStruct), ("values", c_void_p), ("values_stride", c_int64), ("targets", c_int32)],
         ("target", TargetStruct * MOST_TARGETS),
     ]
@@ -60,6 +66,13 @@ class AttentionStruct(ctypes.Structure):
         *[("weight_low", c_float), ("weight_high", c_float), ("output", c_void_p)],
         *[("output_step", c_float), ("output_zero", c_float), ("output_low", c_float), ("output_high", c_float)],
         *[("scores", c_void_p), ("mixed", c_void_p)],
+    ]
+
+
+class DenoisingStruct(ctypes.Structure):
+    _fields_ = [
+        *[("frames", c_void_p), ("result", c_void_p), ("count", c_int64)],
+        *[("height", c_int32), ("width", c_int32), ("steps", c_int32), ("weight", c_float)],
     ]
 
 
@@ -99,6 +112,7 @@ SIGNATURES = {
     "bk_run": (None, [c_void_p, POINTER(Input), POINTER(OutputStruct), c_void_p, c_int]),
     "bk_finish": (None, [c_int64, c_int32, c_void_p, c_int64, POINTER(OutputStruct), c_int, c_int]),
     "bk_attend": (None, [POINTER(AttentionStruct), c_int, c_int]),
+    "bk_denoise": (None, [POINTER(DenoisingStruct), c_int, c_int]),
     "bk_swin_create": (c_void_p, [POINTER(SwinStruct), c_int, c_char_p]),
     "bk_swin_destroy": (None, [c_void_p]),
     "bk_swin_workspace": (c_int64, [c_void_p, c_int]),

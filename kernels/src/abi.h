@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-enum { BK_ABI = 5 };
+enum { BK_ABI = 6 };
 enum { BK_SCALAR, BK_AVX2, BK_VNNI, BK_VBMI, BK_NEON, BK_LEVELS };  // instruction sets
 enum { BK_DIRECT, BK_WINOGRAD2, BK_WINOGRAD3, BK_LOOKUP, BK_WINOGRAD2_WIDE, BK_METHODS };
 enum { BK_MOST_TARGETS = 8 };
@@ -59,6 +59,7 @@ typedef struct {
   const float *scale, *bias;  // of each output channel; null: the totals are all that is wanted
   float slope;                // of LeakyReLU, at most 1; 1 is none
   int32_t half;               // values and what is added are bfloat16 instead of float32
+  int32_t spread;             // s: pixel (t, h, w) of the sums is (t, s h, s w) of arrays s times as high and wide
   const void *add[2];
   int64_t add_stride[2];
   bk_side side;
@@ -85,6 +86,22 @@ typedef struct {
   float output_step, output_zero, output_low, output_high;
   int32_t *scores, *mixed;                            // null, or the sums: (pixels, heads, tokens, tokens | depth)
 } bk_attention;
+
+// Total-variation denoising of pictures (count, height, width), by dual steps from 0:
+//
+//   p = (p + tau grad u) * (1 / (tau / weight |grad u| + 1))       tau = 1/4
+//   u = frame - grad^T p                                           grad: forward differences, 0 beyond the borders
+//
+// `result` does not overlap `frames`.
+typedef struct {
+  const float *frames;
+  float *result;
+  int64_t count;
+  int32_t height, width, steps;
+  float weight;
+} bk_denoising;
+
+#define TV_STEP 0.25f
 
 // A grid of one tensor or one head: code = clamp(round(value / step + zero), 0, largest), rounded half to even.
 typedef struct {
@@ -146,6 +163,7 @@ void bk_run(const bk_convolution *convolution, const bk_input *input, const bk_o
 void bk_finish(int64_t pixels, int32_t channels, const void *values, int64_t stride, const bk_output *output,
                int level, int threads);
 void bk_attend(const bk_attention *attention, int level, int threads);
+void bk_denoise(const bk_denoising *denoising, int level, int threads);
 // Null where something does not fit; `message` (160 bytes) says what. Nothing of `swin` is kept.
 bk_swin_block *bk_swin_create(const bk_swin *swin, int level, char *message);
 void bk_swin_destroy(bk_swin_block *block);

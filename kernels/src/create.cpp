@@ -235,7 +235,7 @@ extern "C" bk_convolution *bk_create(const bk_layer *layer, const int8_t *weight
   c->positions = positions_of(method);
   c->flat = method == BK_DIRECT && layer->channels % 4;
   c->taps = c->flat ? layer->kernel[0] * layer->kernel[1] : winograd(method) ? (dimensions(method) == 3 ? 1 : layer->kernel[0]) : taps_of(*layer);
-  c->depth = c->positions > 1 ? round_up(layer->channels, 32)
+  c->depth = c->positions > 1 ? round_up(layer->channels, 16)
                               : round_up(c->flat ? layer->kernel[2] * layer->channels : layer->channels, 4);
   c->width = round_up(layer->outputs, method == BK_LOOKUP ? 64 : 16);
   c->panel = (int64_t)c->width * c->taps * c->depth;

@@ -163,12 +163,13 @@ static Side make_side(const bk_output &output, uint8_t *memory, int thread) {
 // The output stage of `count` pixels of an output row from (t, h, w) on, with their sums (pixel, pitch).
 static void finish_run(const Stage &stage, const Side &side, const Size &size, const int32_t *totals, int64_t pitch, int t,
                        int h, int w, int count) {
-  int64_t pixel = ((int64_t)t * size.h + h) * size.w + w;
+  const int spread = stage.output.spread;
+  int64_t pixel = (((int64_t)t * size.h + h) * size.w * spread + w) * spread;
   if (!side.convolution) return finish_totals(stage, totals, pitch, pixel, count, nullptr, 0);
   for (int p = 0; p < count; p += PIXELS) {
     int n = count - p < PIXELS ? count - p : PIXELS;
     direct_totals(*side.convolution, side.input, side.space, t, h, w + p);
-    finish_totals(stage, totals + p * pitch, pitch, pixel + p, n, side.space.totals, side.convolution->width);
+    finish_totals(stage, totals + p * pitch, pitch, pixel + p * spread, n, side.space.totals, side.convolution->width);
   }
 }
 
@@ -183,7 +184,7 @@ static void direct(const bk_convolution &c, const bk_input &input, const bk_outp
   Size size = output_size(c.layer, input.size);
   const Stage stage = make_stage(output, c.layer.outputs);
   const bk_convolution *beside = output.side.convolution;
-  const bool one = pointwise(c.layer) && (!beside || pointwise(beside->layer));  // then all pixels are one long row
+  const bool one = output.spread == 1 && pointwise(c.layer) && (!beside || pointwise(beside->layer));  // a long row
   auto joined = [&](bk_input x) {
     if (one) x.size[2] = x.size[0] * x.size[1] * x.size[2], x.size[0] = x.size[1] = 1;
     return x;

@@ -72,6 +72,10 @@ extern "C" void bk_attend(const bk_attention *attention, int level, int threads)
   level_of(level).attend(*attention, threads);
 }
 
+extern "C" void bk_denoise(const bk_denoising *denoising, int level, int threads) {
+  level_of(level).denoise(*denoising, threads);
+}
+
 extern "C" int64_t bk_swin_workspace(const bk_swin_block *block, int threads) {
   return threads * level_of(block->level).swin_workspace(*block);
 }

@@ -1,6 +1,7 @@
 // The kernels of one instruction set; compiled once for each, with -DLEVEL=name and the compiler's flags for it.
 
 #include "attention.hpp"
+#include "denoise.hpp"
 #include "direct.hpp"
 #include "lookup.hpp"
 #include "windows.hpp"
@@ -48,6 +49,7 @@ const Level LEVEL = {MOVED,
                      {direct_workspace, winograd_workspace, winograd_workspace, LOOKUP_WORKSPACE, winograd_workspace},
                      finish,
                      attend,
+                     denoise,
                      peak,
                      swin_workspace,
                      swin};

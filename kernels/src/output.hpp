@@ -96,7 +96,7 @@ INLINE Float load_value(const void *values, int64_t at, int half, int n) {
   return half ? load_half((const uint16_t *)values + at, n) : load_floats((const float *)values + at, n);
 }
 
-// V vectors from channel `at` of a piece on, of `count` pixels from `first` on. value(p, v) is vector v of the p-th,
+// V vectors from channel `at` of a piece on, of `count` pixels from `first` on, `spread` apart. value(p, v) is vector v of the p-th,
 // value.beside(p, v) what is added to it after LeakyReLU.
 template <int V, class Value>
 INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, int64_t first, int count, int at, int n) {
@@ -106,12 +106,12 @@ INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, 
   } add[2] = {{o.add[0], o.add_stride[0]}, {o.add[1], o.add_stride[1]}};
   void *stored = o.values;
   const int64_t stride = o.values_stride;
-  const int half = o.half, targets = piece.targets;
+  const int half = o.half, spread = o.spread, targets = piece.targets;
   const bool leaky = o.slope != 1.0f;
   Float slope = broadcast(o.slope);
   int channel = piece.begin + at;
   for (int p = 0; p < count; p++) {
-    int64_t pixel = first + p;
+    int64_t pixel = first + p * spread;
     Float values[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) values[v] = value(p, v);
@@ -215,7 +215,7 @@ static void finish_totals(const Stage &stage, const int32_t *totals, int64_t pit
   const bk_output &o = stage.output;
   if (o.totals)
     for (int p = 0; p < count; p++)
-      memcpy(o.totals + (first + p) * o.totals_stride, totals + p * pitch, 4 * stage.channels);
+      memcpy(o.totals + (first + p * o.spread) * o.totals_stride, totals + p * pitch, 4 * stage.channels);
   if (!o.scale) return;
   Sums sums = {totals, pitch, o.scale, o.bias, 0, 0};
   Beside both = {sums, {side, side_pitch, o.side.scale, o.side.bias, 0, 0}, broadcast(o.side.slope)};

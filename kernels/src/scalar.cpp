@@ -85,7 +85,8 @@ static void convolve(const bk_convolution &c, const bk_input &x, const bk_output
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t p = 0; p < pixels; p++) {
     int place[3] = {(int)(p / size.w / size.h), (int)(p / size.w % size.h), (int)(p % size.w)};
-    for (int o = 0; o < c.layer.outputs; o++) finish_total(output, total_at(c, x, place, o), place, p, o);
+    int64_t row = (int64_t)place[0] * size.h + place[1], pixel = (row * size.w * output.spread + place[2]) * output.spread;
+    for (int o = 0; o < c.layer.outputs; o++) finish_total(output, total_at(c, x, place, o), place, pixel, o);
   }
 }
 
@@ -157,6 +158,31 @@ static void attend(const bk_attention &a, int threads) {
   }
 }
 
+// One picture; `down` and `right` are the duals, (height, width).
+static void denoise_picture(const bk_denoising &d, const float *frame, float *u, float *down, float *right) {
+  int h = d.height, w = d.width;
+  std::memcpy(u, frame, sizeof(float) * h * w);
+  for (int step = 0; step < d.steps; step++) {
+    for (int i = 0; i < h * w; i++) {
+      float v = i / w + 1 < h ? u[i + w] - u[i] : 0.0f, r = i % w + 1 < w ? u[i + 1] - u[i] : 0.0f;
+      float inverse = 1.0f / (std::sqrt(v * v + r * r) * (TV_STEP / d.weight) + 1.0f);
+      down[i] = (down[i] + v * TV_STEP) * inverse;
+      right[i] = (right[i] + r * TV_STEP) * inverse;
+    }
+    for (int i = 0; i < h * w; i++)
+      u[i] = frame[i] + down[i] + right[i] - (i / w ? down[i - w] : 0.0f) - (i % w ? right[i - 1] : 0.0f);
+  }
+}
+
+static void denoise(const bk_denoising &d, int threads) {
+  int64_t size = (int64_t)d.height * d.width;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < d.count; i++) {
+    std::vector<float> down(size), right(size);
+    denoise_picture(d, d.frames + i * size, d.result + i * size, down.data(), right.data());
+  }
+}
+
 static double peak(long) { return 0; }
 
 const Level scalar_level = {0,
@@ -164,6 +190,7 @@ const Level scalar_level = {0,
                             {no_workspace, no_workspace, no_workspace, no_workspace, no_workspace},
                             finish,
                             attend,
+                            denoise,
                             peak,
                             scalar_swin_workspace,
                             scalar_swin};

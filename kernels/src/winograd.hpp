@@ -63,8 +63,8 @@ INLINE B all_bytes(uint8_t value) {
 
 // The transformed codes of one tile, from channel k on; `to` is (position, tile, channel) at this tile.
 template <class B, int N>
-INLINE void transform_tile(const uint8_t *const *pixels, const uint8_t *offset, int k, int channels, uint8_t *to,
-                           int64_t position_bytes) {
+INLINE void transform_tile(const uint8_t *const *pixels, const uint8_t *offset, int k, int channels, int depth,
+                           uint8_t *to, int64_t position_bytes) {
   enum { E = edge(N) };
   B x[N];
   int n = channels - k;
@@ -78,7 +78,13 @@ INLINE void transform_tile(const uint8_t *const *pixels, const uint8_t *offset, 
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) transform_codes<E>(x + i, 16);
 #pragma GCC unroll 64
-  for (int i = 0; i < N; i++) store(to + i * position_bytes + k, (B)(x[i] + all_bytes<B>(offset[i])));
+  for (int i = 0; i < N; i++) {
+    B found = (B)(x[i] + all_bytes<B>(offset[i]));
+    if (depth - k < (int)sizeof(B))
+      memcpy(to + i * position_bytes + k, &found, sizeof(B) / 2);
+    else
+      store(to + i * position_bytes + k, found);
+  }
 }
 
 template <int N>
@@ -86,9 +92,9 @@ static void transform_channels(const bk_convolution &c, const uint8_t *const *pi
   int k = 0, channels = c.layer.channels;
   int64_t position_bytes = (int64_t)TILES * c.depth;
 #ifdef __AVX512F__
-  for (; c.depth - k >= 64; k += 64) transform_tile<Byte64, N>(pixels, c.offset, k, channels, to, position_bytes);
+  for (; c.depth - k >= 64; k += 64) transform_tile<Byte64, N>(pixels, c.offset, k, channels, c.depth, to, position_bytes);
 #endif
-  for (; k < c.depth; k += sizeof(Bytes)) transform_tile<Bytes, N>(pixels, c.offset, k, channels, to, position_bytes);
+  for (; k < c.depth; k += sizeof(Bytes)) transform_tile<Bytes, N>(pixels, c.offset, k, channels, c.depth, to, position_bytes);
 }
 
 // Where the sums of pixel j of tile i are: (frame, row, tile, column), so that those of image rows are neighbours.
@@ -205,13 +211,13 @@ static void finish_tiles(const bk_convolution &c, const Stage &stage, const Side
   }
 }
 
-// Tiles of 2 x 2 or 3 x 3 pixels; the frames that a tap of time needs are transformed once and kept in a ring.
+// Tiles of 2 x 2 or 3 x 3 pixels of some frames; those that a tap of time needs are transformed once and kept in a ring.
 template <int N>
 static void plane_block(const bk_convolution &c, const bk_input &x, const Stage &stage, const Side &side,
-                        const WinogradSpace &space, const Size &size, int first, int across, int tiles) {
+                        const WinogradSpace &space, const Size &size, int from, int to, int first, int across, int tiles) {
   const bk_layer &l = c.layer;
   int n = tiles - first < TILES ? tiles - first : TILES;
-  for (int frame = 0; frame < size.t + c.taps - 1; frame++) {
+  for (int frame = from; frame < to + c.taps - 1; frame++) {
     uint8_t *codes = space.codes + frame % c.taps * space.frame;
     for (int i = 0; i < n; i++) {
       int h = (first + i) / across * side_of(N) - l.padding[1], w = (first + i) % across * side_of(N) - l.padding[2];
@@ -220,7 +226,7 @@ static void plane_block(const bk_convolution &c, const bk_input &x, const Stage 
       transform_channels<N>(c, pixels, codes + (int64_t)i * c.depth);
     }
     int t = frame - c.taps + 1;
-    if (t < 0) continue;
+    if (t < from) continue;
     const uint8_t *frames[MOST_ROWS];
     for (int dt = 0; dt < c.taps; dt++) frames[dt] = space.codes + (t + dt) % c.taps * space.frame;
     multiply_tiles<N>(c, frames, c.taps, n, space);
@@ -253,17 +259,20 @@ static void winograd(const bk_convolution &c, const bk_input &input, const bk_ou
   int across = (size.w + side_of(N) - 1) / side_of(N);
   int64_t plane = (int64_t)(size.h + side_of(N) - 1) / side_of(N) * across;
   int64_t tiles = N == 64 ? (size.t + 1) / 2 * plane : plane, blocks = (tiles + TILES - 1) / TILES;
+  const bool flat = N != 64 && c.taps == 1;  // then frames are independent, and read and written in their order
+  int64_t all = flat ? size.t * blocks : blocks;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int thread = 0; thread < threads; thread++) {
     WinogradSpace space = winograd_space(c, workspace + thread * winograd_space(c, nullptr).bytes);
     Side side = make_side(output, workspace + winograd_workspace(c, input, threads), thread);
     memset(space.codes, 0, space.frame * c.taps);  // tiles beyond the last one are multiplied too
-    for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++) {
-      int64_t first = block * TILES;
+    for (int64_t block = all * thread / threads; block < all * (thread + 1) / threads; block++) {
+      int64_t first = block % blocks * TILES;
+      int frame = (int)(block / blocks);
       if constexpr (N == 64)
         volume_block(c, input, stage, side, space, size, first, across, plane, tiles);
       else
-        plane_block<N>(c, input, stage, side, space, size, (int)first, across, (int)tiles);
+        plane_block<N>(c, input, stage, side, space, size, frame, flat ? frame + 1 : size.t, (int)first, across, (int)tiles);
     }
   }
 }

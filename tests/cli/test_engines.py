@@ -12,7 +12,7 @@ from torch import nn
 
 from bitlens import checkpoint
 from bitlens.cli import benchmark, running, shared, speeds
-from bitlens.engine import native, openvino, plan, swin
+from bitlens.engine import native, openvino, plan, swin, traced
 from bitlens.engine.checks import ComputesWrongly
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
@@ -116,6 +116,7 @@ def test_an_engine_that_computes_wrongly_is_passed_over(monkeypatch: pytest.Monk
 
 
 def test_without_kernels_and_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "missing", lambda network: "not built")
+    for module in (native, traced):
+        monkeypatch.setattr(module, "missing", lambda network: "not built")
     assert shared.in_order(network_of(4)) == ["openvino", "torch"]
     assert shared.in_order(EfficientSCI(8, 1, 2)) == ["openvino", "torch"]

@@ -224,7 +224,7 @@ def test_tiles_in_integers_are_the_whole(low_bit: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("native", "network IMDN came; wanted SwinIR; choose another engine"),
+        ("native", "nothing of IMDN is quantized; wanted a low-bit network; choose another engine"),
         ("onnxruntime", "network IMDN came; wanted EfficientSCI"),
         ("reference", "--engine reference, and the network is float; wanted a low-bit one"),
     ],

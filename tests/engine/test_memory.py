@@ -49,6 +49,7 @@ print(json.dumps([status("VmHWM") - base, need, fixed_mb(network) + patches]))
         ("efficientsci-t-qsci-w8a8", "openvino", 128, 32),
         pytest.param("efficientsci-t-qsci-w4a4", "native", 256, 8, marks=pytest.mark.kernels),
         pytest.param("efficientsci-t-qsci-w8a8", "native", 256, 8, marks=pytest.mark.kernels),
+        pytest.param("dun-w4a4", "native", 256, 8, marks=pytest.mark.kernels),
         ("gap-tv", "torch", 256, 8),
     ],
 )

@@ -56,7 +56,7 @@ BITS = {  # the most bits of weights and of activations that each method takes
 def cases(draw, method: str) -> Case:
     """Layers of any size that a method does, at the ends of its bit-widths and in between."""
     winograd = method.startswith("winograd")
-    odd = st.integers(1, 70) | st.sampled_from([4, 16, 32, 64])
+    odd = st.integers(1, 70) | st.sampled_from([4, 16, 32, 48, 64])
     channels, outputs = draw(odd), draw(odd | st.just(96))
     kernel = [draw(st.integers(1, 3)) for _ in range(3)]
     stride = [1 if winograd else draw(st.integers(1, 2)) for _ in range(3)]

@@ -90,6 +90,32 @@ def test_a_side_is_the_values_that_it_would_have_alone(level: str, half: bool):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("method", "kernel"), [("direct", 1), ("direct", 3), ("winograd2", 3)])
+def test_pixels_that_are_spread_are_those_side_by_side(level: str, method: str, kernel: int):
+    """s x s convolutions write a pixel shuffle: values over what is added, codes into a range of channels."""
+    random, s = np.random.default_rng(4), 2
+    weights = random.integers(-8, 8, (20, 1, kernel, kernel, 48)).astype(np.int8)
+    codes = random.integers(0, 16, (3, 5, 9, 48)).astype(np.uint8)
+    case = Case(weights, codes, (1, 1, 1), (0, kernel // 2, kernel // 2), 3, 15)
+    convolution, scale = case.convolution(method, level), np.full(20, 1e-2, np.float32)
+    added = random.normal(size=(3, 5 * s, 9 * s, 20)).astype(np.float32)
+    values, found = added.copy(), np.zeros((3, 5 * s, 9 * s, 28), np.uint8)
+    for i in range(s):
+        for j in range(s):
+            at = np.s_[:, i::s, j::s]
+            targets = [bk.Target(found[..., 4:24][at], 0.1, 8.0, 0, 15)]
+            inside = values[at]
+            wide = bk.Output(scale=scale, slope=0.1, add=[inside], values=inside, targets=targets, spread=s)
+            convolution.run(codes, wide, threads=2)
+            alone = np.zeros((3, 5, 9, 20), np.float32), np.zeros((3, 5, 9, 20), np.uint8)
+            near = [np.ascontiguousarray(added[at])]
+            targets = [bk.Target(alone[1], 0.1, 8.0, 0, 15)]
+            convolution.run(codes, bk.Output(scale=scale, slope=0.1, add=near, values=alone[0], targets=targets))
+            assert np.array_equal(values[at], alone[0]) and np.array_equal(found[..., 4:24][at], alone[1])
+    assert not found[..., :4].any() and not found[..., 24:].any()
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_codes_equal_the_reference_but_for_ties(level: str):
     random, wrong, count = np.random.default_rng(0), 0, 0
     for zero, largest in ((0, 15), (7, 15), (100, 255), (1, 3)):

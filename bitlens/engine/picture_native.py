@@ -1,0 +1,437 @@
+"""Any network that `trace.py` reads, written down for our kernels: integer layers, and torch's operations between them.
+
+A value is a look at the memory of an op (`View`): reshapes, transposes, slices and repetitions are strides, and move
+nothing. Convolutions write channels last, whatever the shape is called afterwards, so that those of frames and those of
+time read what the others wrote. `fusion.py` finds what a kernel can do on its way; `traced.py` runs the rest in order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitlens.engine.lower import IntegerLayer, Lowered, Operand, folded_weight
+from bitlens.engine.reference import product
+from bitlens.engine.trace import Value, Writer
+from bitlens.quant.layers import Quantized
+
+__all__ = ["Codes", "Constant", "Denoising", "Layer", "NativeGraph", "Op", "View"]
+
+ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "add": torch.add,
+    "subtract": torch.sub,
+    "multiply": torch.mul,
+    "divide": torch.div,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "power": torch.pow,
+    "equal": torch.eq,
+    "greater": torch.gt,
+    "relu": lambda x, **out: torch.clamp_min(x, 0.0, **out),
+    "sigmoid": torch.sigmoid,
+    "sqrt": torch.sqrt,
+    "gelu": torch._C._nn.gelu,  # type: ignore[attr-defined]
+}
+
+
+@dataclass(eq=False)
+class Op:
+    """What a call computes, into dense memory of its own."""
+
+    kind: str
+    inputs: list["View"]
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    kernel: Callable[..., Any] | None = None
+    """A function of torch that takes the inputs' tensors and `out`."""
+    dtype: torch.dtype = torch.float32
+    slope: float = 1.0
+    """Of a LeakyReLU, or of a layer's, which comes before what is added."""
+    axis: int = 0
+    """Along which a concatenation puts its inputs."""
+
+    @property
+    def whole(self) -> "View":
+        """All of it."""
+        return View(self, self.size, self.stride)
+
+    @property
+    def count(self) -> int:
+        """Of its elements."""
+        return prod(self.size)
+
+
+@dataclass(eq=False)
+class Constant(Op):
+    """Numbers that torch knows before."""
+
+    tensor: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+@dataclass(eq=False)
+class Codes(Op):
+    """The codes of an op's values on a grid; they lie as the values do."""
+
+    operand: Operand | None = None
+
+
+@dataclass(eq=False)
+class Layer(Op):
+    """A layer on the kernels. Its first input are codes (t, h, w, c); others are added to its values."""
+
+    name: str = ""
+    volume: tuple[int, ...] = (1, 1, 1, 1)
+    """Its values as (t, h, w, outputs)."""
+    spread: int = 1
+    """Its outputs are squares of pixels, of this many rows and columns."""
+
+
+@dataclass(eq=False)
+class Denoising(Op):
+    """Total-variation denoising of pictures, contiguous ones."""
+
+    weight: float = 0.0
+    steps: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A look at an op's memory: a size, and how far elements are apart."""
+
+    op: Op
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def empty(self) -> Tensor:
+        """A tensor of torch's meta device that lies so."""
+        return torch.empty_strided(self.size, self.stride, dtype=self.op.dtype, device="meta")
+
+    def through(self, look: Callable[[Tensor], Tensor]) -> "View":
+        """Another look, by what torch does with shapes; RuntimeError where that takes a copy."""
+        seen = look(self.empty)
+        return View(self.op, tuple(seen.shape), seen.stride(), self.offset + int(seen.storage_offset()))
+
+    def of(self, op: Op) -> "View":
+        """The same look at another op that lies as this one's does."""
+        return View(op, self.size, self.stride, self.offset)
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Size and stride of the axes that have more than one element."""
+        return [(n, step) for n, step in zip(self.size, self.stride, strict=True) if n > 1]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it sees each element of the op once."""
+        return self.offset == 0 and prod(self.size) == self.op.count and all(step for _, step in self.steps)
+
+    def lies_as(self, other: "View | Op") -> bool:
+        """Whether elements of the same place are as far apart."""
+        both = zip(self.size, self.stride, other.size, other.stride, strict=True) if self.size == other.size else None
+        return both is not None and all(n == 1 or mine == theirs for n, mine, _, theirs in both)
+
+
+class NativeGraph(Writer):
+    """The ops of a network for one size; values are `View`s."""
+
+    def __init__(self, lowered: Lowered):
+        super().__init__(lowered)
+        self.ops: list[Op] = []
+        self.known: dict[Any, Op] = {}
+        """Constants and codes, which are there once."""
+        self.kept: list[Any] = []
+
+    def append(self, op: Op) -> View:
+        """All of a new op."""
+        self.ops.append(op)
+        return op.whole
+
+    def op(self, kind: str, kernel: Callable[..., Any], *inputs: View, size: Sequence[int] | None = None) -> View:
+        """A new op that a function of torch computes; what it gives lies as torch has it, or dense in a given size."""
+        if size is None:
+            like = kernel(*(view.empty for view in inputs))
+            return self.append(Op(kind, list(inputs), tuple(like.shape), dense_as(like), kernel, like.dtype))
+        return self.append(Op(kind, list(inputs), tuple(size), dense(size), kernel))
+
+    def input(self, shape: Sequence[int]) -> View:
+        """What the network is called with."""
+        return self.append(Op("input", [], tuple(shape), dense(shape)))
+
+    def constant(self, numbers: Any) -> View:
+        """Float32 numbers; those of one tensor once."""
+        key = (numbers.data_ptr(), numbers.shape, numbers.stride()) if isinstance(numbers, Tensor) else float(numbers)
+        if key not in self.known:
+            tensor = torch.as_tensor(numbers, dtype=torch.float32).detach().contiguous()
+            self.known[key] = Constant("constant", [], tuple(tensor.shape), dense(tensor.shape), tensor=tensor)
+            self.kept.append(numbers)  # no other may come to lie where it lies
+        return self.known[key].whole
+
+    def reshape(self, x: View, shape: Sequence[int]) -> View:
+        """A look where there is one; else a copy. Pictures are copied with their channels innermost."""
+        size = tuple(shape)
+        try:
+            return x.through(lambda seen: seen.view(size))
+        except RuntimeError:
+            axes = [*range(len(size))]
+            rows = len(size) < 4 or (x.size[-1] == size[-1] and x.stride[-1] == 1)
+            order = axes if rows else [*axes[:-3], *axes[-2:], axes[-3]]
+            return self.append(Op("copy", [x], size, laid(size, order), None, x.op.dtype))
+
+    def transpose(self, x: View, axes: Sequence[int]) -> View:
+        """A look."""
+        return x.through(lambda seen: seen.permute(*axes))
+
+    def broadcast(self, x: View, shape: Sequence[int]) -> View:
+        """A look."""
+        return x.through(lambda seen: seen.expand(*shape))
+
+    def slice(self, x: View, axis: int, start: int, stop: int) -> View:
+        """A look."""
+        return x.through(lambda seen: seen.narrow(axis, start, stop - start))
+
+    def concat(self, values: Sequence[View], axis: int) -> View:
+        """Several values as one; channels of pictures stay, or come to lie, innermost."""
+        longest = max(values, key=lambda x: prod(x.size))
+        size = (*longest.size[:axis], sum(x.size[axis] for x in values), *longest.size[axis + 1 :])
+        inner = axis == len(size) - 3 and longest.size[axis] == 1
+        order = sorted(range(len(size)), key=lambda place: (inner and place == axis) or -longest.stride[place])
+        return self.append(Op("concat", list(values), size, laid(size, order), None, longest.op.dtype, axis=axis))
+
+    def gather(self, x: View, axis: int, positions: Sequence[int]) -> View:
+        """x at some positions of an axis."""
+        index = torch.tensor(positions)
+        shape = *x.size[:axis], len(positions), *x.size[axis + 1 :]
+        return self.op("gather", lambda x, **out: torch.index_select(x, axis, index, **out), x, size=shape)
+
+    def elementwise(self, kind: str, *values: View) -> View:
+        """An operation on every element, with broadcasting."""
+        return self.op(kind, ELEMENTWISE[kind], *values)
+
+    def leaky(self, x: View, slope: float) -> View:
+        """LeakyReLU."""
+        function = torch._C._nn.leaky_relu  # type: ignore[attr-defined]
+        found = self.op("leaky", lambda x, **out: function(x, slope, **out), x)
+        found.op.slope = slope
+        return found
+
+    def where(self, condition: View, x: View, other: View) -> View:
+        """x where the condition holds, else the other one, with broadcasting."""
+        return self.op("where", torch.where, condition, x, other)
+
+    def mean(self, x: View, axes: Sequence[int]) -> View:
+        """The mean over some axes, which stay with size 1."""
+        return self.op("mean", lambda x, **out: torch.mean(x, list(axes), True, **out), x)
+
+    def total(self, x: View, axes: Sequence[int]) -> View:
+        """The sum over some axes, which stay with size 1."""
+        return self.op("total", lambda x, **out: torch.sum(x, list(axes), True, **out), x)
+
+    def most(self, x: View, axes: Sequence[int]) -> View:
+        """The largest along some axes, which stay with size 1."""
+        return self.op("most", lambda x, **out: torch.amax(x, list(axes), True, **out), x)
+
+    def length(self, x: View, axes: Sequence[int]) -> View:
+        """The square root of the sum of squares over some axes, which stay with size 1."""
+        return self.op("length", lambda x, **out: torch.linalg.vector_norm(x, 2, list(axes), True, **out), x)
+
+    def softmax(self, x: View, axis: int) -> View:
+        """Softmax along an axis."""
+        return self.op("softmax", lambda x, **out: torch.softmax(x, axis, **out), x)
+
+    def standardize(self, x: View, epsilon: float) -> View:
+        """(x - mean) / sqrt(variance + epsilon) along the last axis."""
+        return self.op("normalization", returning(lambda x: F.layer_norm(x, x.shape[-1:], eps=epsilon)), x, size=x.size)
+
+    def largest(self, x: Value, height: int, width: int) -> View:
+        """Adaptive max pooling of x (b, c, h, w) to a height and width."""
+        return self.op("pooling", returning(lambda x: F.adaptive_max_pool2d(x, (height, width))), x.op)
+
+    def resize(self, x: View, height: int, width: int, mode: str) -> View:
+        """x (b, c, h, w) in another size."""
+        mode = "nearest" if mode == "nearest" else "bilinear"
+        return self.op("resize", returning(lambda x: F.interpolate(x, (height, width), mode=mode)), x)
+
+    def denoise(self, x: Value, weight: float, steps: int) -> Value:
+        """Total-variation denoising of each frame."""
+        view, size = x.op, x.op.size
+        if not View(view.op, size, dense(size)).lies_as(view):
+            view = self.append(Op("copy", [view], size, dense(size)))
+        op = Denoising("denoising", [view], size, dense(size), weight=weight, steps=steps)
+        return Value(x.shape, self.append(op), self)
+
+    def layer(self, name: str, module: nn.Module, x: Value) -> View:
+        """A convolution or linear layer: on the kernels where it is integers that they know, else in float."""
+        geometry: Any = module.layer if isinstance(module, Quantized) else module
+        integers = self.exact(name)
+        if integers is not None and on_kernels(geometry, x.op.size):
+            return self.on_codes(name, integers, geometry, x.op)
+        weight = folded_weight(module).float() if isinstance(module, Quantized) else geometry.weight.detach()
+        bias = None if geometry.bias is None else geometry.bias.detach()
+
+        def kernel(x: Tensor) -> Tensor:
+            found = product(geometry, x, weight.to(x.device))
+            return found if bias is None else found + bias.to(x.device).reshape(shape_of_bias(geometry))
+
+        return self.op("float layer", returning(kernel), self.in_float(module, x))
+
+    def on_codes(self, name: str, integers: IntegerLayer, geometry: Any, x: View) -> View:
+        """A layer on the kernels; what it gives has its channels innermost."""
+        codes, outputs = self.codes(x, integers.input), len(integers.weight)
+        if isinstance(geometry, nn.Linear):
+            inner, spatial = len(x.size) - 1, x.size[1:-1]
+        else:
+            inner, spatial = 1, output_size(geometry, x.size[2:])
+        last = [0, *(axis for axis in range(1, len(x.size)) if axis != inner), inner]
+        size = (x.size[0], *spatial, outputs) if inner > 1 else (x.size[0], outputs, *spatial)
+        volume = View(codes.op, *volume_of([size[axis] for axis in last]))
+        volumes = self.volume(codes, last)
+        layer = Layer("layer", [volumes], size, laid(size, last), name=name, volume=volume.size)
+        return self.append(layer)
+
+    def volume(self, codes: View, last: Sequence[int]) -> View:
+        """Codes as (t, h, w, c), pixels equally far apart, their axes in an order; copied where they lie otherwise."""
+
+        def look(x: View) -> View | None:
+            moved = x.through(lambda seen: seen.permute(*last))
+            size, _ = volume_of(moved.size)
+            try:
+                return regular(moved.through(lambda seen: seen.view(size)))
+            except RuntimeError:
+                return None
+
+        found = look(codes)
+        if found is None:
+            copied = Op("copy", [codes], codes.size, laid(codes.size, last), None, torch.uint8)
+            found = look(self.append(copied))
+        assert found is not None
+        return found
+
+    def codes(self, x: View, operand: Operand) -> View:
+        """The codes of what a look sees: the look at codes. Those of a concatenation are put together."""
+        source = x.op
+        key = source, float(operand.scale), float(operand.zero_point), operand.qmin, operand.qmax
+        if key not in self.known:
+            if source.kind == "concat":
+                parts = [self.codes(part, operand) for part in source.inputs]
+                found = Op("concat", parts, source.size, source.stride, None, torch.uint8, axis=source.axis)
+            else:
+                found = codes_of(source, operand)
+            self.ops.append(found)
+            self.known[key] = found
+        return x.of(self.known[key])
+
+    def offsets(self, grid: Operand, x: View) -> View:
+        """code - zero_point of x on a grid, in float."""
+
+        def kernel(x: Tensor) -> Tensor:
+            scale, zero_point = grid.scale.to(x.device), grid.zero_point.to(x.device)
+            return (x / scale + zero_point).clamp_(grid.qmin, grid.qmax).round_() - zero_point
+
+        return self.op("grids in float", returning(kernel), x)
+
+    def product(self, name: str, module: nn.Module, left: Value, right: Value) -> View:
+        """An attention product: of offsets, exact in float where they are integers, times the value of a unit."""
+        grids, first, second = self.grids(name), left.op, right.op
+        unit = torch.ones(())
+        if grids is not None:
+            first, second = self.offsets(grids.left, first), self.offsets(grids.right, second)
+            unit = grids.left.scale * grids.right.scale
+
+        def kernel(left: Tensor, right: Tensor) -> Tensor:  # b n i k p, b n k j p
+            found = left.permute(0, 1, 4, 2, 3) @ right.permute(0, 1, 4, 2, 3)
+            return found.permute(0, 1, 3, 4, 2) * unit.to(left.device)
+
+        return self.op("attention", returning(kernel), first, second)
+
+
+def codes_of(source: Op, operand: Operand) -> Codes:
+    """The codes of an op's values."""
+    return Codes("grids", [source.whole], source.size, source.stride, None, torch.uint8, operand=operand)
+
+
+def shuffle_of(op: Op) -> int | None:
+    """The side of the squares of pixels that a copy makes of channels, which lie innermost; None: it does not."""
+    if op.kind != "copy" or op.dtype != torch.float32 or len(op.size) != 4 or len(op.inputs[0].size) != 6:
+        return None
+    view = op.inputs[0]
+    n, c, h, square, w, other = view.size
+    last = c * square**2
+    wanted = View(view.op, view.size, (h * w * last, square**2, w * last, square, last, 1))
+    after = View(op, (n, c, h * square, w * square), laid((n, c, h * square, w * square), (0, 2, 3, 1)))
+    fits = square == other and view.is_whole and view.lies_as(wanted) and after.lies_as(op)
+    return square if fits else None
+
+
+def returning(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of torch that has no `out` as one that has: its result is copied."""
+
+    def run(*inputs: Tensor, out: Tensor | None = None) -> Tensor:
+        found = kernel(*inputs)
+        return found if out is None else out.copy_(found)
+
+    return run
+
+
+def on_kernels(geometry: Any, size: Sequence[int]) -> bool:
+    """Whether the kernels have a layer's geometry, for an input of a size."""
+    if isinstance(geometry, nn.Linear):
+        return True
+    known = isinstance(geometry, nn.Conv2d) or (isinstance(geometry, nn.Conv3d) and size[0] == 1)
+    return known and geometry.groups == 1 and not isinstance(geometry.padding, str)
+
+
+def output_size(geometry: Any, size: Sequence[int]) -> list[int]:
+    """Of a convolution's spatial axes."""
+    axes = zip(size, geometry.kernel_size, geometry.stride, geometry.padding, strict=True)
+    return [(n + 2 * padding - kernel) // stride + 1 for n, kernel, stride, padding in axes]
+
+
+def volume_of(size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(n, h, w, c), (1, t, h, w, c) or (..., c) of a linear layer as (t, h, w, c): size and dense strides."""
+    whole = (size[0] * size[1], *size[2:]) if len(size) == 5 else tuple(size)
+    whole = (1,) * (4 - len(whole)) + whole if len(whole) <= 4 else (1, 1, prod(size[:-1]), size[-1])
+    return whole, dense(whole)
+
+
+def regular(x: View) -> View | None:
+    """(t, h, w, c) with strides as the kernels read them; None: its pixels are not equally far apart."""
+    (t, h, w, c), (frame, row, pixel, channel) = x.size, x.stride
+    pixel = pixel if w > 1 else row if h > 1 else frame if t > 1 else c
+    wanted = (h * w * pixel, w * pixel, pixel, 1)
+    fits = pixel >= c and all(
+        n == 1 or a == b for n, a, b in zip(x.size, (frame, row, pixel, channel), wanted, strict=True)
+    )
+    return View(x.op, x.size, wanted, x.offset) if fits else None
+
+
+def dense(size: Sequence[int]) -> tuple[int, ...]:
+    """The strides of contiguous memory."""
+    stride, step = [], 1
+    for n in reversed(size):
+        stride.append(step)
+        step *= n
+    return tuple(reversed(stride))
+
+
+def laid(size: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """The strides of dense memory with the axes in an order, the innermost last."""
+    stride = [0] * len(size)
+    for axis, step in zip(order, dense([size[axis] for axis in order]), strict=True):
+        stride[axis] = step
+    return tuple(stride)
+
+
+def dense_as(like: Tensor) -> tuple[int, ...]:
+    """The strides of dense memory whose axes lie in the order of a tensor's."""
+    return laid(like.shape, sorted(range(like.ndim), key=lambda axis: (-like.stride(axis), axis)))
+
+
+def shape_of_bias(geometry: Any) -> tuple[int, ...]:
+    """A bias, shaped to broadcast against a layer's values."""
+    return (-1,) if isinstance(geometry, nn.Linear) else (-1, *[1] * len(geometry.kernel_size))
