@@ -25,14 +25,14 @@ class Reconstruct:
     """
 
     measurement: tyro.conf.Positional[Path]
-    """Raw camera values: .npz .mat .npy .tif, .png of 8 or 16 bits, or a folder of such images."""
+    """Raw camera values: .npz .mat .npy .zarr .tif, .png of 8 or 16 bits, or a folder of such images."""
     out: str
-    """The video, by its suffix: .mp4 .mkv .avi .gif .tif .npz, or a folder (no suffix) of PNG frames."""
+    """The video, by its suffix: .mp4 .mkv .avi .gif .tif .npz .zarr, or a folder (no suffix) of PNG frames."""
     model: str | None = None
     """A shipped checkpoint (see `bitlens models`), the path of a .safetensors, or gap-tv. Default: the one that is
     marked in `bitlens models`."""
     mask: Path | None = None
-    """The camera's mask: .mat .npz .npy .tif, a folder of images. Default: from the measurement's file."""
+    """The camera's mask: .mat .npz .npy .zarr .tif, a folder of images. Default: from the measurement's file."""
     gain: float | None = None
     """Raw value of one white frame through an open pixel. Default: from the file, or estimated."""
     brightness: float = 0.4
@@ -71,7 +71,7 @@ class Reconstruct:
     def run(self) -> None:
         from bitlens import checkpoint
         from bitlens.cli import in_flags, shared, tiling
-        from bitlens.data.arrays import array_names
+        from bitlens.data.arrays import NAMED_SUFFIXES, array_names
         from bitlens.data.bayer import pattern_at
         from bitlens.data.recording import open_recording
         from bitlens.report import console
@@ -85,7 +85,7 @@ class Reconstruct:
                 mask_key=self.mask_key, crop=shared.parse_crop(self.crop), gain=self.gain, brightness=self.brightness,
                 allow_saturated=self.allow_saturated, dark=self.dark, flat=self.flat, bayer=self.bayer,
             )  # fmt: skip
-            beside = self.measurement.suffix.lower() in (".mat", ".npz") and array_names(self.measurement)
+            beside = self.measurement.suffix.lower() in NAMED_SUFFIXES and array_names(self.measurement)
             if self.mask and beside and (self.mask_key or "mask") in beside:
                 out.print(f"mask: {self.mask}, not the one in {self.measurement}")
             for note in recording.notes:
@@ -145,7 +145,7 @@ class Reconstruct:
 
         from bitlens.cli import shared
         from bitlens.data.bayer import demosaic
-        from bitlens.data.writers import video_writer
+        from bitlens.data.writers import About, video_writer
 
         frames, height, width = recording.mask.shape
         total = frames * len(recording.measurement)
@@ -153,7 +153,7 @@ class Reconstruct:
         seconds, scores = [], []
         if bayer is not None:
             running, tiles = for_mosaics(running, tiles, label), None
-        with video_writer(video_path, total, self.fps) as write:
+        with video_writer(video_path, total, self.fps, About(group=frames)) as write:
             for video, time in shared.reconstructions(running, recording.measurement, recording.mask, label, tiles):
                 seconds.append(time)
                 write(video if bayer is None else demosaic(video, bayer))

@@ -79,6 +79,7 @@ def output_video(out: str) -> Iterator[str]:
     """As `output_file`, for any target of `write_video`: a file, or a folder of frames."""
     from importlib.util import find_spec
 
+    from bitlens.data.chunks import ZARR, import_zarr
     from bitlens.data.writers import WRITE_SUFFIXES
     from bitlens.files import atomic_folder, atomic_path
 
@@ -98,7 +99,9 @@ def output_video(out: str) -> Iterator[str]:
             f"{path} is a movie and PyAV is not installed; wanted a writer for it; run pip install "
             "'bitlens[video]', or use .gif, .tif, .npz or a folder of PNG frames"
         )
-    with atomic_path(path) as temporary:
+    if suffix == ZARR:
+        import_zarr(path)
+    with (atomic_folder if suffix == ZARR else atomic_path)(path) as temporary:
         yield str(temporary)
 
 
