@@ -217,15 +217,19 @@ def test_a_folder_with_a_broken_picture(tmp_path: Path, model: Path, capsys: pyt
     assert shown.err.count("\n") == 1 and "a-broken.png is left out:" in shown.out
     assert "has folders, which are left out; wanted pictures; pass --recursive for theirs" in shown.out
     assert sorted(file.name for file in (tmp_path / "flat").iterdir()) == [
-        "Ferien – Öland 日本.png", "b.png", "c.png", "moving.gif",
+        ".bitlens", "Ferien – Öland 日本.png", "b.png", "c.png", "moving.gif",
     ]  # fmt: skip
     assert open_movie(tmp_path / "flat" / "moving.gif").frames == 3
     (folder / "a-broken.png").unlink()
     assert run(folder, model, tmp_path / "all", "--recursive") == 0
-    assert (tmp_path / "all" / "deep" / "deeper" / "d.png").is_file() and "note" not in capsys.readouterr().out
-    assert len([file for file in (tmp_path / "all").rglob("*") if file.is_file()]) == 6
-    assert run(folder, model, tmp_path / "all") == 2
-    assert "wanted a new or an empty folder" in capsys.readouterr().err
+    assert (tmp_path / "all" / "deep" / "deeper" / "d.png").is_file() and "note:" not in capsys.readouterr().out
+    assert len([file for file in (tmp_path / "all").rglob("*.*") if ".bitlens" not in file.parts]) == 6
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "all").rglob("*")}
+    assert run(folder, model, tmp_path / "all", "--recursive") == 0
+    assert "6 of 6 are there" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "all").rglob("*")} == times
+    assert run(folder, model, tmp_path / "all", "--recursive", "--memory-mb", "3000") == 0
+    assert "are there" not in capsys.readouterr().out  # other settings: made again
 
 
 def test_what_is_read_is_not_written_over(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +266,7 @@ def test_strips_are_the_whole_picture(tmp_path: Path, model: Path, monkeypatch: 
     assert run(tmp_path / "a.png", model, tmp_path / "large.png") == 0
     assert np.abs(read_image(tmp_path / "large.png").astype(int) - whole).max() <= 1
     pieces = list(
-        Upscale(tmp_path / "a.png", "", "").enlarged(
+        Upscale((tmp_path / "a.png",), "", "").enlarged(
             checkpoint.load(model), checkpoint.load(model), Picture(values), tmp_path / "a.png"
         )
     )
