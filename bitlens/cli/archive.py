@@ -11,13 +11,16 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
@@ -375,10 +378,14 @@ def _row(future: Any, item: Item, cluster: str) -> Row:
     Raises:
         ValueError: nothing, since the scheduler went away.
     """
+    gone = ValueError(f"the scheduler of --cluster {cluster} went away; {_WHAT_NEXT}")
     if future.status == "finished":
-        return future.result()
+        try:
+            return future.result()
+        except (OSError, CancelledError) as error:
+            raise gone from error
     if future.status != "error":
-        raise ValueError(f"the scheduler of --cluster {cluster} went away; {_WHAT_NEXT}")
+        raise gone
     error = future.exception()
     if type(error).__name__ == "KilledWorker":
         note = "every worker that took it died; wanted memory for it; lower --memory-mb, or give workers more"
@@ -412,14 +419,17 @@ def connected(cluster: str, workers: int | None = None) -> Iterator[Any]:
     distributed = import_distributed()
     configuration = _import("dask.config")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for name in ("distributed", "distributed.client", "distributed.nanny", "distributed.scheduler"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said here, in one line
     made: Any = None
     try:
         configuration.set(SCHEDULING)
         if cluster == "local":
-            made = distributed.LocalCluster(
-                n_workers=workers or cores, threads_per_worker=1, processes=True, dashboard_address=None,
-                memory_limit=None, silence_logs=logging.CRITICAL,
-            )  # fmt: skip
+            with without_interrupts():
+                made = distributed.LocalCluster(
+                    n_workers=workers or cores, threads_per_worker=1, processes=True, dashboard_address=None,
+                    memory_limit=None, silence_logs=logging.CRITICAL,
+                )  # fmt: skip
         elif cluster == "slurm":
             made = _import("dask_jobqueue").SLURMCluster(**slurm_jobs())
             made.scale(jobs=workers or 4)
@@ -437,6 +447,20 @@ def connected(cluster: str, workers: int | None = None) -> Iterator[Any]:
     finally:
         if made is not None:
             made.close()
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """What is started here, threads and their processes, does not hear Ctrl-C, which is for the command alone."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def slurm_jobs() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Pictures and films as people have them, through `bitlens upscale`: the right way round, whole, or said in a line."""
 
+import json
 import os
 import signal
 from fractions import Fraction
@@ -330,3 +331,30 @@ def test_wide_animations_are_refused_in_words(tmp_path: Path, model: Path, capsy
     assert run(tmp_path / "wide.gif", model, tmp_path / "large.gif") == 2
     assert "frames of 4x80000 pixels came; wanted at most 65535 in height and width" in capsys.readouterr().err
     assert not (tmp_path / "large.gif").exists()
+
+
+def test_several_sources_and_what_is_there(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures and animations by name and by pattern; the table is JSON too."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for name in ("a.png", "b.jpg", "c.tif"):
+        Image.fromarray(levels()).save(Path("in") / name)
+    moving = [Image.fromarray(np.roll(levels(), index, axis=0)) for index in range(3)]
+    moving[0].save("in/d.gif", save_all=True, append_images=moving[1:], duration=50)
+    given = ["upscale", "in/[ab]*", "in/d.gif", "in/none.png", "--model", str(model), "--out", "out"]
+    assert main([*given, "--json", "t.json"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and "1 of 4 pictures could not be enlarged (none.png), the others" in shown.err
+    rows = {row["name"]: row for row in json.loads(Path("t.json").read_text())["results"]}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "a": "made", "b": "made", "d": "made", "none": "broken",
+    }  # fmt: skip
+    assert rows["d"]["facts"]["frames"] == 3 and Path(rows["d"]["out"]).name == "d.gif"
+    given.remove("in/none.png")
+    assert main(given) == 0 and "3 of 3 are there" in capsys.readouterr().out
+    monkeypatch.setattr("bitlens.cli.archive.CONNECT", 0.3)
+    assert main([*given, "in/c.tif", "--cluster", "tcp://127.0.0.1:9"]) == 2
+    assert main(["upscale", "in/a.png", "in/c.tif", "--model", str(model), "--out", "in/b.jpg"]) == 2
+    assert "in/b.jpg is a file; wanted a folder for the results" in capsys.readouterr().err
