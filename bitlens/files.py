@@ -80,7 +80,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         if target.is_dir():
             target.rmdir()  # empty, checked above; rename onto a folder is not portable
-        os.chmod(temporary, 0o666 & ~_umask())  # some writers make private files
+        os.chmod(temporary, 0o777 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -55,6 +55,9 @@ FLAGS = (
 )
 """How the library's messages name an argument -> how one types it here."""
 
+BARE = {"--cluster": "local"}
+"""Flags that may stand without a value, and the value that they have then."""
+
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 
@@ -159,12 +162,20 @@ def _run(verb: str, *arguments: str) -> int:
     boxed = StringIO()
     try:
         with redirect_stderr(boxed):
-            command = tyro.cli(kind, prog=f"bitlens {verb}", args=arguments, description="", config=config)
+            command = tyro.cli(kind, prog=f"bitlens {verb}", args=with_values(arguments), description="", config=config)
     except SystemExit as leaving:  # --help, or wrong flags, which tyro explains in a box on stderr
         if leaving.code in (0, None):
             return 0
         raise ValueError(f"{unboxed(boxed.getvalue())}; bitlens {verb} --help explains the flags") from None
     return command.run() or 0
+
+
+def with_values(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with what a flag means that may stand without a value: `--cluster` -> `--cluster local`."""
+    given: list[str] = []
+    for argument, after in zip(arguments, [*arguments[1:], "--"], strict=False):
+        given += [argument, BARE[argument]] if argument in BARE and after.startswith("-") else [argument]
+    return given
 
 
 def unboxed(text: str) -> str:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,17 +78,33 @@ def output_file(path: Path | None, *suffixes: str) -> Iterator[Path | None]:
 @contextmanager
 def output_video(out: str) -> Iterator[str]:
     """As `output_file`, for any target of `write_video`: a file, or a folder of frames."""
-    from importlib.util import find_spec
-
-    from bitlens.data.writers import WRITE_SUFFIXES
+    from bitlens.data.chunks import ZARR
     from bitlens.files import atomic_folder, atomic_path
 
-    path = Path(out)
-    suffix = path.suffix.lower()
-    if out.endswith("/") or not suffix:
-        with atomic_folder(path) as temporary:
+    suffix = check_video(out)
+    if not suffix:
+        with atomic_folder(out) as temporary:
             yield f"{temporary}/"
         return
+    with (atomic_folder if suffix == ZARR else atomic_path)(out) as temporary:
+        yield str(temporary)
+
+
+def check_video(out: str) -> str:
+    """The suffix of a target of `write_video`, small; nothing for a folder.
+
+    Raises:
+        ValueError: it cannot be written here.
+    """
+    from importlib.util import find_spec
+
+    from bitlens.data.chunks import ZARR, import_zarr
+    from bitlens.data.writers import WRITE_SUFFIXES
+
+    path = Path(out)
+    suffix = "" if out.endswith("/") else path.suffix.lower()
+    if not suffix:
+        return suffix
     if suffix not in WRITE_SUFFIXES:
         raise ValueError(
             f"cannot write a video to {path}; wanted {', '.join(WRITE_SUFFIXES)}, or a folder for PNG "
@@ -98,8 +115,9 @@ def output_video(out: str) -> Iterator[str]:
             f"{path} is a movie and PyAV is not installed; wanted a writer for it; run pip install "
             "'bitlens[video]', or use .gif, .tif, .npz or a folder of PNG frames"
         )
-    with atomic_path(path) as temporary:
-        yield str(temporary)
+    if suffix == ZARR:
+        import_zarr(path)
+    return suffix
 
 
 def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
@@ -283,15 +301,28 @@ def _run(
     return video
 
 
+QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Show no bars: there is one for the whole already, or this is a worker."""
+    token = QUIET.set(True)
+    try:
+        yield
+    finally:
+        QUIET.reset(token)
+
+
 def progress(unit: str) -> "Progress":
-    """A bar that counts units, on stderr, gone when it is done; nothing where nobody looks."""
+    """A bar that counts units, on stderr, gone when it is done; nothing where nobody looks, and within `quietly`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
         TimeRemainingColumn(), console=(console := Console(stderr=True)), transient=True,
-        disable=not console.is_terminal,
+        disable=QUIET.get() or not console.is_terminal,
     )  # fmt: skip
 
 

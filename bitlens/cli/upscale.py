@@ -1,8 +1,10 @@
 """`bitlens upscale`: enlarge pictures and videos with a super-resolution network, in tiles that fit into memory."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +13,7 @@ import tyro
 if TYPE_CHECKING:
     import numpy as np
 
+    from bitlens.cli.archive import Item
     from bitlens.data.images import Picture
 
 MOST_CONTEXT = 48
@@ -40,6 +43,10 @@ FLAT = 0.01
 """A result that spans less than this, of a picture that spans ten times as much, is said to be flat."""
 
 
+MOVING = {".avif": ".webp", ".mov": ".mp4", ".webm": ".mkv"}
+"""What a film or animation becomes among several results, where it does not keep its suffix."""
+
+
 @dataclass(frozen=True)
 class Upscale:
     """Enlarge a picture, all pictures of a folder, or a video, by the scale of the network.
@@ -51,19 +58,24 @@ class Upscale:
     and resolution; of a video times, sound, the shape of pixels, 10 bits and colours. What a kind of file cannot hold
     is said.
 
+    A folder, several files or 'patterns*' in quotes become one result each in the folder --out, whole or not at all.
+    What is there from an earlier run, of the same files, network and settings, is skipped; what is broken is named in
+    the end, and the others are made.
+
     Example:
         bitlens upscale photo.jpg --model ngswin-x2.safetensors --out photo-x2.png
         bitlens upscale film.mp4 --model imdn-x2.safetensors --out film-x2.mp4
+        bitlens upscale photos/ --model imdn-x2.safetensors --out large/ --recursive --cluster
     """
 
-    source: tyro.conf.Positional[Path]
-    """An image, a folder of them (.png .jpg .bmp .tif .webp .gif .avif), or a video (.mp4 .avi .mkv .mov .webm; an
-    animated .gif .webp .png .avif; a .tif of several pages)."""
+    sources: tyro.conf.Positional[tuple[Path, ...]]
+    """An image (.png .jpg .bmp .tif .webp .gif .avif), or a video (.mp4 .avi .mkv .mov .webm; an animated .gif .webp
+    .png .avif; a .tif of several pages); or several, a folder of images, or 'patterns*'."""
     model: str
     """A super-resolution network: a shipped name (see `bitlens models`) or the path of a .safetensors."""
     out: str
-    """A .png or .tif to write; for a folder a new or empty folder, which gets one .png for each picture; for a video a
-    video (.mp4 .mkv with sound, .avi, .gif .webp .png, .tif, .npz) or a folder of .png frames."""
+    """A .png or .tif to write; for a video a video (.mp4 .mkv with sound, .avi, .gif .webp .png, .tif, .npz .zarr) or a
+    folder of .png frames; for several sources a folder, which gets one .png for each picture."""
     engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
     """What computes: torch (low bits are simulated), openvino (int8 on the CPU; each size of tile is compiled once),
     native (our kernels, where they are built), or reference (integers in plain torch, slow); onnxruntime knows video
@@ -74,67 +86,93 @@ class Upscale:
     """Enlarge the pictures in the folders of a folder too; the result has the same folders."""
     white: float | None = None
     """The value of white in pictures of 16 bits or floats: 4095 for 12 bits of a camera. Default: 65535, and 1."""
+    cluster: str | None = None
+    """Have a Dask cluster do it: local (or no value) for processes of this machine, the address of a scheduler
+    (tcp://host:8786) whose workers see the same files, or slurm for jobs as Dask's configuration describes them."""
+    workers: int | None = None
+    """Workers of the cluster, of one thread and --memory-mb each. Default: one for each core; for slurm 4 jobs."""
+    json: Path | None = None
+    """Also write the table of several results to this file."""
 
     def run(self) -> None:
-        from bitlens import checkpoint
-        from bitlens.cli.pictures import scale_of
+        from bitlens.cli import archive
         from bitlens.cli.shared import check_other, check_positive
 
         check_positive("--memory-mb", self.memory_mb)
         if self.white is not None:
             check_positive("--white", self.white)
-        if not self.source.exists():
+        archive.check_cluster(self.cluster, self.workers)
+        if not self.sources:
+            raise ValueError("no SOURCES; wanted images, films or folders of images; name what to enlarge")
+        for source in self.sources:
+            check_other(self.out, source)
+        found, many = archive.expand(self.sources, self.pictures_in, [Path(self.out)])
+        if many or self.cluster is not None or self.json is not None:
+            self.enlarge_all(found)
+            return
+        (source,) = found.values()
+        if not source.exists():
             raise FileNotFoundError(
-                f"no file or folder {self.source}; wanted an image or a folder of images, or a video; check the path"
+                f"no file or folder {source}; wanted an image or a folder of images, or a video; check the path"
             )
-        check_other(self.out, self.source)
-        network = checkpoint.load(self.model)
-        if scale_of(network) is None:
-            raise ValueError(f"{self.model} reconstructs video; wanted a super-resolution network; see bitlens models")
-        if self.source.is_dir():
-            self.enlarge_folder(network)
-        else:
-            self.enlarge_file(network, self.source, self.out)
+        network = load_enlarging(self.model)
+        self.enlarge_file(network, source, self.out)
 
-    def enlarge_folder(self, network: Any) -> None:
-        """Write every picture of the folder that can be enlarged.
+    def pictures_in(self, folder: Path) -> list[Path]:
+        """The pictures of a folder, and of its folders where that was asked for.
 
         Raises:
-            ValueError: in the end, naming those that could not be.
+            FileNotFoundError: there are none.
         """
         from bitlens.data.images import IMAGE_SUFFIXES, folder_images
         from bitlens.data.video import ANIMATION_SUFFIXES, MOVIE_SUFFIXES
         from bitlens.files import remark
 
-        out = Path(self.out)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise FileExistsError(f"{out} is there and not empty; wanted a new or an empty folder; choose another name")
-        files = folder_images(self.source, (*IMAGE_SUFFIXES, *ANIMATION_SUFFIXES), self.recursive)
-        names = [str(file.relative_to(self.source).with_suffix("")) for file in files]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"{self.source} has two pictures named {twice}; wanted one of each name; rename one")
-        inside = list(self.source.iterdir())
+        files = folder_images(folder, (*IMAGE_SUFFIXES, *ANIMATION_SUFFIXES), self.recursive)
+        inside = list(folder.iterdir())
         if not self.recursive and any(each.is_dir() and each.name[0] != "." for each in inside):
-            remark(f"{self.source} has folders, which are left out; wanted pictures; pass --recursive for theirs")
+            remark(f"{folder} has folders, which are left out; wanted pictures; pass --recursive for theirs")
         if any(each.suffix.lower() in MOVIE_SUFFIXES for each in inside):
-            remark(f"{self.source} has films, which are left out; wanted pictures; give the films one by one")
-        running = self.start(network)
-        broken: list[str] = []
-        for file, name in zip(files, names, strict=True):
-            try:
-                moving = {".avif": ".webp"}.get(file.suffix.lower(), file.suffix.lower())
-                suffix = ".png" if self.frames_of(file) == 1 else moving
-                self.enlarge_file(network, file, str(out / f"{name}{suffix}"), running)
-            except (ValueError, MemoryError, FileNotFoundError, PermissionError) as error:
-                broken.append(str(file.relative_to(self.source)))
-                remark(f"{file} is left out: {error}")
-        if broken:
-            raise ValueError(
-                f"{len(broken)} of {len(files)} pictures could not be enlarged ({', '.join(broken)}), the others are "
-                f"in {out}; wanted whole pictures; the notes above say what is wrong with each"
-            )
-        print(f"wrote {len(files)} pictures to {self.out}")
+            remark(f"{folder} has films, which are left out; wanted pictures; give the films one by one")
+        return files
+
+    def enlarge_all(self, found: Mapping[str, Path]) -> None:
+        """Write what can be enlarged and is not there yet.
+
+        Raises:
+            ValueError: in the end, naming those that could not be.
+        """
+        from bitlens import __version__, checkpoint
+        from bitlens.cli import archive
+        from bitlens.cli.shared import check_other, describe_run
+
+        out = Path(self.out)
+        if out.exists() and not out.is_dir():
+            raise FileExistsError(f"{out} is a file; wanted a folder for the results; choose another name")
+        load_enlarging(self.model)
+        about = checkpoint.describe(self.model)
+        sha256 = None if about.path is None else checkpoint.weights_sha256(about.path)
+        flags = {flag: getattr(self, flag) for flag in ("engine", "memory_mb", "white")}
+        settings = {**flags, "model": about.name, "sha256": sha256}
+        items = []
+        for name, source in found.items():
+            keyed = {**settings, "bitlens": __version__}
+            items.append(archive.item_of(name, source, out, self.suffix_for(source), keyed))
+            check_other(items[-1].out, source)
+        file = Path(self.model).is_file()
+        alone = replace(self, sources=(), model=str(Path(self.model).absolute()) if file else self.model)
+        archive.archive(
+            items, partial(enlarge_item, alone, secrets.token_hex(4)), out, "enlarged", "pictures", self.cluster,
+            self.workers, self.json, {**settings, **describe_run()} if self.json else {},
+        )  # fmt: skip
+
+    def suffix_for(self, file: Path) -> str:
+        """Of the result among several: .png for a picture, which a broken file is taken for."""
+        suffix = file.suffix.lower()
+        try:
+            return ".png" if self.frames_of(file) == 1 else MOVING.get(suffix, suffix)
+        except (ValueError, OSError):
+            return ".png"
 
     def frames_of(self, file: Path) -> int:
         """Frames or pages of a file; 0 for a film, whose frames are not counted here."""
@@ -263,6 +301,38 @@ class Upscale:
                     done += len(level)
                     yield level
         watch.remark()
+
+
+def load_enlarging(model: str) -> Any:
+    """A network that enlarges pictures.
+
+    Raises:
+        FileNotFoundError, ValueError: no such model, or one that reconstructs video.
+    """
+    from bitlens import checkpoint
+    from bitlens.cli.pictures import scale_of
+
+    network = checkpoint.load(model)
+    if scale_of(network) is None:
+        raise ValueError(f"{model} reconstructs video; wanted a super-resolution network; see bitlens models")
+    return network
+
+
+@lru_cache(maxsize=1)
+def start_once(model: str, engine: str, run: str) -> tuple[Any, Any, str]:
+    """A network, what runs it, and a line that says so, once for each run in each process."""
+    from bitlens.cli.shared import choose_engine, keep_freed_memory
+
+    keep_freed_memory()
+    network = load_enlarging(model)
+    return network, *choose_engine(network, engine)
+
+
+def enlarge_item(settings: Upscale, run: str, item: "Item", place: Path) -> dict[str, Any]:
+    """One of several files, in whatever process: what there is to say of it."""
+    network, running, how = start_once(settings.model, settings.engine, run)
+    settings.enlarge_file(network, item.source, str(place), running)
+    return {"frames": settings.frames_of(item.source) or None, "engine": how}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Reads named arrays from .npz, .npy and .mat, never unpickling; writes .npz; settles the order of axes."""
+"""Reads named arrays from .npz, .npy, .mat and .zarr, never unpickling; writes .npz; settles the order of axes."""
 
 import os
 import tokenize
@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from bitlens.data.chunks import ZARR, open_zarr, read_chunks
 from bitlens.data.mat import mat_names, read_mat
 from bitlens.files import atomic_path
 
 __all__ = [
     "ARRAY_SUFFIXES",
     "BARE",
+    "NAMED_SUFFIXES",
     "array_names",
     "find_array",
     "frames_first",
@@ -25,10 +27,13 @@ __all__ = [
     "write_npz",
 ]
 
-ARRAY_SUFFIXES = (".mat", ".npy", ".npz")
+ARRAY_SUFFIXES = (".mat", ".npy", ".npz", ZARR)
+
+NAMED_SUFFIXES = (".mat", ".npz", ZARR)
+"""Files that can hold several arrays, each by its name."""
 
 BARE = "array"
-"""The name given to the only array of a .npy file."""
+"""The name given to the only array of a .npy file, and of a .zarr that has no names."""
 
 KEY_AXES = {"orig": "hwt", "meas": "hwt", "mask": "hwt", "video": "thw", "measurement": "thw", BARE: "thw"}
 """Order of axes by the name of the array: the field's files keep time last, ours keep it first.
@@ -115,7 +120,10 @@ def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray | float | int |
 
 
 def read_arrays(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """Read `names` (None: everything) from a .mat, .npz or .npy; the array of a .npy is called `array`."""
+    """Read `names` (None: everything) from a .mat, .npz, .npy or .zarr; the array of a .npy is called `array`.
+
+    The attributes `axes` and `gain` of a .zarr stand beside its arrays.
+    """
     suffix = Path(path).suffix.lower()
     if suffix == ".mat":
         return read_mat(path, names)
@@ -123,17 +131,22 @@ def read_arrays(path: str | os.PathLike[str], names: Collection[str] | None = No
         return read_npz(path, names)
     if suffix == ".npy":
         return {BARE: read_npy(path)}
+    if suffix == ZARR:
+        return _read_zarr(path, names)
     raise ValueError(
         f"{path} has suffix '{suffix}'; wanted one of {', '.join(ARRAY_SUFFIXES)}; convert the file or fix its name"
     )
 
 
 def array_names(path: str | os.PathLike[str]) -> list[str]:
-    """The names of the arrays in a .mat, .npz or .npy file."""
+    """The names of the arrays in a .mat, .npz, .npy or .zarr."""
     if Path(path).suffix.lower() == ".mat":
         return mat_names(path)
     if Path(path).suffix.lower() == ".npy":
         return [BARE]
+    if Path(path).suffix.lower() == ZARR:
+        arrays, attributes = open_zarr(path, BARE)
+        return sorted({*arrays, *_stated(attributes)})
     try:
         with zipfile.ZipFile(path) as archive:
             return sorted(entry.removesuffix(".npy") for entry in archive.namelist())
@@ -158,7 +171,8 @@ def find_array(
     Raises:
         ValueError: the key is missing, none of `wanted` is there, or more than one is.
     """
-    names = [key] if key else [*wanted, BARE] if Path(path).suffix.lower() == ".npy" else list(wanted)
+    bare = Path(path).suffix.lower() in (".npy", ZARR)
+    names = [key] if key else [*wanted, BARE] if bare else list(wanted)
     arrays = read_arrays(path, [*names, "axes"])
     found = [name for name in names if name in arrays]
     if not found:
@@ -227,6 +241,21 @@ def _contradicts(shape: tuple[int, ...], time_last: bool) -> bool:
     other = shape[0] if time_last else shape[2]
     rest = shape[1:] if time_last else shape[:2]
     return 4 * other < min(rest)
+
+
+def _read_zarr(path: str | os.PathLike[str], names: Collection[str] | None) -> dict[str, np.ndarray]:
+    """Whole arrays of a .zarr, and what it states beside them."""
+    arrays, attributes = open_zarr(path, BARE)
+    found = _stated(attributes)
+    for name, array in arrays.items():
+        if names is None or name in names:
+            found[name] = np.concatenate(list(read_chunks(array, path))) if array.ndim else np.asarray(array[()])
+    return {name: value for name, value in found.items() if names is None or name in names}
+
+
+def _stated(attributes: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The attributes of a .zarr that other files hold as arrays."""
+    return {name: np.asarray(attributes[name]) for name in ("axes", "gain") if name in attributes}
 
 
 class PickleRefused(ValueError):

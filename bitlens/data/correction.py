@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from bitlens.data.arrays import KEY_AXES, array_names
+from bitlens.data.arrays import KEY_AXES, NAMED_SUFFIXES, array_names
 from bitlens.data.stacks import Stack, open_raw
 
 __all__ = ["Correction", "mean_picture", "open_correction"]
@@ -70,7 +70,7 @@ def open_correction(dark: str | os.PathLike[str] | None, flat: str | os.PathLike
 
 
 def mean_picture(path: str | os.PathLike[str], what: str) -> np.ndarray:
-    """The mean (h, w), float64, of the pictures in a file or a folder; of a .mat or .npz of its only array, or `what`.
+    """The mean (h, w), float64, of the pictures in a file or a folder; of several arrays the only one, or `what`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -79,7 +79,7 @@ def mean_picture(path: str | os.PathLike[str], what: str) -> np.ndarray:
     path = Path(path)
     names = [what, "measurement", "meas"]
     axes = None
-    if path.suffix.lower() in (".mat", ".npz") and path.is_file():
+    if path.suffix.lower() in NAMED_SUFFIXES and path.exists():
         held = [name for name in array_names(path) if name not in ("axes", "gain", "mask", "orig")]
         names = [name for name in names if name in held][:1] or (held if len(held) == 1 else names)
         axes = None if names[0] in KEY_AXES else "hwt" if path.suffix.lower() == ".mat" else "thw"

@@ -92,7 +92,7 @@ def read_mask(
     """Read a camera's masks as float32 (t, h, w) in [0, 1] and check that they can code a video.
 
     Args:
-        path: .mat or .npz (`mask`, the field's (h, w, t) unless the file says otherwise), .npy (t, h, w),
+        path: .mat, .npz or .zarr (`mask`, the field's (h, w, t) unless the file says otherwise), .npy (t, h, w),
             .tif stack, or a folder of images. Integer masks, and any that go beyond 1, are divided by their
             maximum.
         key: name of the array in a .mat or .npz. None: `mask`.
@@ -105,13 +105,13 @@ def read_mask(
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if suffix in ARRAY_SUFFIXES:
+        name, array, axes = find_array(path, ("mask",), key, axes, argument="mask_key")
+        mask = frames_first(array, name, path, axes, argument="mask_axes")
+    elif path.is_dir():
         mask = folder_stack(path).read()
     elif suffix in TIF_SUFFIXES:
         mask = read_grey_tif(path)
-    elif suffix in ARRAY_SUFFIXES:
-        name, array, axes = find_array(path, ("mask",), key, axes, argument="mask_key")
-        mask = frames_first(array, name, path, axes, argument="mask_axes")
     else:
         raise ValueError(
             f"{path} has suffix '{suffix}'; wanted a mask in {', '.join((*ARRAY_SUFFIXES, *TIF_SUFFIXES))} "

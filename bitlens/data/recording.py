@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from bitlens.data.arrays import array_names, find_array, frames_first, read_arrays
+from bitlens.data.arrays import NAMED_SUFFIXES, array_names, find_array, frames_first, read_arrays
 from bitlens.data.bayer import pattern_at, split
 from bitlens.data.checks import check_measurement, depth_note, hot_note, lines_note
 from bitlens.data.correction import open_correction
@@ -66,7 +66,8 @@ def open_recording(
     """As `read_capture`, which see, without holding the measurements in memory where their file allows it.
 
     They are read twice: once to be checked here, and again by whoever iterates. .npy, .npz, .tif and folders of images
-    are read picture by picture (`stored_stack`, `tif_stack`); the arrays of other files are held as they are stored.
+    are read picture by picture, .zarr chunk by chunk (`stored_stack`, `tif_stack`); the arrays of other files are held
+    as they are stored.
     """
     path = Path(measurement_path)
     if gain is not None and not (np.isfinite(gain) and gain > 0):
@@ -74,7 +75,7 @@ def open_recording(
     if not 0 < brightness <= 1:
         raise ValueError(f"brightness={brightness}; wanted the mean brightness of the scene in (0, 1]; pass 0.4, say")
     raw = open_raw(path, key, axes)  # n h w
-    beside = array_names(path) if path.suffix.lower() in (".mat", ".npz") else []
+    beside = array_names(path) if path.suffix.lower() in NAMED_SUFFIXES else []
     mask = _find_mask(path, mask_path, mask_key, mask_axes, raw, beside)
     reference = _open_reference(path) if "orig" in beside else None
     _check_sizes(raw, mask, reference, crop, path, mask_path or path)

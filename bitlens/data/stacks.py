@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bitlens.data.arrays import ARRAY_SUFFIXES, BARE, DAMAGE, KEY_AXES, find_array, frames_first, read_npz
+from bitlens.data.arrays import ARRAY_SUFFIXES, BARE, DAMAGE, KEY_AXES, find_array, frames_first, read_arrays, read_npz
+from bitlens.data.chunks import ZARR, open_zarr, read_chunks
 from bitlens.data.images import TIF_SUFFIXES, folder_images, read_image, stack_frames
 from bitlens.data.tif import grey_pages
 
@@ -83,7 +84,8 @@ def open_raw(
     axes: str | None = None,
     names: Sequence[str] = ("measurement", "meas"),
 ) -> Stack:
-    """Raw grey pictures (h, w) as a file or a folder stores them; of a .mat or .npz the array `key`, or one of `names`.
+    """Raw grey pictures (h, w) as a file or a folder stores them; of a .mat, .npz or .zarr the array `key`, or one
+    of `names`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -152,11 +154,11 @@ def stored_stack(
     *,
     grey: str | None = None,
 ) -> Stack:
-    """The array that `find_array` would find in a .mat, .npy or .npz, frames first.
+    """The array that `find_array` would find in a .mat, .npy, .npz or .zarr, frames first.
 
     Arrays of .npy and .npz, compressed or not, that hold one picture after the other are read so: order "thw", or
-    "hwt" in column order. All else is held in memory, in the type in which it is stored. `grey` is what to call an
-    array that must be (h, w), or several of them.
+    "hwt" in column order. Those of a .zarr are read a chunk at a time. All else is held in memory, in the type in which
+    it is stored. `grey` is what to call an array that must be (h, w), or several of them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -168,6 +170,10 @@ def stored_stack(
             found = _stored_in_pieces(path, wanted, key, axes)
         except DAMAGE:  # let the careful readers below say what is wrong
             found = None
+        if found is not None:
+            return found
+    if path.suffix.lower() == ZARR:
+        found = _stored_in_chunks(path, wanted, key, axes)
         if found is not None:
             return found
     name, array, axes = find_array(path, wanted, key, axes)
@@ -216,6 +222,27 @@ def _stored_in_pieces(path: Path, wanted: Sequence[str], key: str | None, axes: 
                 _exactly(file, 0, path)  # at the end of a zip's entry its checksum is compared
 
     return Stack((shape[0], *(shape[:0:-1] if by_columns else shape[1:])), dtype, pictures)
+
+
+def _stored_in_chunks(path: Path, wanted: Sequence[str], key: str | None, axes: str | None) -> Stack | None:
+    """The array of a .zarr where it holds several pictures, else None."""
+    arrays, _ = open_zarr(path, BARE)
+    found = [name for name in ([key] if key else [*wanted, BARE]) if name in arrays]
+    if len(found) != 1 or arrays[found[0]].ndim != 3:
+        return None
+    name, array = found[0], arrays[found[0]]
+    stated = read_arrays(path, ["axes"]).get("axes")
+    if axes is None and stated is not None and stated.ndim == 0 and stated.dtype.kind == "U":
+        axes = str(stated)
+    sample = np.broadcast_to(np.zeros((), array.dtype), array.shape)
+    shape = frames_first(sample, name, path, axes).shape  # refuses what it refuses
+    axis = 2 if (axes or KEY_AXES.get(name, "")) == "hwt" else 0
+
+    def pictures() -> Iterator[np.ndarray]:
+        for slab in read_chunks(array, path, axis):
+            yield from np.moveaxis(slab, axis, 0)
+
+    return Stack(shape, array.dtype, pictures)
 
 
 @contextmanager

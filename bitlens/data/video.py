@@ -107,7 +107,7 @@ def read_video(
 
     Args:
         path: .mp4 .avi .mkv .mov .webm (PyAV), .gif .avif .webp, an animated .png, .tif stack, a still image (one
-            frame), a folder of images, or an array file .npy .npz .mat. Frames are turned as players show them.
+            frame), a folder of images, or arrays: .npy .npz .mat .zarr. Frames are turned as players show them.
         max_frames: read at most this many. None: all.
         start: frames to leave out at the beginning.
         key: name of the array in a .npz or .mat. None: `orig` or `video`.
@@ -133,7 +133,7 @@ def read_video(
         raise FileNotFoundError(f"no file or folder {path}; wanted a video; check the path")
     stop = None if max_frames is None else start + max_frames
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if path.is_dir() and suffix not in ARRAY_SUFFIXES:
         video = to_float(read_folder(path, start, stop))
     elif suffix in MOVIE_SUFFIXES:
         video = _read_movie(path, start, stop, grey)

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from bitlens.data.chunks import ZARR, zarr_writer
 from bitlens.data.images import TIF_SUFFIXES, import_tifffile, to_levels
 from bitlens.data.pictures import write_picture
 from bitlens.files import atomic_folder, atomic_path, remark
 
 __all__ = ["WRITE_SUFFIXES", "About", "import_av", "video_writer"]
 
-WRITE_SUFFIXES = (".mp4", ".avi", ".mkv", ".gif", ".webp", ".png", ".npz", ".tif", ".tiff")
+WRITE_SUFFIXES = (".mp4", ".avi", ".mkv", ".gif", ".webp", ".png", ".npz", ".tif", ".tiff", ZARR)
 
 MOST_PIXELS = {".gif": 65535, ".webp": 16383}
 """The largest height and width that a format can state."""
@@ -29,7 +30,7 @@ KEEPS_TIMES = (".mp4", ".mkv", ".gif", ".webp", ".png")
 KEEPS_SOUND = (".mp4", ".mkv", ".avi")
 KEEPS_ASPECT = (".mp4",)
 KEEPS_ALPHA = (".gif", ".webp", ".png", "")
-KEEPS_DEPTH = (".mp4", ".mkv", ".avi", ".npz", ".tif", ".tiff", "")
+KEEPS_DEPTH = (".mp4", ".mkv", ".avi", ".npz", ".tif", ".tiff", ZARR, "")
 """Suffixes of files that can hold it; "": a folder of frames."""
 
 UNSPECIFIED, BT709, BT2020 = 2, 1, 9
@@ -67,6 +68,8 @@ class About:
     """Seconds into that file at which the frames' time 0 is."""
     loops: int = 0
     """How often an animation is shown; 0: for ever."""
+    group: int = 1
+    """Frames that are written at once, and will be read so: the chunks of a .zarr."""
 
 
 @contextmanager
@@ -77,9 +80,9 @@ def video_writer(
 
     By suffix: `.avi .mkv` FFV1 (grey: lossless at 8 bits); `.mp4` H.264 in 4:2:0 (lossy; an odd height or width is
     padded by repeating the last row or column, since players want even sizes; tagged as BT.709); `.gif` 8 bits; `.webp
-    .png` 8 bits, lossless (all frames are held until the end); `.npz` float32 as `video`; `.tif` 16-bit grey or 8-bit
-    colour pages; no suffix or a closing '/': a folder of 8-bit PNG frames. Where `about` says that frames are deep, 10
-    bits in `.mp4`, and 16 in `.avi .mkv .tif` and folders.
+    .png` 8 bits, lossless (all frames are held until the end); `.npz .zarr` float32 as `video`; `.tif` 16-bit grey or
+    8-bit colour pages; no suffix or a closing '/': a folder of 8-bit PNG frames. Where `about` says that frames are
+    deep, 10 bits in `.mp4`, and 16 in `.avi .mkv .tif` and folders.
 
     What of `about` the kind of file cannot hold is left out with a remark.
 
@@ -101,7 +104,7 @@ def video_writer(
     if not suffix:
         kind, place = _folder_writer, atomic_folder(target)
     elif suffix in WRITE_SUFFIXES:
-        kind, place = _KINDS[suffix], atomic_path(target)
+        kind, place = _KINDS[suffix], atomic_folder(target) if suffix == ZARR else atomic_path(target)
     else:
         raise ValueError(
             f"cannot write a video to {path}; wanted {', '.join(WRITE_SUFFIXES)} or a folder; change the suffix"
@@ -244,6 +247,13 @@ def _npz_writer(path: Path, frames: int, fps: float | int, about: About) -> Iter
             yield append
         with archive.open("axes.npy", "w") as entry:
             np.lib.format.write_array(entry, np.asarray("thw"), allow_pickle=False)
+
+
+@contextmanager
+def _zarr_writer(path: Path, frames: int, fps: float | int, about: About) -> Iterator[Write]:
+    """Float32 `video`, a chunk for each group of frames, and the order of its axes."""
+    with zarr_writer(path, frames, about.group, {"axes": "thw", "fps": float(fps)}) as append:
+        yield append
 
 
 @contextmanager
@@ -442,5 +452,6 @@ _KINDS = {
     ".webp": _animation_writer,
     ".png": _animation_writer,
     ".npz": _npz_writer,
+    ZARR: _zarr_writer,
     **dict.fromkeys(TIF_SUFFIXES, _tif_writer),
 }

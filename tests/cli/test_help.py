@@ -70,7 +70,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         (["reconstruct", "x", "--model", "m", "--out", "a.gif", "--engine", "foo"], "invalid choice 'foo'"),
         (["reconstruct", "x", "--model", "m", "--out", "a.gif", "--engine", "foo"], "'torch', 'reference')"),
         (["reconstruct", "x", "--modle", "m", "--out", "a.gif"], "Perhaps you meant: --model STR;"),
-        (["reconstruct"], "MEASUREMENT --out STR;"),
+        (["reconstruct"], "--out STR;"),
         (["benchmark", "m", "--size", "large"], "literal for int() with base 10: 'large';"),
     ],
 )

@@ -1,5 +1,6 @@
 """Pictures and films as people have them, through `bitlens upscale`: the right way round, whole, or said in a line."""
 
+import json
 import os
 import signal
 from fractions import Fraction
@@ -217,15 +218,19 @@ def test_a_folder_with_a_broken_picture(tmp_path: Path, model: Path, capsys: pyt
     assert shown.err.count("\n") == 1 and "a-broken.png is left out:" in shown.out
     assert "has folders, which are left out; wanted pictures; pass --recursive for theirs" in shown.out
     assert sorted(file.name for file in (tmp_path / "flat").iterdir()) == [
-        "Ferien – Öland 日本.png", "b.png", "c.png", "moving.gif",
+        ".bitlens", "Ferien – Öland 日本.png", "b.png", "c.png", "moving.gif",
     ]  # fmt: skip
     assert open_movie(tmp_path / "flat" / "moving.gif").frames == 3
     (folder / "a-broken.png").unlink()
     assert run(folder, model, tmp_path / "all", "--recursive") == 0
-    assert (tmp_path / "all" / "deep" / "deeper" / "d.png").is_file() and "note" not in capsys.readouterr().out
-    assert len([file for file in (tmp_path / "all").rglob("*") if file.is_file()]) == 6
-    assert run(folder, model, tmp_path / "all") == 2
-    assert "wanted a new or an empty folder" in capsys.readouterr().err
+    assert (tmp_path / "all" / "deep" / "deeper" / "d.png").is_file() and "note:" not in capsys.readouterr().out
+    assert len([file for file in (tmp_path / "all").rglob("*.*") if ".bitlens" not in file.parts]) == 6
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "all").rglob("*")}
+    assert run(folder, model, tmp_path / "all", "--recursive") == 0
+    assert "6 of 6 are there" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "all").rglob("*")} == times
+    assert run(folder, model, tmp_path / "all", "--recursive", "--memory-mb", "3000") == 0
+    assert "are there" not in capsys.readouterr().out  # other settings: made again
 
 
 def test_what_is_read_is_not_written_over(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +267,7 @@ def test_strips_are_the_whole_picture(tmp_path: Path, model: Path, monkeypatch: 
     assert run(tmp_path / "a.png", model, tmp_path / "large.png") == 0
     assert np.abs(read_image(tmp_path / "large.png").astype(int) - whole).max() <= 1
     pieces = list(
-        Upscale(tmp_path / "a.png", "", "").enlarged(
+        Upscale((tmp_path / "a.png",), "", "").enlarged(
             checkpoint.load(model), checkpoint.load(model), Picture(values), tmp_path / "a.png"
         )
     )
@@ -326,3 +331,30 @@ def test_wide_animations_are_refused_in_words(tmp_path: Path, model: Path, capsy
     assert run(tmp_path / "wide.gif", model, tmp_path / "large.gif") == 2
     assert "frames of 4x80000 pixels came; wanted at most 65535 in height and width" in capsys.readouterr().err
     assert not (tmp_path / "large.gif").exists()
+
+
+def test_several_sources_and_what_is_there(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures and animations by name and by pattern; the table is JSON too."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for name in ("a.png", "b.jpg", "c.tif"):
+        Image.fromarray(levels()).save(Path("in") / name)
+    moving = [Image.fromarray(np.roll(levels(), index, axis=0)) for index in range(3)]
+    moving[0].save("in/d.gif", save_all=True, append_images=moving[1:], duration=50)
+    given = ["upscale", "in/[ab]*", "in/d.gif", "in/none.png", "--model", str(model), "--out", "out"]
+    assert main([*given, "--json", "t.json"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and "1 of 4 pictures could not be enlarged (none.png), the others" in shown.err
+    rows = {row["name"]: row for row in json.loads(Path("t.json").read_text())["results"]}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "a": "made", "b": "made", "d": "made", "none": "broken",
+    }  # fmt: skip
+    assert rows["d"]["facts"]["frames"] == 3 and Path(rows["d"]["out"]).name == "d.gif"
+    given.remove("in/none.png")
+    assert main(given) == 0 and "3 of 3 are there" in capsys.readouterr().out
+    monkeypatch.setattr("bitlens.cli.archive.CONNECT", 0.3)
+    assert main([*given, "in/c.tif", "--cluster", "tcp://127.0.0.1:9"]) == 2
+    assert main(["upscale", "in/a.png", "in/c.tif", "--model", str(model), "--out", "in/b.jpg"]) == 2
+    assert "in/b.jpg is a file; wanted a folder for the results" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_damaged(tmp_path: Path) -> None:
                 read_arrays(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"no file .*; wanted a .npz file; check"):
         read_npz(tmp_path / "absent.npz")
-    with pytest.raises(ValueError, match=r"suffix '.bin'; wanted one of .mat, .npy, .npz; convert"):
+    with pytest.raises(ValueError, match=r"suffix '.bin'; wanted one of .mat, .npy, .npz, .zarr; convert"):
         read_arrays(tmp_path / "a.bin")
 
 

@@ -1,5 +1,6 @@
 """An output is there whole or not at all: no half file, no temporary name, no folder made in vain."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,10 @@ def test_folder_replaces_an_empty_one(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "frames") as folder:
         (folder / "a.png").write_text("a")
     assert everything(tmp_path) == [tmp_path / "frames", tmp_path / "frames" / "a.png"]
+    before = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "shared"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o750  # searchable, or nobody but root could read in it
