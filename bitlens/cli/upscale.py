@@ -90,7 +90,10 @@ class Upscale:
         check_other(self.out, self.source)
         network = checkpoint.load(self.model)
         if scale_of(network) is None:
-            raise ValueError(f"{self.model} reconstructs video; wanted a super-resolution network; see bitlens models")
+            raise ValueError(
+                f"{self.model} reconstructs video from measurements; wanted a super-resolution network; run bitlens "
+                "reconstruct with it, or enlarge with another one"
+            )
         if self.source.is_dir():
             self.enlarge_folder(network)
         else:
