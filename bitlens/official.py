@@ -225,7 +225,7 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}; wanted official weights (.pth); check the path")
-    loaded = read_safetensors(file) if file.suffix == ".safetensors" else read_pickled(file)
+    loaded: Any = read_safetensors(file) if file.suffix == ".safetensors" else read_pickled(file)
     for key in ("state_dict", "model_state_dict", "params_ema", "params"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
