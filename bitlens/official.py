@@ -9,6 +9,7 @@ extraction and reconstruction modules silently; here every key must find its pla
 import os
 import pickle
 import re
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bitlens.methods import recipe_of
-from bitlens.networks.catalog import CATALOG, recognised
+from bitlens.networks.catalog import CATALOG, Entry, recognised
 from bitlens.quant.layers import declare_ready, quantized_layers
 from bitlens.quant.prepare import prepare
 
@@ -31,6 +32,12 @@ PRODUCTS = {
     "v_act": "mix.right_grid",
 }
 """Official names of the grids of attention's factors."""
+
+DAMAGE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError,
+    AssertionError, OSError, MemoryError, struct.error,
+)  # fmt: skip
+"""What torch raises for a .pth that is none, according to where the damage is."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Any
         raise ValueError(
             f"bits={bits} was given with float weights; wanted none; import first, then use bitlens.quantize"
         )
-    network = entry.kind(**entry.config(named))
+    network = built(entry, entry.config(named), named)
     if low_bit and bits is not None:
         recipe = recipe_of("qsci", bits, "official")
         prepare(network, recipe)
@@ -99,6 +106,24 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Any
     place_all(network, values, mapped)
     network.key_report = KeyReport(mapped, flags, idle)  # type: ignore[assignment]
     return network.eval()
+
+
+def built(entry: Entry, config: dict[str, Any], state: dict[str, Tensor]) -> Any:
+    """The network of an entry and its arguments, if they may be true: damaged weights ask for any size.
+
+    Raises:
+        ValueError: no network has such arguments, or it has many times the weights that came.
+    """
+    what = f"{entry.kind.__name__} with {', '.join(f'{name} {value}' for name, value in config.items())}"
+    todo = "wanted the sizes of one network; give the whole official state dict"
+    values = [one for value in config.values() for one in (value if isinstance(value, list) else [value])]
+    most = max((len(state), *(size for value in state.values() for size in value.shape)))
+    if any(isinstance(value, int) and not 0 <= value <= most for value in values):
+        raise ValueError(f"the weights are those of {what}, which has more layers than came; {todo}")
+    try:
+        return entry.build(config, 2 * sum(value.numel() for value in state.values()))
+    except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, AssertionError) as error:
+        raise ValueError(f"the weights look like {what}, which cannot be built ({error}); {todo}") from error
 
 
 def bitlens_name(key: str) -> str:
@@ -154,7 +179,7 @@ def place_all(network: nn.Module, values: dict[str, Tensor], mapped: dict[str, s
 
 
 def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in an official .pth file, read as numbers only (`weights_only=True`).
+    """The state dict in an official file, read as numbers only: .safetensors, or .pth by `weights_only=True`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -163,24 +188,63 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}; wanted official weights (.pth); check the path")
-    try:
-        with warnings.catch_warnings():  # the refusal below says it in one line
-            warnings.simplefilter("ignore")
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        blocked = re.search(r"(?:Unsupported global:(?: GLOBAL)?|Unsupported class|GLOBAL) ([\w.]+)", str(error))
-        first = next(iter(str(error).splitlines()), "it ends too early")
-        what = f"it holds {blocked[1]}, which is code" if blocked else first
-        raise ValueError(f"{file} was refused: {what}; wanted a .pth of tensors; save its state dict alone") from error
+    loaded: Any = read_safetensors(file) if file.suffix == ".safetensors" else read_pickled(file)
     for key in ("state_dict", "model_state_dict", "params_ema", "params"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     items = loaded.items() if isinstance(loaded, dict) else ()
     if not items or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items):
         raise ValueError(f"{file} holds no state dict of tensors; wanted official weights; save model.state_dict()")
+    for key, value in items:
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized or not is_stored(value):
+            raise ValueError(
+                f"{file}: {key!r} of shape {tuple(value.shape)} is no tensor of plain numbers, all of which are in the "
+                "file; wanted such; it is damaged: copy it again, or save model.state_dict()"
+            )
     return loaded
 
 
+def is_stored(value: Tensor) -> bool:
+    """Whether every number of a tensor lies in memory, and is not one of a few, repeated."""
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors that is no checkpoint of bitlens.
+
+    Raises:
+        ValueError: damaged, or a checkpoint already.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about = opened.metadata() or {}
+            loaded = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); wanted official weights; copy it again") from error
+    if str(about.get("format")).startswith("bitlens"):
+        raise ValueError(f"{file} is a bitlens checkpoint already; wanted official weights; use it as it is")
+    return loaded
+
+
+def read_pickled(file: Path) -> Any:
+    """What a .pth holds, of which no code is run.
+
+    Raises:
+        ValueError: it holds anything but numbers, or is damaged.
+    """
+    try:
+        with warnings.catch_warnings():  # the refusal below says it in one line
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except DAMAGE as error:
+        blocked = re.search(r"(?:Unsupported global:(?: GLOBAL)?|Unsupported class|GLOBAL) ([\w.]+)", str(error))
+        first = next(iter(str(error).splitlines()), "it ends too early")
+        what = f"it holds {blocked[1]}, which is code" if blocked else first
+        raise ValueError(f"{file} was refused: {what}; wanted a .pth of tensors; save its state dict alone") from error
+
+
 def load_official(path: str | os.PathLike[str], bits: int | None = None) -> Any:
-    """`from_official` of a .pth file."""
+    """`from_official` of a file."""
     return from_official(read_official(path), bits)

@@ -2,11 +2,14 @@
 
 import importlib
 import os
+import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Commands
 from hypothesis import settings
 
 from bitlens.engine.openvino import adds_in_16_bits
@@ -68,3 +71,14 @@ def golden_root(data_root: Path) -> Path:
     if not root.is_dir():
         pytest.skip(f"no golden values at {root}: they are looked for beside the folder in BITLENS_DATA")
     return root
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """What runs command lines apart."""
+    if sys.platform != "linux":
+        pytest.skip("forks and their memory are watched as Linux tells them")
+    running = Commands(tmp_path_factory.mktemp("commands"))
+    assert running.threads == 1
+    yield running
+    running.close()

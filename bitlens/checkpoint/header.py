@@ -76,7 +76,7 @@ class Description:
 
 def shipped() -> dict[str, Path]:
     """The checkpoints that come with bitlens, by name."""
-    return {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}
+    return {path.stem: path for path in sorted(WEIGHTS.glob("[!.]*.safetensors"))}
 
 
 def default(task: str) -> str:
@@ -141,8 +141,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     wanted = "wanted a bitlens checkpoint (.safetensors)"
     if path.suffix in {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".bin"}:
         raise ValueError(
-            f"{path} is a {path.suffix} file, which may hold code; {wanted}; for official weights use "
-            "bitlens.official.load_official, which reads numbers only"
+            f"{path} is a {path.suffix} file, which may hold code; {wanted}; for official weights run "
+            "bitlens convert, which reads numbers only"
         )
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -164,7 +164,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if kind != FORMAT:
         raise ValueError(
             f"{path} is a safetensors file of something else (format {kind!r}); {wanted}, format "
-            f"{FORMAT!r}; save it with bitlens.save, or import official weights with bitlens.from_official"
+            f"{FORMAT!r}; save it with bitlens.save, or import official weights with bitlens convert"
         )
     try:
         parts = {key: json.loads(meta[key]) for key in ("network", "recipe", "provenance", "claims", "layers")}

@@ -2,8 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,10 +180,8 @@ def build(network: dict[str, Any], path: Path) -> "nn.Module":
         raise ValueError(
             f"{path} names the network {network}; wanted one of {', '.join(CATALOG)}; use the version that saved it"
         )
-    kind = CATALOG[network["name"]].kind
     try:
-        with at_most(8 * path.stat().st_size):  # a damaged header asks for anything
-            return kind(**config)
+        return CATALOG[network["name"]].build(config, 8 * path.stat().st_size)  # a damaged header asks for anything
     except OverflowError as error:
         raise ValueError(f"{path} cannot hold the network that it names, {config}; copy or save it again") from error
     except (TypeError, RuntimeError, ValueError, ZeroDivisionError) as error:
@@ -200,32 +196,6 @@ def is_argument(value: Any) -> bool:
     if isinstance(value, int | float):
         return 0 <= value <= 1024
     return value is None or (isinstance(value, str) and len(value) <= 32)
-
-
-@contextmanager
-def at_most(numbers: int) -> Iterator[None]:
-    """Refuse to make modules with more parameters than that in all, as soon as there are, or with empty ones.
-
-    Raises:
-        OverflowError: there are more. ValueError: one is empty.
-    """
-    from torch.nn.modules.module import register_module_parameter_registration_hook
-
-    left = numbers
-
-    def count(_: Any, name: str, parameter: Any) -> None:
-        nonlocal left
-        if parameter is not None and parameter.numel() == 0:
-            raise ValueError(f"{name} of shape {tuple(parameter.shape)}")
-        left -= 0 if parameter is None else parameter.numel()
-        if left < 0:
-            raise OverflowError(f"more than {numbers} parameters")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def layers_of(network: "nn.Module", tensors: "dict[str, Tensor]") -> list[Layer]:

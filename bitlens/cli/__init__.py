@@ -37,6 +37,7 @@ VERBS = {
     "train": "train a float network, or a low-bit one",
     "quantize": "turn a float network into a low-bit one",
     "adapt": "fit a low-bit network to a new mask, from measurements alone",
+    "convert": "official weights into a checkpoint",
     "export": "a network as a file for ONNX Runtime or OpenVINO, without bitlens",
     "experiment": "the experiments of Q-SCI and 2DQuant, measured beside the papers' numbers",
     "info": "what a checkpoint holds: bits per layer, size, operations, provenance",
@@ -49,6 +50,7 @@ FLAGS = (
     (r"\(mask_path\)", "(--mask)"),
     (r"crop=\(top, left, height, width\)", "--crop top,left,height,width"),
     (r"crop=\(top, left, (\d+), (\d+)\)", r"--crop top,left,\1,\2"),
+    (r"\bbits=8, 4, 3 or 2", "--bits 8, 4, 3 or 2"),
     (r"\bmask_(key|axes)=", r"mask-\1="),
     (r"\b(gain|key|axes|mask-key|mask-axes|dark|flat|bayer|white)=\.\.\.", r"--\1 ..."),
     (r"\b(key|axes|mask-key|mask-axes)='(\w+)'", r"--\1 \2"),
@@ -83,17 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         with orderly_end(), remarks_as_notes():
             return _run(*arguments)
-    except Terminated as signalled:
-        return _complain(arguments, "terminated", 128 + signalled.args[0])
-    except KeyboardInterrupt:
-        return _complain(arguments, "interrupted", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        return _end(arguments, interrupt)
     except BrokenPipeError:  # `bitlens models | head -1`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, TypeError, OSError, MemoryError) as error:
         if os.environ.get("BITLENS_DEBUG") == "1":
             raise
-        return _complain(arguments, in_flags(str(error)) or type(error).__name__, USAGE_ERROR)
+        if (interrupt := interrupt_behind(error)) is not None:
+            return _end(arguments, interrupt)
+        return _complain(arguments, in_flags(in_parts(error)), USAGE_ERROR)
 
 
 @contextmanager
@@ -145,6 +147,17 @@ def in_flags(message: str) -> str:
     for pattern, flag in FLAGS:
         message = re.sub(pattern, flag, message)
     return message
+
+
+def in_parts(error: Exception) -> str:
+    """The message of an error; what the system says of a file, and no code of ours has explained, with what to do."""
+    if isinstance(error, OSError) and error.errno is not None and str(error).startswith("[Errno"):
+        where = f" ({error.filename})" if error.filename else ""
+        return (
+            f"{error.strerror}{where}; wanted a place that can be read and written, with room; check the path, its "
+            "permissions and the disk"
+        )
+    return str(error) or f"{type(error).__name__}; wanted something smaller; set BITLENS_DEBUG=1 to see where it came"
 
 
 def _run(verb: str, *arguments: str) -> int:
@@ -215,6 +228,21 @@ def _overview() -> str:
         "`bitlens VERB --help` explains a verb. `bitlens --version` prints the version.\n\n"
         "Example:\n    bitlens demo"
     )
+
+
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The interrupt behind an error, if there is one: compiled modules that are being imported make errors of it."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
+def _end(arguments: Sequence[str], interrupt: KeyboardInterrupt) -> int:
+    """Say that it was interrupted, or terminated by a signal."""
+    if isinstance(interrupt, Terminated):
+        return _complain(arguments, "terminated", 128 + interrupt.args[0])
+    return _complain(arguments, "interrupted", INTERRUPTED)
 
 
 def _complain(arguments: Sequence[str], message: str, code: int) -> int:

@@ -61,6 +61,12 @@ class Adapt:
     """Order of the measurement's axes, thw or hwt. Default: by name."""
     mask_axes: str | None = None
     """Order of the mask's axes, thw or hwt. Default: by name."""
+    mask_key: str | None = None
+    """Name of the mask in a .mat or .npz. Default: mask."""
+    dark: Path | None = None
+    """Pictures in the dark, whose mean is subtracted, as for bitlens reconstruct."""
+    flat: Path | None = None
+    """Pictures of an even white surface without a mask, whose shape is divided out, as for bitlens reconstruct."""
     allow_saturated: bool = False
     """Accept measurements in which more than 1 percent of the pixels are at the maximum."""
     seed: int = 0
@@ -141,11 +147,11 @@ class Adapt:
         from bitlens.data.masks import read_mask
 
         assert self.scenes is not None
-        of_files = ("measurements", "gain", "brightness", "crop", "key", "axes", "allow_saturated")
+        of_files = ("measurements", "gain", "brightness", "crop", "key", "axes", "dark", "flat", "allow_saturated")
         if given := [name for name in of_files if getattr(self, name) != getattr(Adapt, name)]:
             flag = given[0].replace("_", "-")
             raise ValueError(f"--{flag} and --scenes came; wanted one of the two; leave the other out")
-        mask = read_mask(self.mask, axes=self.mask_axes)
+        mask = read_mask(self.mask, key=self.mask_key, axes=self.mask_axes)
         firsts = [simulate(scene.video[: len(mask)], mask).measurement for scene in load_scenes(self.scenes)]
         if len({first.shape for first in firsts}) > 1:
             raise ValueError(f"the scenes of {self.scenes} differ in size; wanted one size, the mask's; choose others")
@@ -192,7 +198,8 @@ class Adapt:
         for path in self.measurements:
             capture = read_capture(
                 path, self.mask, key=self.key, axes=self.axes, mask_axes=self.mask_axes, crop=parse_crop(self.crop),
-                gain=self.gain, brightness=self.brightness, allow_saturated=self.allow_saturated,
+                mask_key=self.mask_key, gain=self.gain, brightness=self.brightness,
+                allow_saturated=self.allow_saturated, dark=self.dark, flat=self.flat,
             )  # fmt: skip
             for note in capture.notes:
                 console().print(f"{path.name}: {in_flags(note)}", style="yellow" if "warning:" in note else None)
@@ -213,7 +220,8 @@ class Adapt:
             "start_provenance": about.provenance,
             "mask": self.mask.name,
             "measurements": [path.name for path in self.measurements] or f"the first of each of {self.scenes}",
-            "settings": {name: getattr(self, name) for name in settings},
+            "settings": {name: getattr(self, name) for name in settings}
+            | {name: None if file is None else file.name for name, file in (("dark", self.dark), ("flat", self.flat))},
             "residual": asdict(result),
             "run": describe_run(),
         }

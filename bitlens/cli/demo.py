@@ -35,6 +35,14 @@ class Demo:
     """A measurement from a real camera instead of the made scene: .mat .npz .npy .tif .png."""
     mask: Path | None = None
     """The camera's calibrated mask, with --capture. Default: the one inside the capture's file."""
+    mask_key: str | None = None
+    """Name of the mask in a .mat or .npz. Default: mask."""
+    dark: Path | None = None
+    """With --capture: pictures in the dark, whose mean is subtracted, as for bitlens reconstruct."""
+    flat: Path | None = None
+    """With --capture: pictures of an even white surface without a mask, whose shape is divided out."""
+    bayer: str | None = None
+    """With --capture: the colour mosaic of the sensor, RGGB and so on; the pictures show how bright its colours are."""
 
     def run(self) -> None:
         from bitlens import checkpoint
@@ -62,8 +70,10 @@ class Demo:
         from bitlens.data.masks import random_mask
         from bitlens.data.synthetic import high_speed_scene
 
-        if self.mask is not None:
-            raise ValueError(f"--mask {self.mask} without --capture; wanted both; the made scene has its own mask")
+        for name in ("mask", "mask_key", "dark", "flat", "bayer"):
+            if (given := getattr(self, name)) is not None:
+                flag = f"--{name.replace('_', '-')} {given}"
+                raise ValueError(f"{flag} without --capture; wanted both; the made scene has a mask and needs no more")
         check_seed(self.seed)
         scene = high_speed_scene(self.seed, self.frames, self.size, self.size)
         return simulate(scene, random_mask(self.frames, self.size, self.size, self.seed))
@@ -72,13 +82,18 @@ class Demo:
         from bitlens.data.capture import read_capture
 
         assert self.capture is not None
-        return read_capture(self.capture, self.mask)
+        return read_capture(
+            self.capture, self.mask, mask_key=self.mask_key, dark=self.dark, flat=self.flat, bayer=self.bayer
+        )
 
     def _compare(self, capture: "Capture", networks: list[tuple[Any, Any]], out: Any) -> None:
         """Reconstruct with every network, write the two pictures, print the table."""
         from statistics import fmean
 
+        from bitlens.cli.reconstruct import for_mosaics
         from bitlens.cli.shared import choose_engine, output_file, reconstruct, score
+        from bitlens.data.bayer import demosaic, pattern_at
+        from bitlens.data.images import to_grey
         from bitlens.report import Panel, exposed, table, write_contact_sheet, write_side_by_side
 
         truth = capture.reference
@@ -89,8 +104,12 @@ class Demo:
             assert animation_path is not None and sheet_path is not None
             for about, network in networks:
                 running, how = choose_engine(network, "auto")
+                if self.bayer is not None:
+                    running = for_mosaics(running, None, about.name)
                 reconstruct(running, capture.measurement[:1], capture.mask, f"{about.name}, first run")  # compiles
                 video, seconds = reconstruct(running, capture.measurement, capture.mask, about.name)
+                if self.bayer is not None:
+                    video = to_grey(demosaic(video, pattern_at(self.bayer)))
                 quality, caption = [], f"{about.bytes / 1e6:.2f} MB" if about.path else "no weights"
                 if truth is not None:
                     scores = score(video[: len(truth)], truth)

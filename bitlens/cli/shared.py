@@ -243,6 +243,8 @@ def reconstructions(
 ) -> Iterator[tuple["np.ndarray", float]]:
     """Run the network on measurements (h, w) one after the other, under a progress bar; no more than one is held.
 
+    Videos that cannot be right are said in the end, as a remark (`CaptureWatch`).
+
     Yields:
         (video, seconds) for each: (t, h, w), or (t, h, w, 3) in colour, not clipped.
 
@@ -253,9 +255,12 @@ def reconstructions(
     import numpy as np
     import torch
 
+    from bitlens.cli.watch import CaptureWatch
+
     tiles = 1 if tiling is None else tiling.count
     bar = progress("measurements" if tiles == 1 else f"tiles, {tiles} a measurement")
     keep_freed_memory()
+    watch = CaptureWatch(label)
     masks = torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None]  # 1 t h w
     with bar:
         task = bar.add_task(label, total=len(measurements) * tiles)
@@ -274,7 +279,10 @@ def reconstructions(
                     f"{label} returned NaN or infinite values for measurement {index}; wanted finite "
                     "numbers; the checkpoint is damaged, or the measurement's scale is far off (--gain)"
                 )
-            yield video.permute(1, 2, 3, 0).squeeze(-1).numpy(), time.perf_counter() - start  # t h w, or t h w 3
+            spent, frames = time.perf_counter() - start, video.permute(1, 2, 3, 0).squeeze(-1).numpy()
+            watch.see(one, mask, frames)
+            yield frames, spent  # t h w, or t h w 3
+    watch.remark()
 
 
 def _run(

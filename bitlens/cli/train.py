@@ -332,7 +332,7 @@ def read_images(folder: Path) -> list[Any]:
     from bitlens.data.clips import IMAGE_SUFFIXES
     from bitlens.data.images import read_image, to_float, to_grey
 
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
     if not paths:
         raise ValueError(
             f"{folder} holds no images; wanted photographs ({', '.join(sorted(IMAGE_SUFFIXES))}); check it"

@@ -1,6 +1,5 @@
 """`bitlens upscale`: enlarge pictures and videos with a super-resolution network, in tiles that fit into memory."""
 
-import math
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
+
+from bitlens.cli.watch import Watch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,13 +35,6 @@ freed leaves gaps.
 Measured in float: 1.0 to 1.4 for one picture of 320 x 320 (PAN, IMDN, SwinIR), 2.0 after many tiles (PAN). OpenVINO, 8
 bits, 256 x 256, compilation included: 0.4 (IMDN), 0.6 (PAN).
 """
-
-
-FAR = 1.0
-"""How far beyond [0, 1] a result may go before it is said. Sound networks overshoot by some tenths at sharp edges."""
-
-FLAT = 0.01
-"""A result that spans less than this, of a picture that spans ten times as much, is said to be flat."""
 
 
 MOVING = {".avif": ".webp", ".mov": ".mp4", ".webm": ".mkv"}
@@ -314,7 +308,10 @@ def load_enlarging(model: str) -> Any:
 
     network = checkpoint.load(model)
     if scale_of(network) is None:
-        raise ValueError(f"{model} reconstructs video; wanted a super-resolution network; see bitlens models")
+        raise ValueError(
+            f"{model} reconstructs video from measurements; wanted a super-resolution network; run bitlens reconstruct "
+            "with it, or enlarge with another one"
+        )
     return network
 
 
@@ -333,39 +330,6 @@ def enlarge_item(settings: Upscale, run: str, item: "Item", place: Path) -> dict
     network, running, how = start_once(settings.model, settings.engine, run)
     settings.enlarge_file(network, item.source, str(place), running)
     return {"frames": settings.frames_of(item.source) or None, "engine": how}
-
-
-@dataclass
-class Watch:
-    """Looks at results for what cannot be right."""
-
-    name: str
-    low: float = math.inf
-    high: float = -math.inf
-    """Of what came out."""
-    dark: float = math.inf
-    light: float = -math.inf
-    """Of what went in."""
-
-    def see(self, small: "np.ndarray", large: "np.ndarray") -> None:
-        """Take note of a part of a picture, and of its enlargement."""
-        self.low, self.high = min(self.low, float(large.min())), max(self.high, float(large.max()))
-        self.dark, self.light = min(self.dark, float(small.min())), max(self.light, float(small.max()))
-
-    def remark(self) -> None:
-        """Say what was seen."""
-        from bitlens.files import remark
-
-        if self.low < -FAR or self.high > 1 + FAR:
-            remark(
-                f"{self.name}: the network's output spans [{self.low:.6g}, {self.high:.6g}], far beyond [0, 1], and "
-                "cannot be right; wanted a network that fits such pictures; try another one (IMDN, say)"
-            )
-        elif self.high - self.low < FLAT and self.light - self.dark > 10 * FLAT:
-            remark(
-                f"{self.name}: the network's output is {self.low:.3g} everywhere, and cannot be right; wanted a "
-                "trained network; try another one"
-            )
 
 
 def without_hidden(levels: "np.ndarray", alpha: "np.ndarray") -> "np.ndarray":

@@ -107,7 +107,8 @@ def load_scenes(name: str | os.PathLike[str], root: str | os.PathLike[str] | Non
     if path.is_file():
         return [Scene(path.stem, read_video(path), path)]
     if path.is_dir():
-        files = sorted((file for file in path.iterdir() if file.suffix.lower() in SCENE_SUFFIXES), key=natural_key)
+        scenes = (file for file in path.iterdir() if file.suffix.lower() in SCENE_SUFFIXES and file.name[0] != ".")
+        files = sorted(scenes, key=natural_key)
         if not files:
             raise FileNotFoundError(
                 f"folder {path} holds no scene; wanted files {', '.join(SCENE_SUFFIXES)}; check the path"

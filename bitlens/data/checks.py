@@ -8,7 +8,7 @@ import numpy as np
 
 from bitlens.data.stacks import Stack
 
-__all__ = ["Survey", "check_measurement", "depth_note", "hot_note", "lines_note", "survey", "top_pile"]
+__all__ = ["LARGEST", "Survey", "check_measurement", "depth_note", "hot_note", "lines_note", "survey", "top_pile"]
 
 SATURATED_SHARE = 0.01
 """A measurement with more of its pixels piled up at the top is refused: clipped light breaks y = sum mask x."""
@@ -28,6 +28,9 @@ like a wide pile, spreads more: 0.28 and more in the real captures that hold one
 HOT = 3.0
 """A hot pixel is so many times as bright, for the light that the mask lets through, as all but two within 2 pixels,
 and far beyond the tail of the picture's brightness. Weaker ones look like small lights; only a dark picture tells."""
+
+LARGEST = 1e30
+"""No camera counts so far; larger numbers would leave float32 on the way."""
 
 DEAD_LINE, HOT_LINE = 0.2, 3.0
 """A row or column of less or more than this share of the light of those on both sides of it is none of the picture."""
@@ -57,7 +60,7 @@ class Survey:
     high: float = -math.inf
     """The highest value but for the share of pixels that may be hot."""
     not_finite: int = 0
-    """Pixels."""
+    """Pixels that are NaN, or beyond `LARGEST`."""
     negative: int = 0
     """Pixels."""
     constant: tuple[int, float] | None = None
@@ -85,7 +88,7 @@ def survey(
         if raw.dtype.kind == "u":
             found.bits |= int(np.bitwise_or.reduce(one, axis=None))
         values = one if correct is None else correct(one)
-        wrong = int((~np.isfinite(values)).sum())
+        wrong = int((~(np.abs(values) < LARGEST)).sum())
         found.not_finite += wrong
         if wrong:
             continue
@@ -128,8 +131,8 @@ def check_measurement(
     found = survey(raw, light, correct)
     if found.not_finite:
         raise ValueError(
-            f"{label}: {found.not_finite} pixel(s) of the measurement are NaN or infinite; wanted finite numbers; "
-            "repair the dead pixels or crop them away"
+            f"{label}: {found.not_finite} pixel(s) of the measurement are NaN or infinite, or beyond 1e30; wanted "
+            "finite numbers; repair the dead pixels or crop them away"
         )
     if found.constant is not None:
         index, value = found.constant

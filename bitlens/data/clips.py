@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from bitlens.data.arrays import DAMAGE
 from bitlens.data.cameras import Cameras
 from bitlens.data.masks import random_mask, read_mask
 from bitlens.data.synthetic import moving_layers, poster
@@ -65,7 +66,9 @@ def load_clips(folder: str | os.PathLike[str], split: str | None = None, min_fra
         raise FileNotFoundError(f"no folder {root}; wanted training videos; check the path")
     videos, names = [], []
     for path in clip_paths(root, split):
-        video = np.load(cached(path), mmap_mode="r")
+        video = mapped(cached(path))
+        if video is None:
+            raise OSError(f"{path} is gone from the cache again; wanted its frames there; free some room, start again")
         if len(video) >= min_frames:
             videos.append(video)
             names.append(path.name)
@@ -92,19 +95,30 @@ def clip_paths(root: Path, split: str | None) -> list[Path]:
         return sorted(root / name for name in chosen)
     if split is not None:
         raise ValueError(f"{root} has no manifest.json, so no split {split!r}; leave the split out")
-    return sorted(p for p in root.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES or p.is_dir())
+    seen = (path for path in root.iterdir() if path.name[0] != ".")
+    return sorted(path for path in seen if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir())
 
 
 def cached(path: Path) -> Path:
-    """The decoded video as .npy in the user's cache; decoded now if it is not there yet."""
+    """The decoded video as .npy in the user's cache; decoded now if it is not there yet, or damaged."""
     key = hashlib.sha256(f"{path.resolve()}|{state_of(path)}".encode()).hexdigest()[:12]
     base = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bitlens" / "clips"
     target = base / f"{path.stem}-{key}.npy"
-    if not target.is_file():
+    if mapped(target) is None:
         frames = np.round(read_video(path) * 255).astype(np.uint8)
         with atomic_path(target) as temporary:
             np.save(temporary, frames)
     return target
+
+
+def mapped(file: Path) -> np.ndarray | None:
+    """The frames (t, h, w) of a file of the cache, mapped into memory; None: there is none, or it is damaged."""
+    try:
+        video = np.load(file, mmap_mode="r")
+    except DAMAGE:
+        return None
+    whole = isinstance(video, np.memmap) and video.dtype == np.uint8 and video.ndim == 3
+    return video if whole and video.offset + video.nbytes == file.stat().st_size else None
 
 
 def state_of(path: Path) -> str:

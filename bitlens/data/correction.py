@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from bitlens.data.arrays import KEY_AXES, NAMED_SUFFIXES, array_names
+from bitlens.data.checks import LARGEST
 from bitlens.data.stacks import Stack, open_raw
 
 __all__ = ["Correction", "mean_picture", "open_correction"]
@@ -89,8 +90,8 @@ def mean_picture(path: str | os.PathLike[str], what: str) -> np.ndarray:
     total = np.zeros(pictures.shape[1:])
     for picture in pictures:
         total += picture
-    if not np.isfinite(total).all():
-        raise ValueError(f"{path} holds NaN or infinite values; wanted finite numbers; record it again")
+    if not (np.abs(total) < LARGEST).all():
+        raise ValueError(f"{path} holds NaN or infinite values, or beyond 1e30; wanted finite numbers; record it again")
     return total / len(pictures)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ __all__ = [
     "folder_images",
     "import_tifffile",
     "in_unit_range",
+    "libraries_silent",
     "load_picture",
     "natural_key",
     "opened",
@@ -62,6 +64,9 @@ MANY_FRAMES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
 
 ORIENTATION, RESOLUTION, RESOLUTION_UNIT, EXIF, PROFILE = 274, (282, 283), 296, 34665, 34675
 """Tags of TIFF and EXIF."""
+
+
+SILENCE = RLock()
 
 
 class Refused(ValueError):
@@ -195,6 +200,28 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         raise _unreadable(path, error) from error
 
 
+@contextmanager
+def libraries_silent() -> Iterator[None]:
+    """Leave out what libtiff and libjpeg print of a damaged file, past Python, where errors are printed.
+
+    What matters of it is an error of Pillow's too. One thread at a time, since it is the process that prints.
+    """
+    with SILENCE:
+        try:
+            kept = os.dup(2)
+        except OSError:  # nobody listens
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
+
+
 def picture_of(image: Any, path: Path) -> Picture:
     """The image that Pillow is at, in the file at `path`, as it is shown.
 
@@ -214,7 +241,8 @@ def picture_of(image: Any, path: Path) -> Picture:
             f"{path} has colours of 16 bits, of which 8 are read; wanted PyAV (.png) and tifffile (.tif) for all of "
             "them; run pip install 'bitlens[video]'"
         )
-    image.load()
+    with libraries_silent():
+        image.load()
     gamma = image.info.get("gamma")  # of a .png
     orientation, exif = _exif(image, path)
     dpi, profile = _dpi(image.info.get("dpi")), image.info.get("icc_profile")

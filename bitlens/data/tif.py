@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bitlens.data.images import libraries_silent
+
 __all__ = ["grey_pages", "read_grey_tif"]
 
 MOST_PIXELS = 2**28
@@ -218,7 +220,8 @@ def _by_pillow(path: Path) -> tuple[tuple[int, int, int], np.dtype, Callable[[],
 
 def _pillow_values(image: Any) -> np.ndarray:
     """The values (h, w) of Pillow's page."""
-    values = np.asarray(image)
+    with libraries_silent():
+        values = np.asarray(image)
     return np.uint8(255) * values.astype(np.uint8) if values.dtype == bool else _native(values)
 
 

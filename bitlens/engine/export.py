@@ -102,7 +102,12 @@ def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int
             model = build_camera(network, engine.lowered, *size)
         else:
             model = engine.build(*size)
-        openvino().save_model(model, str(xml), compress_to_fp16=False)
+        try:
+            openvino().save_model(model, str(xml), compress_to_fp16=False)
+        except RuntimeError as error:  # it does not say whether the disk is full
+            raise OSError(
+                f"OpenVINO cannot write {path} ({error}); wanted room for it; free some, or choose another place"
+            ) from error
         os.replace(xml.with_suffix(".bin"), weights)
     return engine.checks
 

@@ -44,6 +44,18 @@ Form = Literal["qdq", "integer"]
 OPSET, IR_VERSION = 21, 10
 """Of the file: the first operator set with 4-bit weights, read by ONNX Runtime 1.20 and newer."""
 TO_THE_END = 2**62
+ABOUT = {
+    "measurement": "What the camera gave: y = sum over frames of mask times frame, the plain sum, not divided by the "
+    "number of frames or of open pixels. Less the dark level, and divided by the value that one white frame gives "
+    "through an open pixel (the gain), so that a white frame through an open pixel counts 1. (batch, height, width)",
+    "mask": "How open each pixel is in each frame, calibrated, from 0 (closed) to 1 (open); frames in the order in "
+    "which they were exposed. (1 or batch, frames, height, width)",
+    "video": "The frames, black 0 and white 1; values may go a little beyond and are to be clipped. (batch, channels, "
+    "frames, height, width)",
+    "image": "RGB, black 0 and white 1, as the levels of an sRGB picture divided by 255. (1, 3, height, width)",
+    "large": "The enlarged RGB picture, black 0 and white 1; values may go a little beyond and are to be clipped.",
+}
+"""Inputs and outputs of files, for the people who run them: as their `doc_string`, and in the file's metadata."""
 
 
 @cache
@@ -151,7 +163,13 @@ class Nodes:
         nodes, constants = self.needed([output.name for output in outputs])
         graph = onnx().helper.make_graph(nodes, name, inputs, outputs, constants)
         opsets = [onnx().helper.make_opsetid("", OPSET)]
-        return onnx().helper.make_model(graph, producer_name="bitlens", opset_imports=opsets, ir_version=IR_VERSION)
+        model = onnx().helper.make_model(graph, producer_name="bitlens", opset_imports=opsets, ir_version=IR_VERSION)
+        known = [value for value in (*model.graph.input, *model.graph.output) if value.name in ABOUT]
+        for value in known:
+            value.doc_string = ABOUT[value.name]
+        model.doc_string = f"{name}, written by bitlens export; inputs and outputs are float32, see the metadata"
+        onnx().helper.set_model_props(model, {"network": name} | {value.name: value.doc_string for value in known})
+        return model
 
 
 class Graph(Steps, Nodes):

@@ -115,7 +115,7 @@ class Engine:
             try:
                 return [Check(**check) for check in json.loads(file.read_text(encoding="utf-8"))]
             except (ValueError, TypeError):
-                file.unlink()  # damaged: checked anew
+                file.unlink(missing_ok=True)  # damaged: checked anew
         snrs, kernels = check_layers(self.network, self.lowered, self.form, self.threads), self.kernels()
         checks = [Check(name, kernels.get(name, "element-wise"), value, value) for name, value in snrs.items()]
         with atomic_path(file) as temporary:
@@ -201,7 +201,13 @@ def profile(model: Any, threads: int | None) -> list[dict[str, Any]]:
         prefix = str(Path(folder) / "profile")
         session = open_session(model.SerializeToString(), threads, enable_profiling=True, profile_file_prefix=prefix)
         session.run(["video"], check_arrays())
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        file = Path(session.end_profiling())
+        try:
+            events = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OSError(
+                f"{file}, written by ONNX Runtime, is not whole ({error}); wanted room for temporary files; free some"
+            ) from error
     return [event for event in events if event.get("cat") == "Node" and "op_name" in event.get("args", {})]
 
 

@@ -227,7 +227,7 @@ class Engine:
             try:
                 return [Check(**check) for check in json.loads(file.read_text(encoding="utf-8"))]
             except (ValueError, TypeError):
-                file.unlink()  # damaged: checked anew
+                file.unlink(missing_ok=True)  # damaged: checked anew
         checks = check_layers(self)
         for check in checks:
             if check.snr_f32 < WRONG["f32"] or check.snr < WRONG[self.precision]:

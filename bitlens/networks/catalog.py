@@ -5,6 +5,8 @@ official weights and its task follow from these (docs/adding.md).
 """
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,15 @@ class Entry:
         module, _, name = self.where.partition(":")
         return getattr(import_module(module), name)
 
+    def build(self, config: Mapping[str, Any], most: int) -> "nn.Module":
+        """A network with these arguments, if it has no more than `most` parameters: it is given up as soon as it has.
+
+        Raises:
+            OverflowError: it has more. ValueError: a parameter is empty. Others: what the class raises.
+        """
+        with at_most(most):
+            return self.kind(**config)
+
     def config(self, state: "dict[str, Tensor]") -> dict[str, Any]:
         """The class's arguments, read off the shapes of official weights by its module's `config_from_state_dict`."""
         return import_module(self.kind.__module__).config_from_state_dict(state)
@@ -54,6 +65,32 @@ class Entry:
     def is_idle(self, key: str) -> bool:
         """Whether an official key is needed by no layer."""
         return self.idle is not None and re.search(self.idle, key) is not None
+
+
+@contextmanager
+def at_most(numbers: int) -> Iterator[None]:
+    """Refuse to make modules with more parameters than that in all, as soon as there are, or with empty ones.
+
+    Raises:
+        OverflowError: there are more. ValueError: one is empty.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    left = numbers
+
+    def count(_: Any, name: str, parameter: Any) -> None:
+        nonlocal left
+        if parameter is not None and parameter.numel() == 0:
+            raise ValueError(f"{name} of shape {tuple(parameter.shape)}")
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise OverflowError(f"more than {numbers} parameters")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 SCI, SR = "video-sci", "super-resolution"

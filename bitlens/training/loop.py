@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -311,6 +312,14 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         target.copy_(source)
 
 
+def step_of(line: str) -> int:
+    """The step of a line of the log; -1 where the line was not finished, or is damaged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, LookupError):
+        return -1
+
+
 class Run:
     """The folder of a run: settings, log and the last state, each written whole or not at all."""
 
@@ -334,7 +343,15 @@ class Run:
                 step, window = int(saved["step"]), list(saved.get("window", ()))
                 self.check_same(saved["settings"], saved["data"])
                 state.load_state_dict(saved)
-            except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            except (
+                RuntimeError,
+                LookupError,
+                EOFError,
+                OSError,
+                TypeError,
+                AttributeError,
+                pickle.UnpicklingError,
+            ) as error:
                 what = next(iter(str(error).splitlines()), type(error).__name__)
                 raise ValueError(
                     f"{self.state_path} is not a state of this network ({what}); wanted the "
@@ -346,8 +363,8 @@ class Run:
                 path.write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
             kept = []
             if self.log_path.is_file():
-                lines = self.log_path.read_text().splitlines()
-                kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+                lines = self.log_path.read_text(errors="replace").splitlines()
+                kept = [line for line in lines if 0 <= step_of(line) <= step]
             with atomic_path(self.log_path) as path:
                 path.write_text("".join(line + "\n" for line in kept))
         return step, window
@@ -363,9 +380,11 @@ class Run:
     def save(self, state: State, step: int, window: list[float]) -> None:
         """Write the state, atomically, with the losses since the last line of the log."""
         if self.writes:
+            about = {"step": step, "window": window, "settings": asdict(self.settings), "data": self.data}
+            content = BytesIO()  # on a full disk torch's own writer says neither where nor why
+            torch.save({**state.state_dict(), **about}, content)
             with atomic_path(self.state_path) as path:
-                about = {"step": step, "window": window, "settings": asdict(self.settings), "data": self.data}
-                torch.save({**state.state_dict(), **about}, path)
+                path.write_bytes(content.getbuffer())
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to the log."""

@@ -165,3 +165,16 @@ def test_refusals(name: str, models: Path, monkeypatch: pytest.MonkeyPatch, caps
     shown = capsys.readouterr()
     assert re.fullmatch(r"bitlens adapt: .+\n", shown.err) and re.search(said, shown.err), shown.err
     assert not list((models / "out").iterdir())
+
+
+def test_a_camera_with_a_dark_level_and_a_flat_field(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = np.linspace(0.8, 1.2, 32)[None].repeat(32, 0)
+    np.savez(models / "raw.npz", measurement=1000 * GOOD * shape + 50, gain=1000.0, axes="thw")
+    np.savez(models / "dark.npz", measurement=np.full((1, 32, 32), 50.0))
+    np.savez(models / "flat.npz", measurement=(3000 * shape + 50)[None])
+    np.savez(models / "mask.npz", other=MASK, axes="thw")
+    corrected = ["--dark", models / "dark.npz", "--flat", models / "flat.npz", "--mask-key", "other"]
+    assert main(command(models, *corrected, measurements=("raw.npz",))) == 0
+    assert "dark: 50 subtracted" in capsys.readouterr().out
+    settings = checkpoint.describe(models / "out" / "new.safetensors").provenance["settings"]
+    assert (settings["dark"], settings["flat"]) == ("dark.npz", "flat.npz")

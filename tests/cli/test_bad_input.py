@@ -145,6 +145,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "measurement: a movie": (lambda f: reconstruct(raw(f / "a.mp4", b"1")), "suffix '.mp4'"),
     "measurement: NaN": (measurement(lambda y: poked(y, np.nan)), "NaN or infinite"),
     "measurement: infinite": (measurement(lambda y: poked(y, np.inf)), "NaN or infinite"),
+    "measurement: beyond float32": (measurement(lambda y: poked(y.astype(float), 1e200)), "beyond 1e30"),
     "measurement: negative": (measurement(lambda y: y - 2), "goes down to"),
     "measurement: zero": (measurement(lambda y: y * 0), "all zero"),
     "measurement: constant": (measurement(lambda y: y * 0 + 3), "3 everywhere"),

@@ -27,6 +27,12 @@ def test_both_formats(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert main(["export", model, "--format", "onnx", "--out", f"{tmp_path}/new/a.onnx"]) == 0
     assert "25 layers agree with the reference" in capsys.readouterr().out.replace("\n", " ")
+    onnx = pytest.importorskip("onnx")
+    file = onnx.load(f"{tmp_path}/new/a.onnx")
+    told = {entry.key: entry.value for entry in file.metadata_props}
+    assert told["network"] == "efficientsci" and "plain sum" in told["measurement"] and "gain" in told["measurement"]
+    for value in (*file.graph.input, *file.graph.output):
+        assert value.doc_string == told[value.name] and len(told[value.name]) > 60
     size = ["--frames", "4", "--height", "16", "--width", "16"]
     assert main(["export", model, "--format", "openvino", "--out", f"{tmp_path}/new/a.xml", *size]) == 0
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.bin", "a.onnx", "a.xml"]
@@ -60,6 +66,8 @@ def test_networks_that_enlarge(
     shown = capsys.readouterr().out.replace("\n", " ")
     assert shown.count("picture (20, 21), one at a time -> large picture") == 2
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.bin", "a.onnx", "a.xml"]
+    file = pytest.importorskip("onnx").load(f"{tmp_path}/new/a.onnx")
+    assert {entry.key for entry in file.metadata_props} == {"network", "image", "large"}
     assert main(["export", model, "--out", f"{tmp_path}/b.onnx", "--form", "integer"]) == 2
     assert main(["export", model, "--out", f"{tmp_path}/b.onnx", "--height", "0"]) == 2
     assert "pictures of 0x256; wanted" in capsys.readouterr().err and not (tmp_path / "b.onnx").exists()

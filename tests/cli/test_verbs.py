@@ -276,3 +276,20 @@ def test_demo_on_a_capture(measured: Path, tmp_path: Path, capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert "gain" in shown and "estimated" in shown and "PSNR" not in shown
     assert len(list((tmp_path / "mine").iterdir())) == 2
+
+
+def test_demo_on_a_mosaic_with_a_dark_level(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = read_arrays(measured)
+    write_npz(tmp_path / "raw.npz", measurement=held["measurement"][0] * 500 + 30)
+    write_npz(tmp_path / "mask.npz", other=held["mask"])
+    write_npz(tmp_path / "dark.npz", measurement=np.full((1, *held["measurement"].shape[1:]), 30.0))
+    command = ["demo", "--capture", f"{tmp_path}/raw.npz", "--mask", f"{tmp_path}/mask.npz", "--model", "gap-tv"]
+    command += ["--dark", f"{tmp_path}/dark.npz", "--bayer", "RGGB", "--out", f"{tmp_path}/mine"]
+    assert main(command) == 2 and "--mask-key" in capsys.readouterr().err
+    command += ["--mask-key", "other"]
+    write_npz(tmp_path / "mask.npz", other=held["mask"], axes="thw")
+    assert main(command) == 0
+    assert "dark: 30 subtracted" in capsys.readouterr().out and len(list((tmp_path / "mine").iterdir())) == 2
+    for flag in (["--dark", "d.npz"], ["--flat", "f.npz"], ["--bayer", "RGGB"], ["--mask-key", "other"]):
+        assert main(["demo", *flag, "--out", f"{tmp_path}/none"]) == 2
+        assert f"{' '.join(flag)} without --capture; wanted both" in capsys.readouterr().err

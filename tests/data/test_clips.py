@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,10 @@ from PIL import Image
 from bitlens.data.arrays import write_npz
 from bitlens.data.clips import Batch, Clips, ClipSampler, cached, clip_paths, load_clips, load_mask
 from bitlens.data.masks import random_mask
+from bitlens.data.synthetic import high_speed_scene
+from bitlens.data.video import write_video
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def clips(count: int = 2, frames: int = 20, height: int = 40, width: int = 48) -> Clips:
@@ -229,3 +235,40 @@ def test_mask_files(tmp_path: Path) -> None:
     write_npz(tmp_path / "mask.npz", mask=mask, axes="thw")
     loaded = load_mask(tmp_path / "mask.npz")
     assert loaded is not None and np.array_equal(loaded, mask) and load_mask(None) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "empty", "zeros", "text", "of another kind", "pickled"])
+def test_a_damaged_file_of_the_cache_is_made_anew(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write_video(folder / "a.npz", high_speed_scene(frames=8, height=32, width=32, oversample=1))
+    file = cached(folder / "a.npz")
+    whole = file.read_bytes()
+    if damage in ("of another kind", "pickled"):
+        np.save(file, np.array([{}]) if damage == "pickled" else np.zeros((8, 32, 32)), allow_pickle=True)
+    else:
+        content = {
+            "cut": whole[:-9],
+            "longer": whole + b"0",
+            "empty": b"",
+            "zeros": bytes(len(whole)),
+            "text": b"hello",
+        }
+        file.write_bytes(content[damage])
+    assert len(load_clips(folder).videos[0]) == 8
+    assert file.read_bytes() == whole and len(list(file.parent.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_fill_the_cache_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in "abcd":
+        write_video(folder / f"{name}.npz", high_speed_scene(frames=8, height=64, width=64, oversample=1))
+    code = f"from bitlens.data.clips import load_clips; print(len(load_clips({str(folder)!r}).videos))"
+    command = [sys.executable, "-c", code]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0] for process in both] == ["4\n", "4\n"]
+    assert len(load_clips(folder).videos) == 4 and len(list((tmp_path / "cache").rglob("*.npy"))) == 4

@@ -1,11 +1,14 @@
 """An output is there whole or not at all: no half file, no temporary name, no folder made in vain."""
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from bitlens.files import atomic_folder, atomic_path
+from bitlens.files import _sweep, atomic_folder, atomic_path, is_part
 
 
 def everything(folder: Path) -> list[Path]:
@@ -98,3 +101,27 @@ def test_folder_replaces_an_empty_one(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o750  # searchable, or nobody but root could read in it
+
+
+def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    with atomic_path(tmp_path / "a.gif") as temporary:
+        name = temporary.name
+        assert is_part(temporary) and not is_part(tmp_path / "a.gif") and not is_part(tmp_path / ".hidden.gif")
+        temporary.write_text("whole")
+    gone = name.replace(f"-{os.getpid()}-", f"-{ended.stdout.strip()}-")
+    elsewhere = re.sub(r"part-\w{8}", "part-00000000", gone)  # another machine's, whose processes are not known here
+    for one in (gone, name, elsewhere):
+        (tmp_path / one).write_text("half")
+    (tmp_path / gone.replace(".gif", "")).mkdir()
+    (tmp_path / gone.replace(".gif", "") / "frame.png").write_text("half")
+    _sweep.cache_clear()
+    with atomic_path(tmp_path / "b.gif") as temporary:
+        temporary.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.gif", "b.gif", name, elsewhere}
+
+
+def test_a_folder_can_be_entered_by_its_owner(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "frames") as folder:
+        (folder / "a.png").write_text("a")
+    assert (tmp_path / "frames").stat().st_mode & 0o700 == 0o700
