@@ -80,7 +80,7 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Any
             f"these {len(state)} keys are of no network known here; wanted official weights of {known}; give their "
             "state dict"
         )
-    low_bit = any(key.endswith(".init_state") for key in state)  # which only Q-SCI's quantizers have
+    low_bit = entry.low is not None and any(key.endswith(entry.low) for key in state)
     if low_bit and bits is None:
         raise ValueError(
             "these are low-bit Q-SCI weights, which do not say their bits; wanted bits=8, 4, 3 or 2; pass it"

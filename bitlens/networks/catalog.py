@@ -34,6 +34,8 @@ class Entry:
     """A key that its official weights have and those of no other entry; None: there are no official ones."""
     idle: str | None = None
     """Pattern of official keys that it needs no value for: layers that are never called, and constants."""
+    low: str | None = None
+    """How keys end that only official low-bit weights have (Q-SCI's)."""
     sizes: tuple[str, ...] = ()
     """What its module's `untrained(size, frames)` knows: where training can begin without weights."""
 
@@ -98,7 +100,7 @@ ENTRIES = [
     Entry(CLASSICAL, SCI, "bitlens.networks.classical:GapTV"),
     Entry("dun", SCI, "bitlens.networks.dun:DUN", sizes=("",)),
     Entry(
-        "efficientsci", SCI, "bitlens.networks.efficientsci:EfficientSCI", mark="fem.0.weight",
+        "efficientsci", SCI, "bitlens.networks.efficientsci:EfficientSCI", mark="fem.0.weight", low=".alpha",
         sizes=("t", "s", "b", "l"),
     ),
     Entry(
