@@ -170,7 +170,7 @@ class Benchmark:
         from bitlens.bench import Contestant
         from bitlens.checkpoint import describe, load
         from bitlens.cli import contestants
-        from bitlens.cli.running import native_module
+        from bitlens.engine.registry import native_module
 
         def row(model: str, engine: str, precision: str, kind: str, prepare: Any, *more: Any) -> Row:
             name = f"{describe(model).name}, {engine}, {precision}"
@@ -341,11 +341,13 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 def remember_engines(model: str, rows: list[dict[str, Any]], threads: int) -> None:
     """Keep how fast each engine ran a checkpoint: what --engine auto goes by."""
     from bitlens.checkpoint import describe, load
-    from bitlens.cli.speeds import ENGINES, remember
+    from bitlens.engine.registry import ENGINES
+    from bitlens.engine.speeds import remember
 
     own = [row for row in rows if row["model"] == describe(model).name and row["failure"] is None]
     own = [row for row in own if not row["precision"].endswith("between")]  # which auto does not choose
-    medians = {ENGINES[row["engine"]]: row["median_s"] for row in own if row["engine"] in ENGINES}
+    names = {ENGINES[name].label: name for name in ("openvino", "native")}
+    medians = {names[row["engine"]]: row["median_s"] for row in own if row["engine"] in names}
     remember(load(model), threads, medians)
 
 
@@ -364,8 +366,8 @@ def layer_costs(model: str, subject: "Subject", threads: int) -> list[dict[str, 
 def native_shares(model: str, subject: "Subject", threads: int) -> dict[str, float]:
     """Which share of one run on the native kernels each kind of call takes; empty where the network is not read off."""
     from bitlens.checkpoint import load
-    from bitlens.cli.running import native_module
     from bitlens.engine import traced
+    from bitlens.engine.registry import native_module
 
     network = load(model)
     if native_module(network) is not traced or traced.missing(network) is not None:

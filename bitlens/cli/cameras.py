@@ -3,9 +3,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
+
+from bitlens.engine.registry import Name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,15 +40,16 @@ class Cameras:
     """A real camera's calibrated mask, at least as large as the scenes: .mat .npz .npy .tif, or a folder of images."""
     seed: int = 0
     """Decides random masks and noise."""
-    engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
+    engine: Name = "auto"
     """What computes, as for `bitlens reconstruct`."""
     json: Path | None = None
     """Also write scenes, averages and settings to this file."""
 
     def run(self) -> None:
         from bitlens import checkpoint
-        from bitlens.cli.shared import check_seed, choose_engine, describe_run, output_file
+        from bitlens.cli.shared import check_seed, describe_run, output_file
         from bitlens.data.benchmarks import load_scenes
+        from bitlens.engine.registry import choose_engine
         from bitlens.report import console, table
 
         if not self.models:

@@ -87,7 +87,7 @@ def onnxruntime_run(model: str, inputs: Inputs, threads: int, cache: str) -> Run
 
 def native_run(model: str, inputs: Inputs, threads: int) -> Run:
     """The project's own kernels: everything in integers, bf16 for residual sums in memory where grids have 8 bits."""
-    from bitlens.cli.running import native_engine
+    from bitlens.engine.registry import native_engine
 
     engine = native_engine(checkpoint.load(model), threads)
     return lambda: alone(engine(*inputs))

@@ -91,9 +91,10 @@ class Demo:
         from statistics import fmean
 
         from bitlens.cli.reconstruct import for_mosaics
-        from bitlens.cli.shared import choose_engine, output_file, reconstruct, score
+        from bitlens.cli.shared import output_file, reconstruct, score
         from bitlens.data.bayer import demosaic, pattern_at
         from bitlens.data.images import to_grey
+        from bitlens.engine.registry import choose_engine
         from bitlens.report import Panel, exposed, table, write_contact_sheet, write_side_by_side
 
         truth = capture.reference

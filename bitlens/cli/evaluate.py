@@ -6,9 +6,11 @@ Video networks are scored on scenes here, super-resolution networks on pictures 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
+
+from bitlens.engine.registry import Name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +47,7 @@ class Evaluate:
     """Seed of a random mask."""
     ssim: bool = True
     """Compute SSIM too, which takes longer."""
-    engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "torch"
+    engine: Name = "torch"
     """What computes, as for `bitlens reconstruct`. Claims of checkpoints are of torch."""
     stages: bool = False
     """Of unfolding networks: also the PSNR of the video after each stage, in torch."""
@@ -104,8 +106,9 @@ class Evaluate:
         from statistics import fmean, median
 
         from bitlens.checkpoint import weights_sha256
-        from bitlens.cli.shared import choose_engine, describe_run, reconstruct, score
+        from bitlens.cli.shared import describe_run, reconstruct, score
         from bitlens.data.capture import simulate
+        from bitlens.engine.registry import choose_engine
 
         stages = stages_psnr(network, about.name, scenes, masks) if self.stages else None
         network, how = choose_engine(network, self.engine)

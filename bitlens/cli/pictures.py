@@ -68,8 +68,9 @@ def evaluate_one(about: Any, network: Any, data: str, engine: str, ssim: bool) -
     from statistics import fmean
 
     from bitlens.checkpoint import weights_sha256
-    from bitlens.cli.shared import choose_engine, describe_run, keep_freed_memory, progress
+    from bitlens.cli.shared import describe_run, keep_freed_memory, progress
     from bitlens.data.pairs import load_pairs
+    from bitlens.engine.registry import choose_engine
     from bitlens.metrics import psnr_y, ssim_y
 
     keep_freed_memory()

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
+
+from bitlens.engine.registry import Name
 
 if TYPE_CHECKING:
     from bitlens.cli.archive import Item, Row, Work
@@ -82,7 +84,7 @@ class Reconstruct:
     bayer: str | None = None
     """The colour mosaic of the sensor: RGGB, BGGR, GRBG or GBRG, the colours of its upper left 2x2 pixels, row by row.
     Each of the four is rebuilt at half the size, and the mosaic becomes colours (Malvar), without white balance."""
-    engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
+    engine: Name = "auto"
     """What computes: torch (low bits are simulated), native (our kernels, where they are built), openvino (int8 on the
     CPU), onnxruntime (integers, portable), or reference (integers in plain torch, slow). auto: for networks that
     they know native or openvino, as bitlens benchmark measured here or by a rule; else torch."""
@@ -401,11 +403,10 @@ def start(model: str, engine: str) -> Started:
         FileNotFoundError, TypeError, ValueError: as `describe`, `checkpoint.load` and `choose_engine`.
     """
     from bitlens import checkpoint
-    from bitlens.cli import shared
 
     about = describe(model)
     network = checkpoint.load(model)
-    return about, network, *shared.choose_engine(network, engine)
+    return about, network, *choose_engine(network, engine)
 
 
 @lru_cache(maxsize=1)

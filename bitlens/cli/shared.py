@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from rich.progress import Progress
-    from torch import nn
 
     from bitlens.cli.tiling import Tiling
     from bitlens.data.recording import Crop
@@ -118,103 +117,6 @@ def check_video(out: str) -> str:
     if suffix == ZARR:
         import_zarr(path)
     return suffix
-
-
-def choose_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
-    """What runs a network, called like it, and a line that says so.
-
-    "auto": for networks that they know the native kernels where these are faster, or OpenVINO; else torch. An
-    engine that was compared with the reference and computes wrongly here is passed over, and the line says so.
-
-    Raises:
-        TypeError: the engine does not know the network.
-        ValueError: nothing of the network is quantized, for the reference; ONNX Runtime is not installed; or a layer
-            computes wrongly on the engine that was asked for.
-    """
-    from bitlens.engine.checks import ComputesWrongly
-
-    if engine != "auto":
-        return start_engine(network, engine)
-    refused: list[str] = []
-    *engines, last = in_order(network)
-    for name in engines:
-        try:
-            running, how = start_engine(network, name)
-        except ComputesWrongly as error:
-            refused.append(str(error).partition(";")[0])
-        else:
-            return running, "; ".join((how, *refused))
-    running, how = start_engine(network, last)
-    return running, "; ".join((how, *refused))
-
-
-def in_order(network: "nn.Module") -> list[str]:
-    """The engines that "auto" tries one after the other."""
-    from bitlens.cli.running import native_module
-    from bitlens.engine.openvino import runs
-    from bitlens.quant.layers import quantized_layers
-
-    others = ["openvino", "torch"] if runs(network) else ["torch"]
-    if not quantized_layers(network) or native_module(network).missing(network) is not None:
-        return others
-    return ["native", *others] if others == ["torch"] or fast_here(network) else ["openvino", "native", "torch"]
-
-
-def start_engine(network: "nn.Module", engine: str) -> tuple[Callable[..., Any], str]:
-    """What runs a network on an engine, and a line that says so. Raises: as `choose_engine`."""
-    import torch
-
-    from bitlens.cli.running import describe, native_engine
-    from bitlens.engine.openvino import Engine
-    from bitlens.quant.layers import quantized_layers
-
-    layers = quantized_layers(network)
-    if engine == "native":
-        running = native_engine(network, torch.get_num_threads())
-        exact, count = getattr(running, "integer_layers", (0, 0))
-        some = "all quantized layers" if exact == count else f"{exact} of {count} quantized layers"
-        return running, f"native kernels ({running.level}), int8 in {some}, the rest in {running.precision}"
-    if engine == "torch":
-        return network, f"torch, float32{', integers simulated' if layers else ''}"
-    if engine == "reference":
-        from bitlens.engine.reference import reference_network
-
-        if not layers:
-            raise ValueError("--engine reference, and the network is float; wanted a low-bit one; use --engine torch")
-        return reference_network(network), "reference, integers in plain torch: exact and slow"
-    if engine == "onnxruntime":
-        from bitlens.engine import onnxruntime
-
-        running = onnxruntime.Engine(network, threads=torch.get_num_threads())
-        return running, describe(running, "ONNX Runtime")
-    running = Engine(network, threads=torch.get_num_threads())
-    return running, describe(running)
-
-
-def fast_here(network: "nn.Module") -> bool:
-    """Whether the native kernels run a network, and faster than OpenVINO.
-
-    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines: with AVX512, DUN and
-    SwinIR at any bits, EfficientSCI below 8 (engine.md).
-    """
-    import torch
-
-    from bitlens.cli.running import native_module
-    from bitlens.cli.speeds import recall
-    from bitlens.engine import native, swin
-    from bitlens.engine.openvino import unfolds
-    from bitlens.engine.plan import kernels
-    from bitlens.quant.layers import quantized_layers
-
-    bits = [layer.activation_bits for layer in quantized_layers(network).values()]
-    module = native_module(network)
-    if not bits or module.missing(network) is not None:
-        return False
-    measured = recall(network, torch.get_num_threads())
-    if {"native", "openvino"} <= set(measured):
-        return measured["native"] < measured["openvino"]
-    fast = module is swin or unfolds(network) or (module is native and min(bits) < 8)
-    return fast and kernels().best_level().startswith("avx512")
 
 
 def reconstruct(

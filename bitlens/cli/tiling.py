@@ -12,8 +12,6 @@ DEFAULT_MB = 2048
 """The most that is used where --memory-mb is not given."""
 DEAREST = 3.0
 """Exact tiles may compute this many times the picture's pixels; beyond that, less context is blended."""
-ENGINES = {"openvino": "openvino", "native": "native", "traced": "native"}
-"""Modules of engines, and whose memory theirs is."""
 CONTEXT = 48
 """Pixels of context of blended tiles. docs/engine.md has the deviation that was measured."""
 
@@ -63,11 +61,11 @@ def choose_tiling(
     import torch
 
     from bitlens.engine.memory import bytes_per_pixel, fixed_mb, patches_mb
+    from bitlens.engine.registry import memory_of
     from bitlens.tiles import cuts, window_for
 
     frames, height, width = mask_shape
-    engines = {f"bitlens.engine.{module}": kind for module, kind in ENGINES.items()}
-    kind = "torch" if running is network else engines.get(type(running).__module__, "reference")
+    kind = memory_of(running, network)
     need = bytes_per_pixel(network, frames, kind, getattr(running, "precision", "f32"))
     colours = getattr(network, "config", {}).get("color_ch", getattr(network, "config", {}).get("color_channels", 1))
     results = 2 * 4 * colours * frames * height * width / 2**20  # the video, and room to look at it

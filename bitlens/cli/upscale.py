@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from bitlens.cli.watch import Watch
+from bitlens.engine.registry import Name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,7 @@ class Upscale:
     out: str
     """A .png or .tif to write; for a video a video (.mp4 .mkv with sound, .avi, .gif .webp .png, .tif, .npz .zarr) or a
     folder of .png frames; for several sources a folder, which gets one .png for each picture."""
-    engine: Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"] = "auto"
+    engine: Name = "auto"
     """What computes: torch (low bits are simulated), openvino (int8 on the CPU; each size of tile is compiled once),
     native (our kernels, where they are built), or reference (integers in plain torch, slow); onnxruntime knows video
     networks alone. auto: for low-bit networks native where it is faster, or openvino; else torch."""
@@ -238,7 +239,8 @@ class Upscale:
 
     def start(self, network: Any) -> Any:
         """What runs the network."""
-        from bitlens.cli.shared import choose_engine, keep_freed_memory
+        from bitlens.cli.shared import keep_freed_memory
+        from bitlens.engine.registry import choose_engine
         from bitlens.report import console
 
         keep_freed_memory()
@@ -318,7 +320,8 @@ def load_enlarging(model: str) -> Any:
 @lru_cache(maxsize=1)
 def start_once(model: str, engine: str, run: str) -> tuple[Any, Any, str]:
     """A network, what runs it, and a line that says so, once for each run in each process."""
-    from bitlens.cli.shared import choose_engine, keep_freed_memory
+    from bitlens.cli.shared import keep_freed_memory
+    from bitlens.engine.registry import choose_engine
 
     keep_freed_memory()
     network = load_enlarging(model)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from bitlens import checkpoint
-from bitlens.cli import benchmark, running, shared, speeds
-from bitlens.engine import native, openvino, plan, swin, traced
+from bitlens.cli import benchmark
+from bitlens.engine import native, openvino, plan, registry, speeds, swin, traced
 from bitlens.engine.checks import ComputesWrongly
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
@@ -47,21 +47,21 @@ def refusing(what: str) -> Callable[..., Any]:
 @pytest.mark.usefixtures("with_kernels")
 def test_what_was_measured_decides() -> None:
     low, high, threads = network_of(4), network_of(8), torch.get_num_threads()
-    assert shared.in_order(low)[0] == "native" and shared.in_order(high)[0] == "openvino"  # the rule
+    assert registry.in_order(low)[0] == "native" and registry.in_order(high)[0] == "openvino"  # the rule
     speeds.remember(low, threads, {"native": 0.3, "openvino": 0.2})
     speeds.remember(high, threads, {"native": 0.1, "openvino": 0.2})
-    assert shared.in_order(low) == ["openvino", "native", "torch"]
-    assert shared.in_order(high) == ["native", "openvino", "torch"]
+    assert registry.in_order(low) == ["openvino", "native", "torch"]
+    assert registry.in_order(high) == ["native", "openvino", "torch"]
     assert speeds.recall(high, threads + 1) == speeds.recall(network_of(3), threads) == {}
     speeds.file_of(low, threads).write_text("[")
-    assert shared.in_order(low)[0] == "native"
+    assert registry.in_order(low)[0] == "native"
 
 
 @pytest.mark.usefixtures("with_kernels")
 def test_one_layer_below_8_bits_is_enough_for_the_rule() -> None:
     rules = Rule("up_conv", Bits(4, 4)), Rule("*", Bits(8, 8))
     mixed, _ = quantize(EfficientSCI(8, 1, 2).eval(), Recipe("mixed", rules, "direct", "lsq", "percentile"), [CAPTURE])
-    assert shared.in_order(mixed)[0] == "native"
+    assert registry.in_order(mixed)[0] == "native"
 
 
 @pytest.mark.usefixtures("with_kernels")
@@ -75,9 +75,9 @@ def test_what_was_measured_at_another_level_does_not_count(monkeypatch: pytest.M
 def test_residual_sums_of_video_are_bf16_at_8_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (native, swin):
         monkeypatch.setattr(module, "Engine", lambda network, **settings: settings)
-    assert running.native_engine(network_of(8), 3) == {"precision": "bf16", "threads": 3}
-    assert running.native_engine(network_of(4)) == {"precision": "f32", "threads": None}
-    assert running.native_engine(SwinIR(2, 8, 1, 1, 2, window=4, hidden=8))["precision"] == "f32"
+    assert registry.native_engine(network_of(8), 3) == {"precision": "bf16", "threads": 3}
+    assert registry.native_engine(network_of(4)) == {"precision": "f32", "threads": None}
+    assert registry.native_engine(SwinIR(2, 8, 1, 1, 2, window=4, hidden=8))["precision"] == "f32"
 
 
 @pytest.mark.usefixtures("with_kernels")
@@ -101,22 +101,22 @@ def test_the_benchmark_remembers(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("with_kernels")
 def test_an_engine_that_computes_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     low = network_of(4)
-    monkeypatch.setattr(running, "native_engine", refusing("the kernel"))
-    chosen, how = shared.choose_engine(low, "auto")
+    monkeypatch.setattr(registry, "native_engine", refusing("the kernel"))
+    chosen, how = registry.choose_engine(low, "auto")
     assert isinstance(chosen, openvino.Engine)
     assert how == "OpenVINO, int8 in 21 of 21 layers, the rest in f32; the kernel computes layer a wrongly: 3 dB"
     monkeypatch.setattr(openvino, "Engine", refusing("OpenVINO"))
-    chosen, how = shared.choose_engine(low, "auto")
+    chosen, how = registry.choose_engine(low, "auto")
     assert chosen is low and how.startswith("torch, float32, integers simulated; the kernel")
     assert how.endswith("OpenVINO computes layer a wrongly: 3 dB")
     with pytest.raises(ComputesWrongly):
-        shared.choose_engine(low, "native")
+        registry.choose_engine(low, "native")
     with pytest.raises(ComputesWrongly):
-        shared.choose_engine(low, "openvino")
+        registry.choose_engine(low, "openvino")
 
 
 def test_without_kernels_and_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (native, traced):
         monkeypatch.setattr(module, "missing", lambda network: "not built")
-    assert shared.in_order(network_of(4)) == ["openvino", "torch"]
-    assert shared.in_order(EfficientSCI(8, 1, 2)) == ["openvino", "torch"]
+    assert registry.in_order(network_of(4)) == ["openvino", "torch"]
+    assert registry.in_order(EfficientSCI(8, 1, 2)) == ["openvino", "torch"]

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from bitlens import checkpoint
-from bitlens.cli import main, speeds, upscale
+from bitlens.cli import main, upscale
+from bitlens.engine import speeds
 from bitlens.cli.memory import bytes_per_pixel
 from bitlens.cli.upscale import enlarge_tiled, levels_last
 from bitlens.data.images import read_image, to_float

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bitlens import checkpoint
 from bitlens.cli import main
-from bitlens.cli.shared import fast_here
+from bitlens.engine.registry import fast_here
 from bitlens.data.arrays import read_arrays, write_npz
 from bitlens.data.masks import random_mask
 from bitlens.data.synthetic import high_speed_scene

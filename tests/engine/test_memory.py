@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from bitlens import checkpoint
 from bitlens.cli import shared
+from bitlens.engine import registry
 from bitlens.engine.memory import bytes_per_pixel, fixed_mb, patches_mb
 
 def status(name):
@@ -20,7 +21,7 @@ def status(name):
 model, engine, side, frames = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 network = checkpoint.load(model)
 shared.keep_freed_memory()
-running, _ = shared.choose_engine(network, engine)
+running, _ = registry.choose_engine(network, engine)
 mask = (torch.rand(1, frames, side, side) < 0.5).float()
 measurement = mask.sum(1)
 base = status("VmRSS")

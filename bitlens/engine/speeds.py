@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-ENGINES = {"OpenVINO": "openvino", "native kernels": "native"}
-"""What engines are called in the benchmark's rows, and as --engine."""
-
 
 def remember(network: "nn.Module", threads: int, seconds: Mapping[str, float]) -> None:
     """Keep the seconds of a network on several engines, by name; fewer than two say nothing."""
@@ -39,12 +36,12 @@ def recall(network: "nn.Module", threads: int) -> dict[str, float]:
 
 def file_of(network: "nn.Module", threads: int) -> Path:
     """Where the measurement of a network is kept."""
-    from bitlens.cli.running import native_module
     from bitlens.engine.plan import kernels
+    from bitlens.engine.registry import ENGINES
     from bitlens.engine.runtime import code_and_machine, user_cache
     from bitlens.quant.layers import quantized_layers
 
     bits = [(name, layer.weight_bits, layer.activation_bits) for name, layer in quantized_layers(network).items()]
-    level = None if native_module(network).missing(network) else kernels().best_level()
+    level = None if ENGINES["native"].missing(network) else kernels().best_level()
     facts = type(network).__name__, getattr(network, "config", None), bits, threads, level, code_and_machine()
     return user_cache("speeds") / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
