@@ -41,7 +41,7 @@ class Benchmark:
     bf16 in the first two; the checkpoints in integers. Prints medians and spread, memory, PSNR, how much of the CPU's
     measured peak is reached, and which kernel ran every layer by the engine's own counters. Close other programs first.
 
-    DUN and networks that enlarge pictures run in PyTorch and in OpenVINO.
+    DUN and networks that enlarge pictures run in PyTorch, in OpenVINO and on the native kernels.
 
     Example:
         bitlens benchmark efficientsci-t-qsci-w8a8 efficientsci-t-qsci-w4a4 --json speed.json --picture speed.png

@@ -241,7 +241,8 @@ class Program:
     def tensor(self, block: np.ndarray, view: View) -> Tensor:
         """What a look sees, in the block of memory."""
         if isinstance(view.op, Constant):
-            return view.op.tensor.as_strided(view.size, view.stride, view.offset)
+            numbers = view.op.tensor  # which may be part of others
+            return numbers.as_strided(view.size, view.stride, numbers.storage_offset() + view.offset)
         return (
             torch.from_numpy(Part(self.memory(view.op)).view(block))
             .flatten()

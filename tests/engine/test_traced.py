@@ -34,6 +34,7 @@ pytestmark = pytest.mark.kernels
 def unfolding() -> DUN:
     torch.manual_seed(0)
     network = DUN(2, (8, 12, 16), (1, 1, 1), 2).eval()
+    network.steps.data = torch.tensor([1.3, 0.7])
     for prior in network.priors:
         nn.init.normal_(prior.tail.weight, std=0.02)  # type: ignore[union-attr]
     return network
