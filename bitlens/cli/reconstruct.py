@@ -403,6 +403,7 @@ def start(model: str, engine: str) -> Started:
         FileNotFoundError, TypeError, ValueError: as `describe`, `checkpoint.load` and `choose_engine`.
     """
     from bitlens import checkpoint
+    from bitlens.engine.registry import choose_engine
 
     about = describe(model)
     network = checkpoint.load(model)

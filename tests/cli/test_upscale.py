@@ -10,12 +10,12 @@ from PIL import Image
 
 from bitlens import checkpoint
 from bitlens.cli import main, upscale
-from bitlens.engine import speeds
 from bitlens.cli.memory import bytes_per_pixel
 from bitlens.cli.upscale import enlarge_tiled, levels_last
 from bitlens.data.images import read_image, to_float
 from bitlens.data.pairs import read_picture
 from bitlens.data.video import open_movie, read_video
+from bitlens.engine import speeds
 from bitlens.engine.openvino import Engine
 from bitlens.methods import quantize, recipe_of
 from bitlens.metrics import psnr_y

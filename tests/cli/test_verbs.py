@@ -12,12 +12,12 @@ from PIL import Image
 
 from bitlens import checkpoint
 from bitlens.cli import main
-from bitlens.engine.registry import fast_here
 from bitlens.data.arrays import read_arrays, write_npz
 from bitlens.data.masks import random_mask
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.data.video import read_video, write_video
 from bitlens.engine import native, plan
+from bitlens.engine.registry import fast_here
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.operators import VideoSCI
