@@ -17,7 +17,8 @@ class Method(Protocol):
     """A published method.
 
     It may also have `options(bits)`, the options of the network that it needs; `recipe_for(network, bits, grid)`, where
-    its recipe depends on the network; and `refine`, a second stage after calibration.
+    its recipe depends on the network; `evened(network)`, the same function in a form that grids fit better; and
+    `refine`, a second stage after calibration.
     """
 
     def recipe(self, bits: int, grid: str = "deployable") -> Recipe: ...
@@ -80,9 +81,12 @@ def quantize(
                 "`with_options`; use the method 'direct'"
             )
         own = getattr(METHODS.get(recipe), "recipe_for", None)
+        evened = getattr(METHODS.get(recipe), "evened", None)
         recipe = recipe_of(recipe, bits, grid) if own is None else cast(Recipe, own(network, bits, grid))
         if options:
             network = network.with_options(**options)  # type: ignore[operator]
+        if evened is not None:
+            network = evened(network)
     copied = copy.deepcopy(network).requires_grad_(True)
     decisions = prepare(copied, recipe)
     calibrate(copied, batches, recipe)

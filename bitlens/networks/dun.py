@@ -13,7 +13,9 @@ normalized measurement as inputs, one network for all masks and ratios), ELP-Unf
 (features that go from stage to stage).
 """
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from bitlens.networks.classical import GapTV
 from bitlens.operators import normalized_measurement
 
-__all__ = ["DUN", "begin"]
+__all__ = ["DUN", "begin", "deepened"]
 
 INPUTS = 4
 """Pictures that a prior sees of each frame: estimate, mask, normalized measurement, what the projection corrected."""
@@ -49,6 +51,7 @@ class DUN(nn.Module):
         widths: channels of the three scales of a prior, at 1/2, 1/4 and 1/8 of the frame's size.
         blocks: residual blocks at each scale, on the way down and, but for the last, on the way up again.
         iterations: of GAP-TV, for the start.
+        mask_gain: factor of the mask where priors read it; another one with `with_mask_gain` changes no result.
 
     Call:
         `network(measurement, mask)`: measurement (b, h, w), the plain sum over time of mask * frame, and mask
@@ -65,6 +68,7 @@ class DUN(nn.Module):
         widths: Sequence[int] = (32, 48, 64),
         blocks: Sequence[int] = (1, 1, 2),
         iterations: int = 12,
+        mask_gain: float | int = 1.0,
     ):
         super().__init__()
         if len(widths) != 3 or len(blocks) != 3 or min(stages, iterations, *widths, *blocks) < 1:
@@ -72,7 +76,12 @@ class DUN(nn.Module):
                 f"stages={stages}, widths={list(widths)}, blocks={list(blocks)}, iterations={iterations} came; wanted "
                 "numbers from 1, three widths and three numbers of blocks; leave them out for the published ones"
             )
-        self.config = {"stages": stages, "widths": list(widths), "blocks": list(blocks), "iterations": iterations}
+        if not 0 < mask_gain <= 1:
+            raise ValueError(f"mask_gain={mask_gain} came; wanted more than 0 and at most 1; leave it out")
+        self.config: dict[str, Any] = {
+            "stages": stages, "widths": list(widths), "blocks": list(blocks), "iterations": iterations,
+            **({} if mask_gain == 1 else {"mask_gain": mask_gain}),
+        }  # fmt: skip
         self.start = GapTV(iterations)
         self.priors = nn.ModuleList(Prior(widths, blocks, follows=stage > 0) for stage in range(stages))
         self.steps = nn.Parameter(torch.ones(stages))  # eta
@@ -94,6 +103,22 @@ class DUN(nn.Module):
         """A cut that starts at a multiple of this is computed as it is within the whole picture."""
         return MULTIPLE
 
+    @torch.no_grad()
+    def with_mask_gain(self, gain: float | int) -> "DUN":
+        """A copy that computes the same from a mask which its priors see `gain` times as bright.
+
+        Raises:
+            ValueError: the gain is not in (0, 1], or the network has grids.
+        """
+        other = DUN(**{**self.config, "mask_gain": gain})
+        state = copy.deepcopy(self.state_dict())
+        if set(state) != set(other.state_dict()):
+            raise ValueError("a network with grids came; wanted a float one; change its gain before quantizing")
+        for number in range(len(self.priors)):
+            state[f"priors.{number}.head.weight"][:, 4:8] *= self.config.get("mask_gain", 1.0) / gain
+        other.load_state_dict(state)
+        return other.train(self.training)
+
     def forward(
         self, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"], every_stage: bool = False
     ) -> Float[Tensor, "b 1 t h w"] | list[Float[Tensor, "b 1 t h w"]]:
@@ -114,12 +139,14 @@ class DUN(nn.Module):
         energy = squares(torch.where(energy == 0, 1.0, energy))  # b 4 h2 w2
         mean = squares(normalized_measurement(measurement, mask).unsqueeze(1).expand_as(mask))  # b t 4 h2 w2
         measurement, mask, video = squares(measurement), squares(mask), squares(video)
+        gain = self.config.get("mask_gain", 1.0)
+        seen = mask if gain == 1 else gain * mask
         features, found = None, []
         for step, prior in zip(self.steps, self.priors, strict=True):
             residual = (measurement - (mask * video).sum(1)) / energy  # b 4 h2 w2
             correction = mask * residual.unsqueeze(1)  # b t 4 h2 w2
             video = video + step * correction
-            change, features = prior(torch.cat([video, mask, mean, correction], dim=2), features)
+            change, features = prior(torch.cat([video, seen, mean, correction], dim=2), features)
             video = video + change
             found.append(F.pixel_shuffle(video, 2).squeeze(2))
         return found

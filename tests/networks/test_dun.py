@@ -161,3 +161,16 @@ def test_deepened_refuses_grids() -> None:
         deepened(low, 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="0 stages more came"):
         deepened(small(), 0)
+
+
+@torch.no_grad()
+def test_another_mask_gain_computes_the_same() -> None:
+    network, data = small(), camera()
+    dim = network.with_mask_gain(0.25)
+    assert dim.config["mask_gain"] == 0.25 and "mask_gain" not in network.config
+    assert torch.allclose(dim(*data), network(*data), atol=1e-6)
+    assert not torch.equal(dim.priors[0].head.weight, network.priors[0].head.weight)  # type: ignore[union-attr]
+    again = dim.with_mask_gain(1)
+    assert again.config == network.config and torch.equal(again(*data), network(*data))
+    with pytest.raises(ValueError, match="mask_gain=0 came"):
+        network.with_mask_gain(0)
