@@ -160,7 +160,7 @@ def _default_models() -> tuple[str, ...]:
 
     chosen = checkpoint.describe(checkpoint.default("video-sci"))
     shipped = [checkpoint.describe(name) for name in checkpoint.shipped()]
-    alike = [about for about in shipped if (about.network, about.config) == (chosen.network, chosen.config)]
+    alike = [about for about in shipped if about.network == chosen.network]
     return ("gap-tv", *(about.name for about in sorted(alike, key=lambda about: -(about.bits[0] or 32))))
 
 
