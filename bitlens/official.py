@@ -241,6 +241,8 @@ def read_pickled(file: Path) -> Any:
     except DAMAGE as error:
         blocked = re.search(r"(?:Unsupported global:(?: GLOBAL)?|Unsupported class|GLOBAL) ([\w.]+)", str(error))
         first = next(iter(str(error).splitlines()), "it ends too early")
+        if "Weights only load failed" in first:  # torch goes on to recommend what would run code
+            first = "it is damaged, or none of torch's files"
         what = f"it holds {blocked[1]}, which is code" if blocked else first
         raise ValueError(f"{file} was refused: {what}; wanted a .pth of tensors; save its state dict alone") from error
 

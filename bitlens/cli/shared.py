@@ -157,7 +157,7 @@ def reconstructions(
     import numpy as np
     import torch
 
-    from bitlens.cli.watch import CaptureWatch
+    from bitlens.cli.plausible import CaptureWatch
 
     tiles = 1 if tiling is None else tiling.count
     bar = progress("measurements" if tiles == 1 else f"tiles, {tiles} a measurement")

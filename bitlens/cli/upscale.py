@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from bitlens.cli.watch import Watch
+from bitlens.cli.plausible import Watch
 from bitlens.engine.registry import Name
 
 if TYPE_CHECKING:

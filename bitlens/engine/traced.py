@@ -130,10 +130,10 @@ class Engine(Packed):
 
 def missing(network: nn.Module) -> str | None:
     """Why the kernels cannot run a network; None: they can. It is written down once, for a small input, to know."""
+    if not quantized_layers(network):  # asked each time: grids may have been taken away
+        return f"nothing of {type(network).__name__} is quantized; wanted a low-bit network"
     if network in known:
         return None
-    if not quantized_layers(network):
-        return f"nothing of {type(network).__name__} is quantized; wanted a low-bit network"
     try:
         kernels().best_level()
         write(network, lower(network), *(tuple(one.shape[1:]) for one in example(network)))
