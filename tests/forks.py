@@ -54,13 +54,17 @@ def run(
 ) -> dict[str, Any]:
     """Run a command line in a folder; its output goes to the files `shown`.out and `shown`.err.
 
-    After `after` seconds it gets the signal `number`; `seconds` after its start it is killed. `most`: bytes that its
+    `after` seconds after its start it gets the signal `number`; after `seconds` it is killed. `most`: bytes that its
     files may have.
     """
-    start, hung = time.monotonic(), False
+    started, starts = os.pipe()
     pid = os.fork()
     if pid == 0:
-        child(arguments, folder, shown, most)
+        child(arguments, folder, shown, most, starts)
+    os.close(starts)
+    os.read(started, 1)  # a busy machine may take a while for a fork
+    os.close(started)
+    start, hung = time.monotonic(), False
     while True:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
@@ -77,8 +81,8 @@ def run(
     return {"code": code, "hung": hung, "seconds": time.monotonic() - start, "peak_mb": usage.ru_maxrss / 1024}
 
 
-def child(arguments: list[str], folder: str, shown: str, most: int | None) -> None:
-    """What the fork does; it never returns."""
+def child(arguments: list[str], folder: str, shown: str, most: int | None, starts: int) -> None:
+    """What the fork does; it never returns. `starts`: a pipe that hears when the command line is run."""
     code = 70
     try:
         os.chdir(folder)
@@ -92,7 +96,10 @@ def child(arguments: list[str], folder: str, shown: str, most: int | None) -> No
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
         from bitlens.cli import main as command
 
+        os.write(starts, b".")
         code = command(arguments)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     except BaseException:
         traceback.print_exc()
     finally:

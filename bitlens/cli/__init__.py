@@ -9,10 +9,8 @@ import difflib
 import os
 import re
 import shutil
-import signal
 import sys
 import textwrap
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -20,6 +18,8 @@ from importlib import import_module
 from inspect import cleandoc
 from io import StringIO
 from typing import Any
+
+from bitlens.cli.interrupts import Terminated, orderly_end
 
 __all__ = ["VERBS", "main"]
 
@@ -62,9 +62,8 @@ BARE = {"--cluster": "local"}
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
-
-class Terminated(KeyboardInterrupt):
-    """The system asked the process to end (SIGTERM, or SIGHUP): outputs are left as at Ctrl-C, absent or whole."""
+REFUSED = (ValueError, TypeError, OSError, MemoryError)
+"""What is said in one line; anything else is a fault of bitlens."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     `BITLENS_DEBUG=1` shows the traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    came: list[KeyboardInterrupt] = []
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(_overview())
@@ -83,41 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(f"bitlens {__version__}")
             return 0
-        with orderly_end(), remarks_as_notes():
-            return _run(*arguments)
+        with orderly_end() as came, remarks_as_notes():
+            code = _run(*arguments)
+        return _end(arguments, came[0]) if came else code
     except KeyboardInterrupt as interrupt:
         return _end(arguments, interrupt)
     except BrokenPipeError:  # `bitlens models | head -1`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, OSError, MemoryError) as error:
-        if os.environ.get("BITLENS_DEBUG") == "1":
+    except Exception as error:
+        if came:
+            return _end(arguments, came[0])
+        if not isinstance(error, REFUSED) or os.environ.get("BITLENS_DEBUG") == "1":
             raise
-        if (interrupt := interrupt_behind(error)) is not None:
-            return _end(arguments, interrupt)
         return _complain(arguments, in_flags(in_parts(error)), USAGE_ERROR)
-
-
-@contextmanager
-def orderly_end() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Terminated`, so that temporary files are removed; where they would just kill."""
-
-    def end(number: int, frame: object) -> None:
-        raise Terminated(number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []  # handlers belong to the main thread
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in before.items():
-        if handler is signal.SIG_DFL:
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is signal.SIG_DFL:
-                signal.signal(number, handler)
 
 
 @contextmanager
@@ -228,14 +207,6 @@ def _overview() -> str:
         "`bitlens VERB --help` explains a verb. `bitlens --version` prints the version.\n\n"
         "Example:\n    bitlens demo"
     )
-
-
-def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
-    """The interrupt behind an error, if there is one: compiled modules that are being imported make errors of it."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, KeyboardInterrupt):
-        seen = seen.__cause__ or seen.__context__
-    return seen
 
 
 def _end(arguments: Sequence[str], interrupt: KeyboardInterrupt) -> int:

@@ -26,6 +26,8 @@ from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bitlens.cli.interrupts import interrupted
+
 __all__ = ["Item", "Row", "archive", "conclude", "expand", "finished", "item_of", "name_of", "over", "report", "stamp"]
 
 RECORDS = ".bitlens"
@@ -245,6 +247,8 @@ def attempt(item: Item, work: Work, room: Path) -> Row:
                 os.replace(place, item.out)
                 _write_record(item, row)
         except REFUSED as error:
+            if interrupted():
+                raise
             row.state, row.note = "broken", " ".join(str(error).split()) or type(error).__name__
     for one in caught:
         if not issubclass(one.category, FileRemark):

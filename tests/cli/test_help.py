@@ -1,5 +1,6 @@
 """Every verb explains itself with an example, at once: `--help` loads neither torch nor numpy."""
 
+import os
 import re
 import signal
 import subprocess
@@ -109,6 +110,100 @@ before = signal.getsignal(number)
 code = main(["models"])
 print(code, list(folder.iterdir()), signal.getsignal(number) == before)
 """
+
+
+ELSEWHERE = {
+    "an import that makes another error of it": """
+class Module:
+    def find_spec(name, path=None, target=None):
+        if name == "compiled":
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(0.1)
+            except KeyboardInterrupt:
+                raise ImportError("numpy.core.multiarray failed to import") from None
+sys.meta_path.insert(0, Module)
+
+def ended(_):
+    try:
+        import compiled
+    except ImportError:
+        pass
+""",
+    "an import that does without": """
+Path("optional.py").write_text("import os, time; os.kill(os.getpid(), %d); time.sleep(0.1)" % number)
+sys.path.insert(0, "")
+
+def ended(_):
+    try:
+        import optional
+    except BaseException:
+        pass
+""",
+    "a destructor": """
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)
+
+def ended(_):
+    held = Held()
+    del held
+""",
+    "compiled code that makes another error of it": """
+def ended(_):
+    came = False
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)
+    except KeyboardInterrupt:
+        came = True
+    if came:
+        raise TypeError("could not determine the shape of object type 'torch.storage.UntypedStorage'")
+""",
+    "code that goes on": """
+def ended(_):
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)
+    except BaseException:
+        pass
+""",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as elsewhere")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_interrupts_are_heard_wherever_they_come(where: str, number: signal.Signals, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+from bitlens.cli import main
+from bitlens.cli.models import Models
+number = {int(number)}
+{ELSEWHERE[where]}
+def run(self):
+    ended(self)
+    for _ in range(20):
+        time.sleep(0.05)
+
+Models.run = run
+print(main(["models"]), signal.getsignal(signal.SIGALRM) == signal.SIG_DFL)
+"""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    said = "interrupted" if number == signal.SIGINT else "terminated"
+    assert (run.stdout, run.stderr) == (f"{128 + number} True\n", f"bitlens models: {said}\n")
+
+
+def test_an_interrupt_before_the_verb_is_known(tmp_path: Path) -> None:
+    """While Python reads the command line's own modules; and after all is done, the process ends without a word."""
+    (tmp_path / "difflib.py").write_text("raise KeyboardInterrupt")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
+    command = [sys.executable, "-m", "bitlens", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "bitlens: interrupted\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
