@@ -71,6 +71,8 @@ def export_onnx(
 def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int) -> list[Check]:
     """Write a network as OpenVINO's IR, NAME.xml and NAME.bin, for one size and batches of one.
 
+    The .xml, without which nothing can be read, is there only together with its own .bin.
+
     Inputs and output are those of `export_onnx`. The size is fixed: it is with known sizes that OpenVINO plans its int8
     kernels.
 
@@ -102,13 +104,17 @@ def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int
             model = build_camera(network, engine.lowered, *size)
         else:
             model = engine.build(*size)
+        beside = xml.with_suffix(".bin")
         try:
             openvino().save_model(model, str(xml), compress_to_fp16=False)
+            os.replace(beside, weights)
         except RuntimeError as error:  # it does not say whether the disk is full
             raise OSError(
                 f"OpenVINO cannot write {path} ({error}); wanted room for it; free some, or choose another place"
             ) from error
-        os.replace(xml.with_suffix(".bin"), weights)
+        finally:
+            beside.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # an old one must not be read with the new weights, which come first
     return engine.checks
 
 

@@ -1,5 +1,6 @@
 """`bitlens export` writes a whole file or none, and says what it checked."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,30 @@ def test_both_formats(
     size = ["--frames", "4", "--height", "16", "--width", "16"]
     assert main(["export", model, "--format", "openvino", "--out", f"{tmp_path}/new/a.xml", *size]) == 0
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.bin", "a.onnx", "a.xml"]
+
+
+@pytest.mark.parametrize("last", [".bin", ".xml"])
+def test_weights_are_never_read_with_another_graph(
+    last: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An export over an older one, interrupted before either of its two files is in place."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "new"
+    place.mkdir()
+    for name in ("a.xml", "a.bin"):
+        (place / name).write_text("old")
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if target == place / f"a{last}":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("bitlens.files.os.replace", interrupted)
+    size = ["--frames", "4", "--height", "16", "--width", "16"]
+    assert main(["export", model, "--format", "openvino", "--out", f"{place}/a.xml", *size]) == 130
+    assert [path.name for path in place.iterdir()] == ["a.bin"]
+    monkeypatch.undo()
 
 
 def test_what_cannot_be_exported(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
