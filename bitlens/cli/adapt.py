@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Adapt:
     """Choose the ranges of a low-bit checkpoint's activations anew, from measurements taken with a new mask.
 
-    With --steps it is also trained to explain the measurements. Weights keep their codes. What is printed is the
-    residual ||A x - y|| / ||y||: how well the videos explain the measurements, which is not how good they are.
+    With --steps it is also trained to explain the measurements, or, with --pairs, on known videos made of them. Weights
+    keep their codes. What is printed is the residual ||A x - y|| / ||y||: how well the videos explain the measurements,
+    which is not how good they are.
 
     With --scenes, videos that are known are measured through the mask instead: the first measurement of each fits the
     network, and what that is worth is printed in dB, over all of them.
@@ -49,6 +50,9 @@ class Adapt:
     """Learning rate of the steps."""
     distill: float = 1.0
     """Weight of the distance to the teacher's video."""
+    pairs: bool = False
+    """Have the steps learn from known videos instead: those rebuilt from the measurements (by the teacher, where there
+    is one), mirrored, moved against the mask and measured again, half of them with noise."""
     gain: float | None = None
     """Raw value of one white frame through an open pixel. Default: from the file, or estimated."""
     brightness: float = 0.4
@@ -67,10 +71,13 @@ class Adapt:
     """Pictures in the dark, whose mean is subtracted, as for bitlens reconstruct."""
     flat: Path | None = None
     """Pictures of an even white surface without a mask, whose shape is divided out, as for bitlens reconstruct."""
+    bayer: str | None = None
+    """The colour mosaic of the sensor, RGGB and so on: each measurement is four grey ones of half the size, as for
+    bitlens reconstruct."""
     allow_saturated: bool = False
     """Accept measurements in which more than 1 percent of the pixels are at the maximum."""
     seed: int = 0
-    """Decides the windows of the steps."""
+    """Decides the windows of the steps, and the noise of --pairs."""
 
     def run(self) -> int:
         import torch
@@ -87,6 +94,8 @@ class Adapt:
         check_positive("--learning-rate", self.learning_rate)
         if self.steps < 0 or not self.distill >= 0:
             raise ValueError(f"--steps {self.steps}, --distill {self.distill}; wanted numbers from 0; change them")
+        if self.pairs and not self.steps:
+            raise ValueError("--pairs without steps that learn from them; wanted --steps too; give some, 40 say")
         if self.json and not self.scenes:
             raise ValueError("--json holds dB, which needs videos that are known; wanted --scenes too; or leave it out")
         network, teacher = self.networks()
@@ -102,6 +111,7 @@ class Adapt:
                 steps=self.steps,
                 learning_rate=self.learning_rate,
                 distill=self.distill,
+                pairs=self.pairs,
                 seed=self.seed,
                 on_step=lambda step: progress.update(task, completed=step),
             )
@@ -147,7 +157,9 @@ class Adapt:
         from bitlens.data.masks import read_mask
 
         assert self.scenes is not None
-        of_files = ("measurements", "gain", "brightness", "crop", "key", "axes", "dark", "flat", "allow_saturated")
+        of_files = (
+            "measurements", "gain", "brightness", "crop", "key", "axes", "dark", "flat", "bayer", "allow_saturated",
+        )  # fmt: skip
         if given := [name for name in of_files if getattr(self, name) != getattr(Adapt, name)]:
             flag = given[0].replace("_", "-")
             raise ValueError(f"--{flag} and --scenes came; wanted one of the two; leave the other out")
@@ -170,7 +182,7 @@ class Adapt:
         psnr = {label: score["average"]["psnr"] for label, score in zip(labels, scores, strict=True)}
         with output_file(self.json, ".json") as path:
             if path is not None:
-                names = ("teacher", "steps", "learning_rate", "distill", "seed")
+                names = ("teacher", "steps", "learning_rate", "distill", "pairs", "seed")
                 content = {
                     "model": scores[-2]["settings"]["model"],
                     "mask": self.mask.name,
@@ -184,11 +196,15 @@ class Adapt:
         return [(label, f"{value:.2f}") for label, value in psnr.items()]
 
     def read(self) -> "tuple[np.ndarray, np.ndarray]":
-        """All measurements (n, h, w) in mask units, and the mask (t, h, w); notes on them are printed."""
+        """All measurements (n, h, w) in mask units, and the mask (t, h, w); notes on them are printed.
+
+        Of mosaics: the four sites of each measurement, (4 n, h/2, w/2), and those of the mask, (4, t, h/2, w/2).
+        """
         import numpy as np
 
         from bitlens.cli import in_flags
         from bitlens.cli.shared import parse_crop
+        from bitlens.data.bayer import split
         from bitlens.data.capture import read_capture
         from bitlens.report import console
 
@@ -199,12 +215,16 @@ class Adapt:
             capture = read_capture(
                 path, self.mask, key=self.key, axes=self.axes, mask_axes=self.mask_axes, crop=parse_crop(self.crop),
                 mask_key=self.mask_key, gain=self.gain, brightness=self.brightness,
-                allow_saturated=self.allow_saturated, dark=self.dark, flat=self.flat,
+                allow_saturated=self.allow_saturated, dark=self.dark, flat=self.flat, bayer=self.bayer,
             )  # fmt: skip
             for note in capture.notes:
                 console().print(f"{path.name}: {in_flags(note)}", style="yellow" if "warning:" in note else None)
             captures.append(capture)
-        return np.concatenate([capture.measurement for capture in captures]), captures[0].mask
+        measurements, mask = np.concatenate([capture.measurement for capture in captures]), captures[0].mask
+        if self.bayer is None:
+            return measurements, mask
+        sites = np.stack(split(measurements), axis=1)  # n 4 h/2 w/2
+        return sites.reshape(-1, *sites.shape[2:]), np.stack(split(mask))
 
     def provenance(self, count: int, result: "Adaptation") -> dict[str, Any]:
         """What the checkpoint will say about its origin; claims of the one it came from do not hold for it."""
@@ -212,7 +232,9 @@ class Adapt:
         from bitlens.cli.shared import describe_run
 
         about = checkpoint.describe(self.model)
-        settings = ("teacher", "steps", "learning_rate", "distill", "seed", "gain", "brightness", "crop")
+        settings = (
+            "teacher", "steps", "learning_rate", "distill", "pairs", "seed", "gain", "brightness", "crop", "bayer",
+        )  # fmt: skip
         return {
             "adapted": f"bitlens adapt, {count} measurements, no true video",
             "start": about.name,

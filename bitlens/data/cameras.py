@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-__all__ = ["KINDS", "Cameras", "draw_mask", "sensed"]
+__all__ = ["KINDS", "Cameras", "draw_mask", "draw_noise", "sensed"]
 
 KINDS = ("binary", "density", "shifted", "plate", "grey")
 FINE = 4
@@ -74,9 +74,13 @@ class Cameras:
         seen = miscalibrated(mask, random) if random.random() < self.miscalibrated else mask
         measurement = (seen * video).sum(0)
         if random.random() < self.noisy:
-            electrons, read = np.exp(random.uniform(np.log(200), np.log(20_000))), random.uniform(0, 0.02)
-            measurement = sensed(measurement, electrons, read, random)
+            measurement = sensed(measurement, *draw_noise(random), random)
         return mask, measurement
+
+
+def draw_noise(random: np.random.Generator) -> tuple[float, float]:
+    """Electrons and read noise of some sensor, as `sensed` takes them."""
+    return np.exp(random.uniform(np.log(200), np.log(20_000))), random.uniform(0, 0.02)
 
 
 def draw_mask(

@@ -18,6 +18,7 @@ from bitlens.data.synthetic import high_speed_scene
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI, initialize_identity
 from bitlens.operators import VideoSCI
+from bitlens.training.losses import data_residual
 
 SCENE = high_speed_scene(2, frames=8, height=32, width=32, oversample=1)
 MASK = real_valued_mask(random_mask(4, 32, 32, 3), 4)
@@ -123,7 +124,7 @@ def with_scenes(*flags: str) -> Callable[[Path], list[str]]:
 
 OF_FILES = (
     ["--measurements", "a.npz"], ["--gain", "1"], ["--gain", "0"], ["--brightness", "0.5"], ["--crop", "0,0,16,16"],
-    ["--key", "meas"], ["--axes", "hwt"], ["--allow-saturated"],
+    ["--key", "meas"], ["--axes", "hwt"], ["--bayer", "RGGB"], ["--allow-saturated"],
 )  # fmt: skip
 
 REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
@@ -144,6 +145,12 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "missing measurement": (lambda f: command(f, measurements=("none.npz",)), "no file .*none.npz"),
     "crop outside": (lambda f: command(f, "--crop", "0,0,64,64"), "does not lie inside"),
     "negative steps": (lambda f: command(f, "--steps", "-1"), "--steps -1"),
+    "pairs without steps": (lambda f: command(f, "--pairs"), "--pairs without steps .* --steps too"),
+    "an odd mosaic": (
+        lambda f: command(f, "--bayer", "RGGB", "--crop", "0,0,31,32"),
+        "mosaic of 31x32 .*--crop top,left,30,32",
+    ),
+    "no mosaic": (lambda f: command(f, "--bayer", "RGB"), "the mosaic is 'RGB'; wanted one of RGGB"),
     "no rate": (lambda f: command(f, "--learning-rate", "0"), "--learning-rate 0"),
     "negative seed": (lambda f: command(f, "--seed", "-1"), "--seed -1"),
     "out: another suffix": (out("out/new.pth"), "ends in .safetensors"),
@@ -178,3 +185,21 @@ def test_a_camera_with_a_dark_level_and_a_flat_field(models: Path, capsys: pytes
     assert "dark: 50 subtracted" in capsys.readouterr().out
     settings = checkpoint.describe(models / "out" / "new.safetensors").provenance["settings"]
     assert (settings["dark"], settings["flat"]) == ("dark.npz", "flat.npz")
+
+
+def test_a_camera_with_a_mosaic_and_pairs(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of its two measurements is four."""
+    assert main(command(models, "--bayer", "RGGB", "--pairs", "--steps", "2")) == 0
+    shown = capsys.readouterr().out
+    assert "8 measurement(s)" in shown and "after 2 steps" in shown
+    about = checkpoint.describe(models / "out" / "new.safetensors")
+    settings = about.provenance["settings"]
+    assert (settings["bayer"], settings["pairs"]) == ("RGGB", True)
+    low, residuals = checkpoint.load(models / "low.safetensors"), []
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        site = torch.from_numpy(MASK[None, :, row::2, column::2].copy())
+        for one in GOOD[:, row::2, column::2]:
+            y = torch.from_numpy(one[None].copy())
+            with torch.no_grad():
+                residuals.append(float(data_residual(low(y, site), y, site)))
+    assert about.provenance["residual"]["before"] == pytest.approx(np.mean(residuals), rel=1e-4)

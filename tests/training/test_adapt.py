@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI, initialize_identity
 from bitlens.operators import VideoSCI
 from bitlens.quant.layers import Quantized, quantized_layers
-from bitlens.training.adapt import adapt, windows
-from bitlens.training.losses import data_residual
+from bitlens.training.adapt import adapt, measured_again, windows
+from bitlens.training.losses import data_residual, rmse
 
 SIZE, FRAMES = 32, 4
 
@@ -142,14 +143,66 @@ def test_worse_ranges_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_windows_show_the_same_place_of_measurement_and_mask() -> None:
-    mask = torch.arange(2 * 6 * 5.0).reshape(2, 6, 5)
-    measurements = torch.stack([mask.sum(0), 2 * mask.sum(0)])
+    mask = torch.arange(2 * 6 * 5.0).reshape(1, 2, 6, 5)
+    measurements = torch.stack([mask[0].sum(0), 2 * mask[0].sum(0)])
     y, masks = windows(measurements, mask, 3, 8, torch.Generator().manual_seed(0))
     assert y.shape == (8, 3, 3) and masks.shape == (8, 2, 3, 3)
     for one, own in zip(y, masks, strict=True):
         assert torch.equal(one, own.sum(0)) or torch.equal(one, 2 * own.sum(0))
     assert windows(measurements, mask, 64, 1, torch.Generator())[1].shape == (1, 2, 6, 5)
     assert torch.equal(windows(measurements, mask, 3, 8, torch.Generator().manual_seed(0))[0], y)
+    both = torch.cat([mask, 2 * mask])
+    for one, own in zip(*windows(measurements, both, 3, 8, torch.Generator().manual_seed(0)), strict=True):
+        assert torch.equal(one, own.sum(0))
+
+
+def test_measurements_with_masks_in_turn() -> None:
+    """As the four sites of a mosaic have them."""
+    torch.manual_seed(0)
+    _, made = low_bit()
+    measurements, mask = camera()
+    other = mask.flip(-1)
+    turned = VideoSCI(other[None]).A(scenes(3)[:1].unsqueeze(1))
+    wanted = (residual(made, measurements[:1], mask) + residual(made, turned, other)) / 2
+    result = adapt(made, torch.cat([measurements[:1], turned]), torch.stack([mask, other]))
+    assert result.before == pytest.approx(wanted)
+
+
+def test_pairs_are_measurements_of_known_videos() -> None:
+    videos, masks = scenes(2), torch.from_numpy(random_mask(FRAMES, SIZE, SIZE, 3))[None]
+    y, seen, known = measured_again(videos, masks, 8, 40, np.random.default_rng(0))
+    assert y.shape == (40, 8, 8) and seen.shape == known.shape == (40, FRAMES, 8, 8)
+    off = ((seen * known).sum(1) - y).square().mean((1, 2)).sqrt()
+    assert 8 < int((off == 0).sum()) < 32 and 0 < float(off.max()) < 0.2  # half of them have noise
+    places = videos.unfold(2, 8, 1).unfold(3, 8, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, FRAMES, 8, 8)
+    mirrored = (known[0].flip(axes) for axes in ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)))
+    assert any((places == one).flatten(1).all(1).any() for one in mirrored)
+    again = measured_again(videos, masks, 8, 40, np.random.default_rng(0))
+    assert all(torch.equal(one, other) for one, other in zip((y, seen, known), again, strict=True))
+    assert measured_again(videos, masks, 64, 1, np.random.default_rng(0))[0].shape == (1, SIZE, SIZE)
+
+
+def test_pairs_make_better_videos() -> None:
+    """Of the measurements, though nothing but videos rebuilt from them was known; the same for the same seed."""
+
+    def distance(made: nn.Module) -> float:
+        with torch.no_grad():
+            return float(rmse(made(measurements, mask.expand(2, -1, -1, -1)), scenes(2).unsqueeze(1)))
+
+    torch.manual_seed(0)
+    original, made = low_bit(bits=4)
+    measurements, mask = camera()
+    adapt(made, measurements, mask)
+    states = []
+    for _ in range(2):
+        trained = copy.deepcopy(made)
+        result = adapt(
+            trained, measurements, mask, teacher=original, pairs=True, steps=25, learning_rate=2e-3, window=16
+        )
+        states.append(trained.state_dict())
+    assert result.after < result.ranges and distance(trained) < 0.97 * distance(made)
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert all(torch.equal(value, codes(made)[name]) for name, value in codes(trained).items())
 
 
 def test_refusals() -> None:
