@@ -42,6 +42,7 @@ def tiled(
     scale: int = 1,
     blend: bool = False,
     on_tile: Callable[[int, int], None] | None = None,
+    on_seam: Callable[[Any, Any], None] | None = None,
 ) -> Any:
     """What `function(*inputs)` returns, computed tile by tile.
 
@@ -58,6 +59,9 @@ def tiled(
             instead of cutting there. For less context than the receptive radius: there is no step, and all that
             counts keeps three quarters of it.
         on_tile: called after every tile with the number done and the number of all.
+        on_seam: receives what two neighbours give for the band along which they meet, where each has at least
+            `overlap` - 1 pixels of context, or three quarters of it where they are blended: of a function that sees no
+            farther, the same. Only of neighbours in a row, or in a column where there is but one.
 
     Returns:
         (..., scale h, scale w), of the type and dtype that the function returns.
@@ -72,9 +76,11 @@ def tiled(
     rows = cuts(height, window[0], overlap, multiple)
     columns = cuts(width, window[1], overlap, multiple)
     count, result = len(rows) * len(columns), None
+    seams = _Seams(on_seam if overlap else None, rows, columns, scale, blend)
     for index in range(count):
         row, column = rows[index // len(columns)], columns[index % len(columns)]
         tile = _tile(function, inputs, row, column, scale)
+        seams.see(tile, row, column)
         if count == 1:
             result = tile
         else:
@@ -97,6 +103,7 @@ def bands(
     scale: int = 1,
     blend: bool = False,
     on_tile: Callable[[int, int], None] | None = None,
+    on_seam: Callable[[Any, Any], None] | None = None,
 ) -> Iterator[Any]:
     """What `tiled` returns, in bands of rows (..., n, scale w) from top to bottom: each when its tiles are computed.
 
@@ -108,6 +115,7 @@ def bands(
     height, width = _common_size(inputs)
     rows = cuts(height, window[0], overlap, multiple)
     columns = cuts(width, window[1], overlap, multiple)
+    seams = _Seams(on_seam if overlap else None, rows, columns, scale, blend)
     before: Any = None  # rows that the tiles above have added to, and those below will
     for index, row in enumerate(rows):
         fade = row.fade if blend else (0, 0)
@@ -117,6 +125,7 @@ def bands(
         band: Any = None
         for number, column in enumerate(columns):
             tile = _tile(function, inputs, row, column, scale)
+            seams.see(tile, row, column)
             if band is None:
                 band = _zeros(tile, scale * (bottom - top), scale * width)
                 if before is not None:
@@ -249,6 +258,37 @@ def _tile(function: Callable[..., Any], inputs: Sequence[Any], row: Cut, column:
             f"{column.stop - column.start}; wanted {wanted}; correct scale={scale}, or the function"
         )
     return tile
+
+
+class _Seams:
+    """Hands `on_seam` what each tile and the one before it give for the band along which they meet."""
+
+    def __init__(
+        self, on_seam: Callable[[Any, Any], None] | None, rows: list[Cut], columns: list[Cut], scale: int, blend: bool
+    ):
+        self.on_seam, self.scale, self.blend = on_seam, scale, blend
+        self.axis, self.end = (1, columns[-1]) if len(columns) > 1 else (0, rows[-1])
+        self.before: Any = None
+
+    def see(self, tile: Any, *cuts: Cut) -> None:
+        """Take the next tile, in the order of reading, and its cuts along rows and columns."""
+        if self.on_seam is None:
+            return
+        if self.before is not None:
+            self.on_seam(self.before, self.band(tile, cuts, 0))
+        going_on = cuts[self.axis] != self.end
+        self.before = self.band(tile, cuts, 1) + 0 if going_on else None  # a view would hold all of the tile
+
+    def band(self, tile: Any, cuts: tuple[Cut, ...], end: int) -> Any:
+        """What a tile gives around one end of what is kept of it."""
+        ranges = [cut.kept for cut in cuts]
+        meeting, half = ranges[self.axis][end], max(1, cuts[self.axis].fade[end]) if self.blend else 1
+        ranges[self.axis] = (meeting - half, meeting + half)
+        rows, columns = (
+            slice(self.scale * (first - cut.start), self.scale * (last - cut.start))
+            for cut, (first, last) in zip(cuts, ranges, strict=True)
+        )
+        return tile[..., rows, columns]
 
 
 def _zeros(tile: Any, height: int, width: int) -> Any:

@@ -66,7 +66,7 @@ def test_tiled_equals_whole(size: tuple[int, int], room: tuple[int, int], more: 
     overlap = radius + more
     least = 2 * -(-overlap // multiple) * multiple + multiple - 1
     window = (least + room[0], least + room[1])
-    image, sizes, steps = torch.randint(0, 256, (1, 1, *size)).double(), set(), []
+    image, sizes, steps, seams = torch.randint(0, 256, (1, 1, *size)).double(), set(), [], []
 
     def one(x: Tensor) -> Tensor:
         sizes.add(tuple(-(-side // multiple) for side in x.shape[-2:]))
@@ -75,9 +75,12 @@ def test_tiled_equals_whole(size: tuple[int, int], room: tuple[int, int], more: 
 
     found = tiled(
         one, [image], window=window, overlap=overlap, multiple=multiple, scale=scale,
-        on_tile=lambda done, count: steps.append((done, count)),
+        on_tile=lambda done, count: steps.append((done, count)), on_seam=lambda *pair: seams.append(pair),
     )  # fmt: skip
     assert torch.equal(found, run(image))
+    rows, columns = (len(cuts(side, most, overlap, multiple)) for side, most in zip(size, window, strict=True))
+    assert len(seams) == (rows * (columns - 1) if columns > 1 else rows - 1)
+    assert more == 0 or all(one.numel() and torch.equal(one, other) for one, other in seams)
     assert len(sizes) == 1, "one size, but for what the function pads itself"
     assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
 
@@ -110,8 +113,12 @@ def test_bands_are_the_whole_in_pieces(
         return (x - 0.1 * x.mean()).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
     counts: list[tuple[int, int]] = []
-    pieces = list(bands(enlarge, [image], **how, on_tile=lambda *count: counts.append(count)))
-    torch.testing.assert_close(torch.cat(pieces, 1), tiled(enlarge, [image], **how))
+    seams: list[list[tuple[Tensor, Tensor]]] = [[], []]
+    report: dict = dict(on_tile=lambda *count: counts.append(count), on_seam=lambda *pair: seams[0].append(pair))
+    pieces = list(bands(enlarge, [image], **how, **report))
+    whole = tiled(enlarge, [image], **how, on_seam=lambda *pair: seams[1].append(pair))
+    torch.testing.assert_close(torch.cat(pieces, 1), whole)
+    torch.testing.assert_close(*seams)
     assert counts[-1][0] == counts[-1][1] == len(counts) and len(pieces) == len(
         cuts(size[0], how["window"][0], overlap)
     )

@@ -1,8 +1,8 @@
-"""Looks at what networks return, and says what cannot be right: far out of range, flat, or no answer to the input."""
+"""Looks at what networks return, and says what cannot be right: far out of range, flat, no answer, in pieces."""
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,41 @@ GAP-TV, up to 0.06 DUN at 8 and at 2 bits, up to 0.22 EfficientSCI-T, 0.26 at 2 
 
 FAR_VIDEO = 4.0
 """How far beyond [0, 1] a video may go: at twice the right scale sound ones reach 4 (GAP-TV, as above)."""
+
+APART, APART_BLENDED = 1 / 255, 0.02
+"""Neighbouring tiles that differ by more than this where they meet (rms, white being 1) are said to leave seams: where
+they should be equal, and where they are blended, as they have less context than the network sees. Measured: 0, or the
+last bit; blended, at most 0.0014 over the whole picture (IMDN in tiles of 128 x 128, docs/super-resolution.md)."""
+
+
+@dataclass
+class Seams:
+    """Looks at what neighbouring tiles give where they meet: `on_seam` of `tiled`."""
+
+    blended: bool
+    """Whether tiles have less context than the network sees."""
+    worst: float = 0.0
+    """The largest rms of a difference; of values beyond [-1, 1], as a share of theirs."""
+
+    def see(self, one: Any, other: Any) -> None:
+        """Take note of the same pixels, as two tiles have them."""
+        import numpy as np
+
+        one, other = (np.asarray(each, np.float64) for each in (one, other))
+        size, apart = (float(np.sqrt(np.square(each).mean())) for each in (one, one - other))
+        self.worst = max(self.worst, apart / max(1.0, size))
+
+    def remark(self, name: str) -> None:
+        """Say what was seen."""
+        from bitlens.files import remark
+
+        most = APART_BLENDED if self.blended else APART
+        if self.worst > most:
+            remark(
+                f"{name}: neighbouring tiles differ by {self.worst:.2g} (rms, white is 1) where they meet, so the "
+                f"result is not that of the whole; wanted {most:.2g} or less, from a network that sees no farther than "
+                "it says; give more --memory-mb, so that there are fewer tiles or none"
+            )
 
 
 @dataclass

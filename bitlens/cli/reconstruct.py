@@ -287,6 +287,7 @@ class Reconstruct:
     def rebuild_arriving(self, folder: Path) -> None:
         """The captures of a folder, as they arrive; the engine stays."""
         from bitlens.cli import archive
+        from bitlens.cli.interrupts import heard
         from bitlens.cli.watching import arrivals
 
         if self.measurements or self.cluster is not None:
@@ -316,6 +317,7 @@ class Reconstruct:
         except KeyboardInterrupt as error:
             if type(error) is not KeyboardInterrupt:  # terminated
                 raise
+            heard()
             print()
         finally:
             archive.report(list(rows.values()), "captures", self.json, self.described())
@@ -357,6 +359,7 @@ class Reconstruct:
         total = frames * len(recording.measurement)
         truth = iter(()) if recording.reference is None else recording.reference.groups(frames)
         seconds, scores = [], []
+        seams = None if tiles is None else tiles.seams
         if bayer is not None:
             running, tiles = for_mosaics(running, tiles, label), None
         with video_writer(video_path, total, self.fps, About(group=frames)) as write:
@@ -366,6 +369,8 @@ class Reconstruct:
                 known = next(truth, None)
                 if known is not None and video.ndim == 3:
                     scores.append(shared.score(video, known, ssim=min(height, width) >= 11))
+        if seams is not None:
+            seams.remark(label)
         result: dict[str, Any] = {"frames": total, "seconds_per_measurement": seconds}
         if scores:
             result["psnr"] = fmean(score["psnr"] for score in scores)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitlens.cli.plausible import Seams
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -27,6 +29,8 @@ class Tiling:
     count: int
     note: str
     """For people; empty where the picture is run as a whole."""
+    seams: Seams
+    """What was seen where tiles meet."""
 
     def run(
         self,
@@ -40,7 +44,7 @@ class Tiling:
 
         return tiled(
             running, [measurement, mask], window=self.window, overlap=self.overlap, multiple=self.multiple,
-            blend=self.blend, on_tile=on_tile,
+            blend=self.blend, on_tile=on_tile, on_seam=self.seams.see,
         )  # fmt: skip
 
 
@@ -73,7 +77,8 @@ def choose_tiling(
     budget = default_mb() if memory_mb is None else memory_mb
     radius, multiple = int(network.radius), int(network.alignment)  # type: ignore[arg-type]
 
-    def planned(overlap: int) -> tuple[Tiling, float]:
+    def planned(context: int) -> tuple[Tiling, float]:
+        overlap = context + 1 if context >= radius else context  # one more, and neighbours can be compared
         patches = more = 0.0  # bytes for each pixel; small tiles need more of them than large ones
         while True:
             patches = more
@@ -85,12 +90,13 @@ def choose_tiling(
         rows, columns = cuts(height, window[0], overlap, multiple), cuts(width, window[1], overlap, multiple)
         count = len(rows) * len(columns)
         text = f"{len(rows)} x {len(columns)} tiles of {sides[0]}x{sides[1]} within {budget} MB"
-        text += f", {overlap} pixels of context: " + (
+        text += f", {context} pixels of context: " + (
             "all that the network sees, so no seams"
-            if overlap >= radius
+            if context >= radius
             else f"the network sees {radius}, so tiles are blended and differ a little from the whole"
         )
-        plan = Tiling(window, overlap, multiple, overlap < radius, count, text if count > 1 else "")
+        blend = context < radius
+        plan = Tiling(window, overlap, multiple, blend, count, text if count > 1 else "", Seams(blend))
         return plan, count * sides[0] * sides[1] / (height * width)
 
     less = min(radius, CONTEXT)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from bitlens.cli.plausible import Watch
+from bitlens.cli.plausible import Seams, Watch
 from bitlens.engine.registry import Name
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class Upscale:
         with output_video(out) as path:
             movie = open_movie(file, self.white)
             running, alone = running or self.start(network), running is None
-            watch = Watch(str(file))
+            watch, seams = Watch(str(file)), Seams(blends(network))
             with video_writer(path, movie.frames, movie.fps, movie.about) as write, progress("frames") as bar:
                 task = bar.add_task(file.name, total=movie.frames)
                 window = None
@@ -226,7 +226,7 @@ class Upscale:
                     alpha = frame[..., 3] if frame.shape[-1] == 4 else None
                     colours = frame[..., :3] if alpha is None else without_hidden(frame[..., :3], alpha)
                     picture = np.ascontiguousarray(colours.transpose(2, 0, 1))  # 3 h w
-                    large = enlarge_tiled(network, picture, self.memory_mb, None, running, window)
+                    large = enlarge_tiled(network, picture, self.memory_mb, None, running, window, seams)
                     watch.see(picture, large)
                     large = large.transpose(1, 2, 0)
                     if alpha is not None:
@@ -234,6 +234,7 @@ class Upscale:
                     write(large[None])
                     bar.advance(task)
             watch.remark()
+            seams.remark(str(file))
         if alone:
             print(f"wrote {movie.frames} frames to {out}")
 
@@ -268,9 +269,8 @@ class Upscale:
             """A tile (1 or 3, h, w) of levels as (3, h, w) in [0, 1]."""
             return np.array(np.broadcast_to(in_unit_range(tile, self.white), (3, *tile.shape[1:])))
 
-        watch, done = Watch(str(file)), 0
+        watch, seams, done = Watch(str(file)), Seams(blends(network)), 0
         planes = levels[None] if grey else levels.transpose(2, 0, 1)
-        cut = cut_of(network)
         with progress("tiles") as bar:
             task = bar.add_task(file.name, total=None)
 
@@ -285,9 +285,10 @@ class Upscale:
                 [planes],
                 window=band_window(network, planes.shape[1:], self.memory_mb, running),
                 scale=network.scale,
-                blend=cut["overlap"] != network.radius,
+                blend=blends(network),
                 on_tile=lambda done, count: bar.update(task, completed=done, total=count),
-                **cut,
+                on_seam=seams.see,
+                **cut_of(network),
             ):
                 for first in range(0, band.shape[1], 64):
                     part = band[:, first : first + 64].transpose(1, 2, 0)
@@ -297,6 +298,7 @@ class Upscale:
                     done += len(level)
                     yield level
         watch.remark()
+        seams.remark(str(file))
 
 
 def load_enlarging(model: str) -> Any:
@@ -369,6 +371,7 @@ def enlarge_tiled(
     on_tile: Any = None,
     running: Any = None,
     window: tuple[int, int] | None = None,
+    seams: Seams | None = None,
 ) -> "np.ndarray":
     """Run a super-resolution network on a picture (3, h, w) in [0, 1], in tiles: (3, scale h, scale w), not clipped.
 
@@ -379,6 +382,7 @@ def enlarge_tiled(
         on_tile: as for `tiled`.
         running: what computes; None: the network itself.
         window: of the tiles; None: `window_of`.
+        seams: looks at where tiles meet.
 
     Raises:
         ValueError: the budget does not hold the smallest tile (the message says what would), or NaN came out.
@@ -388,23 +392,29 @@ def enlarge_tiled(
     from bitlens.tiles import tiled
 
     running = network if running is None else running
-    cut = cut_of(network)
     return tiled(
         lambda tile: enlarge(running, tile, "upscale"),
         [picture],
         window=window or window_of(network, picture.shape[1:], memory_mb, running),
         scale=network.scale,
-        blend=cut["overlap"] != network.radius,
+        blend=blends(network),
         on_tile=on_tile,
-        **cut,
+        on_seam=None if seams is None else seams.see,
+        **cut_of(network),
     )
 
 
 def cut_of(network: Any) -> dict[str, int]:
-    """How tiles lie: the pixels around each, and what their sides are multiples of."""
-    radius: int | None = network.radius
-    overlap = CONTEXT if radius is None or radius > MOST_CONTEXT else radius
-    return dict(overlap=overlap, multiple=int(network.alignment))
+    """How tiles lie: the pixels around each, and what their sides are multiples of.
+
+    Exact tiles have a pixel more than the network sees, so that neighbours can be compared (`Seams`).
+    """
+    return dict(overlap=CONTEXT if blends(network) else network.radius + 1, multiple=int(network.alignment))
+
+
+def blends(network: Any) -> bool:
+    """Whether the network sees so far that its tiles have less context, and are blended."""
+    return network.radius is None or network.radius > MOST_CONTEXT
 
 
 def window_of(

@@ -72,7 +72,7 @@ def test_tiles_within_the_budget() -> None:
     network = efficientsci("t")
     memory = budget(network, 600 * 600, 8, (1080, 1920))
     plan = tiling.choose_tiling(network, network, (8, 1080, 1920), memory)
-    assert plan.window[0] * plan.window[1] < 1.1 * 600 * 600 and plan.overlap == 104 and not plan.blend
+    assert plan.window[0] * plan.window[1] < 1.1 * 600 * 600 and plan.overlap == 105 and not plan.blend
     assert f"within {memory} MB, 104 pixels of context: all that the network sees" in plan.note
     narrow = tiling.choose_tiling(network, network, (8, 1080, 1920), budget(network, 230 * 230, 8, (1080, 1920)))
     assert narrow.blend and narrow.overlap == tiling.CONTEXT and "the network sees 104" in narrow.note
@@ -121,11 +121,33 @@ def test_tiled_is_whole(
     else:
         assert main(["reconstruct", str(measured), *flags, "--memory-mb", str(memory)]) == 0
     shown, second = capsys.readouterr().out, json.loads(Path(report).read_text())
-    assert re.search(r"\d x \d tiles of \d+x\d+ within", shown)
+    assert re.search(r"\d x \d tiles of \d+x\d+ within", shown) and "where they meet" not in shown
     assert second["settings"]["tiles"] in shown.replace("\n", " ") and first["settings"]["tiles"] is None
     error = np.abs(read_arrays(out)["video"] - whole).max()
     assert error < (1e-5 if name == "tiny" else 0.03)
     assert abs(first["psnr"] - second["psnr"]) < 0.01
+
+
+@pytest.mark.parametrize("mosaic", [False, True])
+def test_a_network_that_sees_farther_than_it_says(
+    mosaic: bool, model: Path, measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Its tiles differ from the whole, which is said."""
+    true = EfficientSCI.forward
+    monkeypatch.setattr(EfficientSCI, "radius", 2)
+    monkeypatch.setattr(
+        EfficientSCI, "forward", lambda self, y, mask: true(self, y, mask) + 0.3 * (60 * y.mean()).sin()
+    )
+    monkeypatch.setattr("bitlens.engine.memory.patches_mb", lambda *_: 0.0)
+    size = (48, 60) if mosaic else (96, 120)
+    memory = str(budget(TINY, size[0] * size[1] // 3, 4, size))
+    flags = ["--model", str(model), "--engine", "torch", "--memory-mb", memory, "--out", f"{tmp_path}/a.npz"]
+    assert main(["reconstruct", str(measured), *flags, *(["--bayer", "RGGB"] if mosaic else [])]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2 pixels of context: all that the network sees" in shown
+    assert re.search(r"note: tiny: neighbouring tiles differ by \S+ \(rms, white is 1\) where they meet", shown), shown
+    assert "wanted 0.0039 or less, from a network that sees no farther than it says; give more --memory-mb" in shown
 
 
 @pytest.mark.parametrize("name", ["a.gif", "frames", "a.npz"])

@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageCms
 
 from bitlens import checkpoint
-from bitlens.cli import Terminated, main, upscale
+from bitlens.cli import main, upscale
+from bitlens.cli.interrupts import Terminated
 from bitlens.cli.upscale import Upscale, Watch, band_window, levels_last, window_of, without_hidden
 from bitlens.data.images import Picture, load_picture, read_image, to_float
 from bitlens.data.pictures import write_picture
@@ -275,6 +276,28 @@ def test_strips_are_the_whole_picture(tmp_path: Path, model: Path, monkeypatch: 
         )
     )
     assert max(len(piece) for piece in pieces) <= 64 and sum(len(piece) for piece in pieces) == 400
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif"])
+@pytest.mark.parametrize("radius", [2, None])
+def test_tiles_that_differ_from_the_whole_are_said(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str,
+    radius: int | None,
+) -> None:  # fmt: skip
+    """Of a network that adds something of the whole picture's mean: it sees everything, and says so or not."""
+    frames = [Image.fromarray(np.roll(levels(height=200, width=90), shift, 0)) for shift in (0, 1)]
+    frames[0].save(tmp_path / name, **({"save_all": True, "append_images": frames[1:]} if name == "a.gif" else {}))
+    monkeypatch.setattr(upscale, "band_window", lambda *_: (80, 72))
+    monkeypatch.setattr(upscale, "window_of", lambda *_: (80, 72))
+    out, true = tmp_path / f"large{name[1:]}", PAN.forward
+    assert run(tmp_path / name, model, out, "--engine", "torch") == 0
+    assert "where they meet" not in capsys.readouterr().out
+    monkeypatch.setattr(PAN, "radius", radius)
+    monkeypatch.setattr(PAN, "forward", lambda self, x: true(self, x) + 0.3 * (60 * x.mean()).sin())
+    assert run(tmp_path / name, model, out, "--engine", "torch") == 0
+    shown = capsys.readouterr().out
+    assert shown.count(f"note: {tmp_path / name}: neighbouring tiles differ by") == 1
+    assert f"wanted {0.0039 if radius else 0.02} or less" in shown
 
 
 @pytest.mark.parametrize("scale", [2, 4])
