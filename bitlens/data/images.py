@@ -447,6 +447,12 @@ def _plain_tif(path: Path) -> Picture | None:
     alpha = None
     if extra and extra[0] in (1, 2) and colours.shape[-1] > wanted:
         alpha = colours[..., wanted]
+    left = colours.shape[-1] - wanted - (alpha is not None)
+    if left > 0:
+        remark(
+            f"{path} has {left} more channel(s) than {'grey' if wanted == 1 else 'colours'}, which are left out; "
+            "wanted grey or RGB, and transparency; save the others as pictures of their own if they matter"
+        )
     colours = colours[..., 0] if wanted == 1 else colours[..., :3]
     if inverted and colours.dtype.kind == "u":
         colours = np.iinfo(colours.dtype).max - colours

@@ -218,7 +218,7 @@ def _in_unit_range(array: np.ndarray, name: str, path: Path, white: float | int 
 
 @contextmanager
 def _movie(path: Path) -> Iterator[tuple[Any, Any]]:
-    """PyAV's container of a file, and its video stream.
+    """PyAV's container of a file, and its first video stream that is not a cover.
 
     Raises:
         ValueError: no video in it, of a codec that is not known, or damaged, whenever that is found.
@@ -228,7 +228,8 @@ def _movie(path: Path) -> Iterator[tuple[Any, Any]]:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise Refused(f"{path} holds no video stream; wanted one; check the file")
-            stream = container.streams.video[0]
+            cover = av.stream.Disposition.attached_pic
+            stream = min(container.streams.video, key=lambda one: bool(one.disposition & cover))
             if stream.codec_context is None:
                 raise Refused(
                     f"{path} has a codec that no decoder here knows; wanted H.264, VP9, AV1, FFV1 or the like; "
@@ -264,6 +265,16 @@ def _frames(path: Path, container: Any, stream: Any) -> Iterator[Any]:
         remark(f"{path} has {damaged} damaged frame(s) of {count}, says the decoder; wanted whole ones; copy it again")
 
 
+def _remark_others(path: Path, container: Any, stream: Any) -> None:
+    """Say that a film has other streams of video than the one that is read."""
+    count = len(container.streams.video)
+    if count > 1:
+        remark(
+            f"{path} has {count} streams of video, of which the one of {stream.width}x{stream.height} is read; wanted "
+            "one; write the others to files of their own if they matter"
+        )
+
+
 def _open_film(path: Path) -> Movie:
     """A movie that PyAV decodes."""
     with _movie(path) as (container, stream):
@@ -280,6 +291,7 @@ def _open_film(path: Path) -> Movie:
         sound, avi = path if len(container.streams.audio) else None, container.format.name == "avi"
         if container.streams.subtitles:
             remark(f"{path} has subtitles, which are left out; wanted none; add them to the result by other means")
+        _remark_others(path, container, stream)
         lasting = Fraction(0) if last is None else Fraction(last.duration or 0) * Fraction(last.time_base or 1)
         tags = (2, 2) if first is None else (int(first.color_primaries or 2), int(first.color_trc or 2))
         if first is not None and _orientation(first) >= 5:
@@ -336,6 +348,7 @@ def _levels(frame: Any, target: str) -> np.ndarray:
 def _read_movie(path: Path, start: int, stop: int | None, grey: bool) -> np.ndarray:
     """Decode with PyAV; grey is the Y of the stream, at full range, in 16 bits where it has over 8."""
     with _movie(path) as (container, stream):
+        _remark_others(path, container, stream)
         deep, aspect = _is_deep(stream), Fraction(stream.sample_aspect_ratio or 1)
         target = ("gray16le" if deep else "gray") if grey else ("rgb48le" if deep else "rgb24")
         frames = [_levels(frame, target) for frame in islice(_frames(path, container, stream), start, stop)]

@@ -5,6 +5,7 @@ import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,6 +212,20 @@ def test_floats_in_colour_and_alpha_that_was_multiplied(tmp_path: Path) -> None:
     picture = load_picture(tmp_path / "a.tif")
     np.testing.assert_allclose(picture.levels / 65535, floats, atol=1e-4)
     np.testing.assert_array_equal(picture.alpha, stored[..., 3])
+
+
+@pytest.mark.parametrize(("channels", "left"), [(3, 2), (5, 4), (6, 2)])
+def test_channels_that_are_left_out_are_said(tmp_path: Path, channels: int, left: int) -> None:
+    """Of a microscope's grey picture, or beside colours and transparency."""
+    tifffile = pytest.importorskip("tifffile", reason="tifffile (bitlens[video]) is not installed")
+    stored = RNG.integers(0, 65536, (channels, 7, 9)).astype(np.uint16)
+    kind: dict[str, Any] = dict(photometric="rgb", extrasamples=["unassalpha", 0, 0]) if channels == 6 else {}
+    kind = kind or dict(photometric="minisblack")
+    tifffile.imwrite(tmp_path / "a.tif", stored, planarconfig="separate", **kind)
+    with pytest.warns(FileRemark, match=rf"a\.tif has {left} more channel\(s\) than .*, which are left out"):
+        picture = load_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.levels, stored[:3].transpose(1, 2, 0) if channels == 6 else stored[0])
+    assert (picture.alpha is not None) == (channels == 6)
 
 
 def test_colours_of_16_bits_without_their_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import builtins
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from bitlens.data.images import natural_key, read_image, read_tif, to_grey, write_png
+from bitlens.data.images import natural_key, read_image, read_tif, to_grey, to_levels, write_png
 from bitlens.data.video import read_video, write_video
+from bitlens.files import FileRemark
 
 LEVELS = arrays.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 19), st.integers(1, 21)))
 LUMA = (0.299, 0.587, 0.114)
@@ -54,6 +56,25 @@ def test_npz_keeps_floats(tmp_path_factory: pytest.TempPathFactory, video: np.nd
     path = tmp_path_factory.mktemp("video") / "a.npz"
     write_video(path, video)
     np.testing.assert_array_equal(read_video(path), video)
+
+
+def test_a_film_with_a_cover(tmp_path: Path) -> None:
+    """The film is read, and a word says that there is more."""
+    av = pytest.importorskip("av", reason="PyAV (bitlens[video]) is not installed")
+    film = smooth()
+    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+        streams: list[Any] = [container.add_stream(codec, rate=25) for codec in ("mjpeg", "libx264")]
+        streams[0].disposition = av.stream.Disposition.attached_pic
+        shown = film[:1, :16, :16], film
+        for stream, frames, form in zip(streams, shown, ("yuvj420p", "yuv420p"), strict=True):
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:], form
+        for stream, frames in zip(streams, shown, strict=True):
+            for image in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(to_levels(image), format="gray")))
+            container.mux(stream.encode())
+    with pytest.warns(FileRemark, match=r"has 2 streams of video, of which the one of 48x32 is read"):
+        found = read_video(tmp_path / "film.mp4")
+    assert found.shape == film.shape and np.abs(found - film).mean() < 0.03
 
 
 @pytest.mark.parametrize("size", [(32, 48), (33, 47)])
