@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["CATALOG", "CLASSICAL", "Entry", "entry_of", "recognised", "task_of"]
+__all__ = ["CATALOG", "CLASSICAL", "SCI", "SR", "Entry", "entry_of", "recognised", "task_of"]
 
 CLASSICAL = "gap-tv"
 """The reconstruction without weights; it can be named wherever a checkpoint can."""
+SCI, SR = "video-sci", "super-resolution"
+"""Names of tasks, which `bitlens.tasks` describes."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,6 @@ def at_most(numbers: int) -> Iterator[None]:
         handle.remove()
 
 
-SCI, SR = "video-sci", "super-resolution"
 ENTRIES = [
     Entry(CLASSICAL, SCI, "bitlens.networks.classical:GapTV"),
     Entry("dun", SCI, "bitlens.networks.dun:DUN", sizes=("",)),
