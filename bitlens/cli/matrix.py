@@ -148,8 +148,8 @@ class Matrix:
                     raise TypeError(reason)
                 found = self.measured(low, engine, inputs, fastest()[1], simulated, quality or decibels_to(truth))
                 yield row | {"trained": trained, "float_engine": fastest()[0]} | found
-            except (TypeError, ValueError) as error:
-                yield row | {"refused": " ".join(str(error).split())}
+            except Exception as error:  # whatever it is, the others go on, and the table says so
+                yield row | {"refused": " ".join(str(error).split()) or type(error).__name__}
 
     def measured(
         self,
@@ -253,12 +253,17 @@ def network_of(name: str, frames: int, seed: int) -> "tuple[nn.Module, bool]":
 
 
 def quantized(network: "nn.Module", bits: int, inputs: "tuple[Tensor, ...]") -> "nn.Module":
-    """A copy with every layer at the same bits, calibrated on one example, by what is quick to find."""
+    """A copy with every layer at the same bits, calibrated on one example.
+
+    Ranges that hold all weights do at 8 bits, and are found at once; coarse ones would make everything zero, which all
+    engines agree on, so below 8 bits they have the least squared error.
+    """
     from bitlens.methods import quantize
     from bitlens.recipe import Bits, Recipe, Rule
 
-    recipe = Recipe(f"w{bits}a{bits}", (Rule("*", Bits(bits, bits)),), "direct", "lsq", "percentile")
-    return quantize(network, recipe, [inputs])[0]
+    rules = (Rule("*", Bits(bits, bits)),)
+    fine = Recipe(f"w{bits}a{bits}", rules, "direct", "minmax", "percentile")
+    return quantize(network, fine if bits == 8 else Recipe(fine.name, rules, "direct", "mse", "mse"), [inputs])[0]
 
 
 def in_turn(runs: Sequence[Callable[[], Any]], rounds: int) -> list[float]:

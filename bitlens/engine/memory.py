@@ -26,7 +26,7 @@ __all__ = ["FIXED_MB", "HEADROOM", "MARGIN", "alive_per_pixel", "bytes_per_pixel
 
 MARGIN = 1.25
 """Factor over what was measured: other thread counts, versions and CPUs."""
-HEADROOM = {"torch": 2.5, "low-bit": 4.0, "openvino": 1.5}
+HEADROOM = {"torch": 2.5, "low-bit": 4.0, "openvino": 1.5, "onnxruntime": 12.0}
 """Factor over the tensors that are alive at once, by engine: operators copy their inputs, simulated grids more so, and
 what is freed leaves gaps. An engine that is not named counts as low-bit.
 
@@ -82,9 +82,9 @@ def bytes_per_pixel(network: nn.Module, frames: int | None, engine: str = "torch
         return HEADROOM.get(kind, HEADROOM["low-bit"]) * alive_per_pixel(network, frames)
     low = "low-bit" if quantized_layers(network) and "low-bit" in memory.needs else "torch"
     features, attention = memory.needs.get(engine) or memory.needs[low]
-    several = 4.0 if engine == "reference" else 1.0  # 64-bit integers and their copies
+    copies = engine in ("reference", "onnxruntime") and engine not in memory.needs  # of sums in 64 or 32 bits
     half = 0.5 if engine == "openvino" and precision == "bf16" and engine in memory.needs else 1.0
-    return MARGIN * several * half * frames * (features + attention * frames)
+    return MARGIN * (4 if copies else 1) * half * frames * (features + attention * frames)
 
 
 class Following(TorchDispatchMode):

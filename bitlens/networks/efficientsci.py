@@ -164,6 +164,10 @@ class EfficientSCI(nn.Module):
             "torch": (60.0 * c, 8.0),
             "low-bit": (70.0 * c, 24.0),
             "openvino": (32.0 * c, 1.0 * group),
+            "onnxruntime": (
+                270.0 * c,
+                0.0,
+            ),  # at 8 bits, sums of 32 bits beside; float: 63 c
             "native": (11.0 * c, 0.0),  # planned: at most 10.8 c (-B with shortcuts)
         }
         return Memory(needs, volumes=((c, 1), (2 * c, 1), (group, 2)))
