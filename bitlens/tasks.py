@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bitlens.networks.catalog import CATALOG, task_of
+from bitlens.networks.catalog import CATALOG, SCI, SR, task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,11 +51,11 @@ TASKS = {
     task.name: task
     for task in (
         Task(
-            "video-sci", "reconstruct", "reconstruct video", "measurement", ("frames", "height", "width"),
+            SCI, "reconstruct", "reconstruct video", "measurement", ("frames", "height", "width"),
             ("measurement", "mask"), "video", _capture,
         ),
         Task(
-            "super-resolution", "upscale", "enlarge pictures", "picture", ("height", "width"),
+            SR, "upscale", "enlarge pictures", "picture", ("height", "width"),
             ("image",), "large", _picture,
         ),
     )

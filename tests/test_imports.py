@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import bitlens
+from bitlens.networks.catalog import CATALOG
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bitlens"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -133,6 +134,61 @@ def test_the_walk_sees_every_form_of_import(file: str, source: str, arrow: str |
 def test_nothing_imports_torchvision(file: Path):
     modules = {name.split(".")[0] for _, name in imported_modules(file.read_text(encoding="utf-8"), file)}
     assert "torchvision" not in modules, "torchvision does not import beside the CPU build of torch"
+
+
+NETWORKS = {str(entry.where).rpartition(":")[2] for entry in CATALOG.values()}
+"""Classes of the catalogue."""
+NOT_YET = {"engine/export.py", "engine/openvino.py"}
+"""Files that still ask which network it is."""
+
+
+def questions(source: str) -> list[int]:
+    """Lines that ask whether something is of a class of the catalogue: `isinstance`, `issubclass`, `type(...) is`.
+
+    What else an engine or a verb must know of networks is data: of their entry, their own, or of a table by family.
+    """
+    tree, found = ast.parse(source), []
+    words = {alias.asname: alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+             for alias in node.names if alias.asname and alias.name in NETWORKS}  # fmt: skip
+
+    def named(*nodes: ast.AST) -> bool:
+        inside = [node for one in nodes for node in ast.walk(one)]
+        names = {node.id for node in inside if isinstance(node, ast.Name)}
+        names |= {node.attr for node in inside if isinstance(node, ast.Attribute)}
+        names |= {node.value for node in inside if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        return bool(names & (NETWORKS | {*words}))
+
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kinds]) if named(kinds):
+                found.append(node.lineno)
+            case ast.Compare(left=left, comparators=others) if "type" in ast.dump(node) and named(left, *others):
+                found.append(node.lineno)
+            case ast.MatchClass(cls=kind) if named(kind):
+                found.append(kind.lineno)
+    return found
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if room_of(file) != "networks"], ids=relative)
+def test_nobody_asks_which_network_it_is(file: Path):
+    if relative(file) not in NOT_YET:
+        assert questions(file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("isinstance(network, SwinIR)", 1),
+        ("isinstance(network, (nn.Linear, swinir.SwinIR | None))", 1),
+        ("from bitlens.networks.dun import DUN as Unfolding\nissubclass(kind, Unfolding)", 1),
+        ("if type(network) is EfficientSCI and type(network) != DUN: pass", 2),
+        ("type(network).__name__ == 'SwinIR' or type(network).__name__ in {'DUN', 'PAN'}", 2),
+        ("match network:\n    case PAN(): pass", 1),
+        ("isinstance(module, nn.Linear) and SwinIR(2) == network", 0),
+    ],
+)
+def test_the_walk_sees_every_form_of_the_question(source: str, count: int):
+    assert len(questions(source)) == count
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)

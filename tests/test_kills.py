@@ -19,8 +19,8 @@ from bitlens.files import is_part
 
 KILLS = int(os.environ.get("BITLENS_KILLS", "500"))
 READ_ONLY = ("info", "models")
-APART = ("benchmark", "experiment")
-"""Verbs that start processes of their own or train for minutes; their files are written as those of the others."""
+APART = ("benchmark", "experiment", "matrix")
+"""Verbs that start processes, train for minutes or go on with their file; it is written as those of the others."""
 
 
 @pytest.fixture(scope="module")

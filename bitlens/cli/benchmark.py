@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from bitlens.engine.registry import ENGINES
+
+TIMED = tuple(name for name in ENGINES if name != "reference")
+"""Engines that are made to be fast."""
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bitlens.bench import Contestant, Timing
     from bitlens.cli.subjects import Subject
+
+    Timed = str
+else:
+    Timed = Literal[TIMED]
 
 PEAKS = ("f32", "bf16", "u8s8")
 
@@ -41,21 +49,14 @@ class Benchmark:
     bf16 in the first two; the checkpoints in integers. Prints medians and spread, memory, PSNR, how much of the CPU's
     measured peak is reached, and which kernel ran every layer by the engine's own counters. Close other programs first.
 
-    DUN and networks that enlarge pictures run in PyTorch, in OpenVINO and on the native kernels.
-
     Example:
         bitlens benchmark efficientsci-t-qsci-w8a8 efficientsci-t-qsci-w4a4 --json speed.json --picture speed.png
     """
 
     models: tyro.conf.Positional[tuple[str, ...]]
     """Low-bit checkpoints, shipped names or paths. Ratios are of the first."""
-    engines: tuple[Literal["pytorch", "openvino", "onnxruntime", "native"], ...] = (
-        "pytorch",
-        "openvino",
-        "onnxruntime",
-        "native",
-    )
-    """Engines that take part. OpenVINO runs low bits in any case."""
+    engines: tuple[Timed, ...] = TIMED
+    """Engines that take part, where they know the network. OpenVINO runs low bits in any case."""
     float_model: str | None = None
     """Their float network. Default: what the first one was made from, else itself without its grids."""
     size: int | None = None
@@ -106,18 +107,18 @@ class Benchmark:
         """
         from bitlens.checkpoint import describe
 
-        wanted = "wanted low-bit checkpoints of EfficientSCI or DUN, or of one scale; for example dun-w8a8"
+        wanted = "wanted low-bit checkpoints for video, or of one scale; for example dun-w8a8"
         if not self.models:
             raise ValueError(f"no model; {wanted}")
-        scales = {}
+        kinds = {}
         for model in self.models:
             about = describe(model)
-            scales[model] = about.config.get("scale")
-            if about.method is None or (scales[model] is None and about.network not in ("efficientsci", "dun")):
-                raise ValueError(f"{model} is {'a float' if about.method is None else 'another'} network; {wanted}")
-            if scales[model] != scales[self.models[0]]:
+            kinds[model] = about.task, about.config.get("scale")
+            if about.method is None:
+                raise ValueError(f"{model} is a float network; {wanted}")
+            if kinds[model] != kinds[self.models[0]]:
                 raise ValueError(f"{model} is a network of another kind than {self.models[0]}; {wanted}")
-        return scales[self.models[0]]
+        return kinds[self.models[0]][1]
 
     def subject(self, scale: int | None) -> "Subject":
         """What the networks run on."""
@@ -170,33 +171,34 @@ class Benchmark:
         from bitlens.bench import Contestant
         from bitlens.checkpoint import describe, load
         from bitlens.cli import contestants
-        from bitlens.engine.registry import native_module
+        from bitlens.engine.registry import own_graph
 
         def row(model: str, engine: str, precision: str, kind: str, prepare: Any, *more: Any) -> Row:
             name = f"{describe(model).name}, {engine}, {precision}"
             contestant = Contestant(name, prepare, (model, subject.inputs, self.threads, *more))
             return Row(name, model, engine, precision, kind, contestant)
 
-        cache, rows, everywhere = str(folder / "cache"), [], describe(self.models[0]).network == "efficientsci"
+        cache, rows = str(folder / "cache"), []
+        others = [name for name in self.engines if name not in ("torch", "openvino")]
         eager, compiled, openvino = contestants.torch_eager, contestants.torch_compiled, contestants.openvino_run
-        if "pytorch" in self.engines:
+        if "torch" in self.engines:
             rows.append(row(float_model, "PyTorch eager", "float32", "official float32", eager))
         for kind, hint in (("float32", "f32"), ("bf16", "bf16")):
-            if "pytorch" in self.engines:
+            if "torch" in self.engines:
                 rows.append(row(float_model, "PyTorch compiled", kind, kind, compiled, kind == "bf16"))
             if "openvino" in self.engines:
-                rows.append(row(float_model, "OpenVINO", kind, kind, openvino, hint, cache))
-        if "onnxruntime" in self.engines and everywhere:
-            rows.append(row(float_model, "ONNX Runtime", "float32", "float32", contestants.onnxruntime_run, cache))
-        for model in self.models:
-            bits = f"{bits_of(model)} bits"
-            rows.append(row(model, "OpenVINO", bits, "low-bit", openvino, "auto", cache))
-            if not everywhere and bits == "8 bits":
-                rows.append(row(model, "OpenVINO", f"{bits}, bf16 between", "low-bit", openvino, "bf16", cache))
-            if "onnxruntime" in self.engines and everywhere:
-                rows.append(row(model, "ONNX Runtime", bits, "low-bit", contestants.onnxruntime_run, cache))
-            if "native" in self.engines and native_module(network := load(model)).missing(network) is None:
-                rows.append(row(model, "native kernels", bits, "low-bit", contestants.native_run))
+                rows.append(row(float_model, ENGINES["openvino"].label, kind, kind, openvino, hint, cache))
+        for model in (float_model, *self.models):
+            network, low = load(model), model != float_model
+            precision, kind = (f"{bits_of(model)} bits", "low-bit") if low else ("float32", "float32")
+            if low:
+                rows.append(row(model, ENGINES["openvino"].label, precision, kind, openvino, "auto", cache))
+            if precision == "8 bits" and own_graph(network).module != "native":  # else it is so without being asked
+                more = f"{precision}, bf16 between"
+                rows.append(row(model, ENGINES["openvino"].label, more, kind, openvino, "bf16", cache))
+            for name in others:
+                if ENGINES[name].missing(network) is None:
+                    rows.append(row(model, ENGINES[name].label, precision, kind, contestants.engine_run, name, cache))
         return rows
 
     def time(self, rows: list[Row], folder: Path) -> "tuple[list[Timing], dict[str, float], dict[str, float]]":
@@ -223,7 +225,8 @@ class Benchmark:
             starts = interleave([row.contestant for row in cold], 1, threads=self.threads, on_turn=on_turn)
             everyone = [*(row.contestant for row in rows), *peaks]
             timings = interleave(everyone, self.rounds, threads=self.threads, keep=folder, on_turn=on_turn)
-        needed = {row.name for row in cold if row.engine == "OpenVINO" and "bf16" not in row.precision}
+        openvino = ENGINES["openvino"].label
+        needed = {row.name for row in cold if row.engine == openvino and "bf16" not in row.precision}
         for timing in timings:
             if timing.failure is not None and timing.name in needed:
                 raise ValueError(f"{timing.name} does not run ({timing.failure}); wanted a network that OpenVINO knows")
@@ -341,7 +344,6 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 def remember_engines(model: str, rows: list[dict[str, Any]], threads: int) -> None:
     """Keep how fast each engine ran a checkpoint: what --engine auto goes by."""
     from bitlens.checkpoint import describe, load
-    from bitlens.engine.registry import ENGINES
     from bitlens.engine.speeds import remember
 
     own = [row for row in rows if row["model"] == describe(model).name and row["failure"] is None]
@@ -364,15 +366,14 @@ def layer_costs(model: str, subject: "Subject", threads: int) -> list[dict[str, 
 
 
 def native_shares(model: str, subject: "Subject", threads: int) -> dict[str, float]:
-    """Which share of one run on the native kernels each kind of call takes; empty where the network is not read off."""
+    """Which share of one run on the native kernels each kind of call takes; empty where they cannot run the network."""
     from bitlens.checkpoint import load
-    from bitlens.engine import traced
-    from bitlens.engine.registry import native_module
+    from bitlens.engine.registry import native_engine
 
     network = load(model)
-    if native_module(network) is not traced or traced.missing(network) is not None:
+    if ENGINES["native"].missing(network) is not None:
         return {}
-    return traced.Engine(network, threads=threads, check=False).shares(*subject.inputs)
+    return native_engine(network, threads).shares(*subject.inputs)
 
 
 def show(result: dict[str, Any], out: "Console") -> None:

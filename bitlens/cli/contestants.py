@@ -5,6 +5,7 @@ threads. Inputs are a measurement (1, h, w) and its mask (1, t, h, w), or a pict
 that is timed, which returns the video (t, h, w) or the large picture (3, h, w).
 """
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -77,20 +78,13 @@ def openvino_run(model: str, inputs: Inputs, threads: int, precision: str, cache
     return lambda: alone(running(*inputs))
 
 
-def onnxruntime_run(model: str, inputs: Inputs, threads: int, cache: str) -> Run:
-    """ONNX Runtime: integers where the network is quantized, float32 elsewhere."""
-    from bitlens.engine.onnxruntime import Engine
+def engine_run(model: str, inputs: Inputs, threads: int, engine: str, cache: str) -> Run:
+    """An engine as --engine starts it, which keeps what it compiles in a cache of its own."""
+    from bitlens.engine.registry import ENGINES
 
-    engine = Engine(checkpoint.load(model), threads=threads, cache=Path(cache))
-    return lambda: alone(engine(*inputs))
-
-
-def native_run(model: str, inputs: Inputs, threads: int) -> Run:
-    """The project's own kernels: everything in integers, bf16 for residual sums in memory where grids have 8 bits."""
-    from bitlens.engine.registry import native_engine
-
-    engine = native_engine(checkpoint.load(model), threads)
-    return lambda: alone(engine(*inputs))
+    os.environ["XDG_CACHE_HOME"] = cache
+    running, _ = ENGINES[engine].start(checkpoint.load(model), threads)
+    return lambda: alone(running(*inputs))
 
 
 def convolution_peak(threads: int, precision: str) -> Callable[[], float]:

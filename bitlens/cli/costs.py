@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     from bitlens.engine.costs import CostModel
 
-UNTRAINED = ("efficientsci-s", "efficientsci-b", "efficientsci-l")
-"""Sizes that can be measured without a checkpoint: a network's time follows from its shape."""
-
 
 @dataclass(frozen=True)
 class Costs:
@@ -30,7 +27,8 @@ class Costs:
     """
 
     model: tyro.conf.Positional[str]
-    """A checkpoint, shipped or a path, or efficientsci-s, -b, -l untrained. A float one gets Q-SCI's shortcuts."""
+    """A checkpoint, shipped or a path, or efficientsci-s, -b, -l untrained: time follows from shape. A float one gets
+    Q-SCI's shortcuts."""
     out: Path
     """The file (.json)."""
     size: int = 256
@@ -50,6 +48,7 @@ class Costs:
         from bitlens.bench import environment
         from bitlens.cli.shared import check_positive, describe_run, output_file, progress
         from bitlens.engine.costs import measure
+        from bitlens.networks.catalog import entry_of
         from bitlens.report import console
 
         for flag in ("size", "frames", "threads", "rounds"):
@@ -58,6 +57,8 @@ class Costs:
             given = " ".join(map(str, self.bits))
             raise ValueError(f"--bits {given}; wanted different whole numbers from 1 to 8; change them")
         network = network_of(self.model)
+        entry = entry_of(network)
+        assert entry is not None
         mask = (torch.rand(1, self.frames, self.size, self.size) < 0.5).float()
         data = (mask * torch.rand(1, 1, self.size, self.size)).sum(1), mask
         with output_file(self.out, ".json") as path, progress("runs") as bar:
@@ -69,7 +70,7 @@ class Costs:
             costs = measure(networks, *data, **options, on_run=lambda: bar.advance(task))
             about = {
                 "model": self.model,
-                "network": "efficientsci",
+                "network": entry.name,
                 "config": network.config,
                 "rounds": self.rounds,
                 "environment": environment(),
@@ -96,17 +97,20 @@ def network_of(model: str) -> "nn.Module":
     import torch
 
     from bitlens import checkpoint
+    from bitlens.engine.registry import NATIVE, own_graph
     from bitlens.methods import qsci
-    from bitlens.networks.efficientsci import EfficientSCI, efficientsci
+    from bitlens.networks.catalog import CATALOG
     from bitlens.quant.layers import quantized_layers
     from bitlens.quant.prepare import unprepare
 
-    if model in UNTRAINED and model not in checkpoint.shipped():
+    family, _, size = model.partition("-")
+    known = family in NATIVE and NATIVE[family].module == "native"
+    if known and size in CATALOG[family].sizes and model not in checkpoint.shipped():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return efficientsci(model[-1], **qsci.options(4)).eval()
-    network = checkpoint.load(model)
-    if not isinstance(network, EfficientSCI) or network.config["normalize"]:
+            return CATALOG[family].random(size, **qsci.options(4)).eval()
+    network: Any = checkpoint.load(model)
+    if own_graph(network).module != "native":
         raise TypeError(
             f"{model} holds {type(network).__name__}; wanted EfficientSCI without Q-ViT's normalization, each "
             "of whose layers is a kernel of its own; choose another checkpoint"

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+from bitlens.methods.catalog import in_words
 
 CROP = 64
 """Height and width of a crop for calibration and refinement, before it is enlarged."""
@@ -29,9 +31,7 @@ class Quantize:
     """A float checkpoint: a shipped name or the path of a .safetensors."""
     out: Path
     """The checkpoint to write (.safetensors)."""
-    method: str = "qsci"
-    """The published method: qsci or direct; unfolding, for dun; dobi, percentile or minmax; pams or qvit, which need
-    training; 2dquant, dqc, dbdc-pac, balanced, gptq, 2dquant-plus or brecq, which refine."""
+    method: Annotated[str, tyro.conf.arg(help=f"The published method, {in_words()}.")] = "qsci"
     bits: int = 8
     """Bits of weights and activations, 1 to 8."""
     grid: Literal["deployable", "official"] = "deployable"

@@ -29,15 +29,6 @@ ENCODED = 60
 LIBRARIES_MB = 100
 """What torch takes when it first computes."""
 
-HEADROOM = {"float": 2.5, "low-bit": 4.0, "openvino": 1.5}
-"""What tiles take, over what the tensors of one take: operators copy their inputs, simulated grids more so, and what is
-freed leaves gaps.
-
-Measured in float: 1.0 to 1.4 for one picture of 320 x 320 (PAN, IMDN, SwinIR), 2.0 after many tiles (PAN). OpenVINO, 8
-bits, 256 x 256, compilation included: 0.4 (IMDN), 0.6 (PAN).
-"""
-
-
 MOVING = {".avif": ".webp", ".mov": ".mp4", ".webm": ".mkv"}
 """What a film or animation becomes among several results, where it does not keep its suffix."""
 
@@ -467,15 +458,11 @@ def band_window(network: Any, size: tuple[int, ...], memory_mb: int, running: An
 
 def need_of(network: Any, running: Any) -> tuple[float, float]:
     """Bytes for each pixel of a tile while it is computed, and MB that are taken whatever the tiles are."""
-    from bitlens.cli.memory import bytes_per_pixel
     from bitlens.cli.tiling import used_mb
-    from bitlens.quant.layers import quantized_layers
+    from bitlens.engine.memory import bytes_per_pixel
+    from bitlens.engine.registry import memory_of
 
-    if type(running).__module__ == "bitlens.engine.openvino":
-        room = HEADROOM["openvino"]
-    else:
-        room = HEADROOM["low-bit" if quantized_layers(network) else "float"]
-    return bytes_per_pixel(network) * room, used_mb() + LIBRARIES_MB
+    return bytes_per_pixel(network, None, memory_of(running, network)), used_mb() + LIBRARIES_MB
 
 
 def levels_last(large: "np.ndarray") -> "np.ndarray":

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bitlens.engine.native import Engine
+from bitlens.engine.native import BESIDE, Engine
 from bitlens.engine.plan import Plan
 from bitlens.files import atomic_path
 from bitlens.quant.layers import Quantized, quantized_layers
@@ -205,7 +205,7 @@ class Run:
         """The fastest times of all else, together by what it is."""
         assert self.plan is not None
         outside = [whole - sum(spent) for whole, *spent in zip(self.whole[1:], *self.steps, strict=True)]
-        found = {OUTSIDE: min(outside)}
+        found = {BESIDE: min(outside)}
         for index, (what, spent) in enumerate(zip(self.plan.kinds, self.steps, strict=True)):
             if index not in self.plan.layers:
                 found[what] = found.get(what, 0.0) + min(spent)

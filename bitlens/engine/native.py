@@ -7,6 +7,7 @@ the other engines do all. Each convolution runs by the method that is exact for 
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, lower
 from bitlens.engine.plan import Grid, Part, Plan, Side, Wanted, kernels
 from bitlens.engine.refusals import VIDEO_NETWORKS, check_settings, unfit
+from bitlens.engine.registry import own_graph
 from bitlens.engine.twins import check_attention, check_layers, codes_and_geometry
-from bitlens.networks.efficientsci import EfficientSCI, TemporalAttention, initial_estimate
+from bitlens.networks.efficientsci import TemporalAttention, initial_estimate
 from bitlens.networks.parts import HeadShift
 
 Array = TypeVar("Array", Tensor, np.ndarray)
@@ -27,12 +29,27 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 LEAKY = 0.01
 MEASURED_SIZE = (4, 48, 48)
 """Methods are compared on inputs of at most this size."""
+INTEGERS = ("layer", "attention", "block")
+"""Kinds of calls that multiply codes."""
+BESIDE = "estimate and copies"
+"""What of a run is no call of its plan."""
 
 
 def missing(network: nn.Module) -> str | None:
     """Why the kernels cannot run a network; None: they can."""
-    known = isinstance(network, EfficientSCI) and not network.config["normalize"]
+    known = own_graph(network).module == "native" and not getattr(network, "config", {}).get("normalize")
     return unfit(network, known, VIDEO_NETWORKS)
+
+
+def timed(call: Callable[[], None], spent: list[float]) -> Callable[[], None]:
+    """The call, which appends its seconds to a list."""
+
+    def run() -> None:
+        start = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - start)
+
+    return run
 
 
 class Packed:
@@ -62,6 +79,7 @@ class Packed:
         self.methods: dict[str, str] = {}
         self.costs: dict[tuple, dict[str, float]] = {}
         """Measured seconds of each method, by weight shape, codes and size."""
+        self.plans: dict[Any, Any] = {}
         self.ready: dict[str, tuple[Any, np.ndarray, np.ndarray]] = {}
 
     def convolution(
@@ -96,6 +114,28 @@ class Packed:
             self.costs[key] = {method: seconds(convolution, x) for method, convolution in packed.items()}
         return min(self.costs[key], key=self.costs[key].__getitem__)
 
+    def shares(self, *inputs: Any, rounds: int = 3) -> dict[str, float]:
+        """Which share of one run's time each kind of call takes (`Plan.kinds`), and `BESIDE` what is no call of a plan.
+
+        The fastest of some rounds counts. Those in `INTEGERS` multiply codes, and write the next ones.
+        """
+        run: Any = self
+        self.plans.clear()
+        run(*inputs)  # plans it
+        (planned,) = self.plans.values()
+        plan: Plan = planned[0] if isinstance(planned, tuple) else planned.plan
+        calls, spent, beside = plan.calls, [[] for _ in plan.calls], []
+        plan.calls = [timed(*pair) for pair in zip(calls, spent, strict=True)]
+        for _ in range(rounds):
+            start = time.perf_counter()
+            run(*inputs)
+            beside.append(time.perf_counter() - start - sum(each[-1] for each in spent))
+        plan.calls = calls
+        found = dict.fromkeys([*plan.kinds, BESIDE], 0.0) | {BESIDE: max(0.0, min(beside))}
+        for kind, each in zip(plan.kinds, spent, strict=True):
+            found[kind] += min(each)
+        return {kind: one / sum(found.values()) for kind, one in sorted(found.items(), key=lambda item: -item[1])}
+
 
 class Engine(Packed):
     """A low-bit network on the native kernels; called like the network.
@@ -127,10 +167,10 @@ class Engine(Packed):
         level: str | None = None,
         check: bool = True,
     ):
-        if (reason := missing(network)) is not None or not isinstance(network, EfficientSCI):
+        if (reason := missing(network)) is not None:
             raise TypeError(f"{reason}; choose another engine")
         super().__init__(shifted(network, reformed(lower(network).layers)), precision, threads, level)
-        self.network = network
+        self.network: Any = network
         self.kind = np.uint16 if precision == "bf16" else np.float32
         self.plans: dict[tuple[int, ...], tuple[Plan, Part, Part]] = {}
         if check and self.level != "scalar":
@@ -210,7 +250,7 @@ def reformed(layers: dict[str, IntegerLayer | IntegerProduct]) -> dict[str, Inte
 
 
 def shifted(
-    network: EfficientSCI, layers: dict[str, IntegerLayer | IntegerProduct]
+    network: nn.Module, layers: dict[str, IntegerLayer | IntegerProduct]
 ) -> dict[str, IntegerLayer | IntegerProduct]:
     """The layers with Q-SCI's shifts of q and k as biases of qkv, which has none of its own."""
     layers = dict(layers)
@@ -232,7 +272,7 @@ class Network:
     the result enters. A concatenation is one array of codes that several layers write parts of.
     """
 
-    def __init__(self, plan: Plan, network: EfficientSCI, layers: dict[str, IntegerLayer | IntegerProduct], kind: Any):
+    def __init__(self, plan: Plan, network: Any, layers: dict[str, IntegerLayer | IntegerProduct], kind: Any):
         self.plan, self.network, self.layers, self.kind = plan, network, layers, kind
 
     def build(self, size: tuple[int, int, int]) -> tuple[Part, Part]:

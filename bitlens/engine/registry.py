@@ -5,20 +5,21 @@ Read without torch; an engine's module is imported when it is asked for.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
+
+from bitlens.networks.catalog import entry_of
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "ENGINES", "Entry", "Name", "choose_engine", "describe", "fast_here", "in_order", "memory_of", "native_engine",
-    "native_module", "start_engine",
+    "ENGINES", "NATIVE", "Entry", "Name", "choose_engine", "describe", "fast_here", "in_order", "memory_of",
+    "native_engine", "native_module", "own_graph", "start_engine",
 ]  # fmt: skip
 
 Running = Callable[..., Any]
 """What is called like a network."""
-Name = Literal["auto", "native", "openvino", "onnxruntime", "torch", "reference"]
-"""What --engine can be."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,50 @@ class Entry:
 
     Raises: TypeError, where `missing` gives a reason; ValueError; ComputesWrongly.
     """
+    float32: "Callable[[nn.Module, int], Running] | None" = None
+    """What runs a float network in float32, with a number of threads; None: it runs low bits only.
+
+    Raises: as `start`.
+    """
+    outside: "Callable[..., float | None]" = lambda running, *inputs: None
+    """(what runs, *its inputs) -> the share of its time that is not in kernels which multiply integers, measured now;
+    None where the engine does not tell."""
+    modules: tuple[str, ...] = ()
+    """Of this folder, whose classes run on it."""
+
+
+@dataclass(frozen=True)
+class OwnGraph:
+    """How a family of networks runs on the native kernels."""
+
+    module: str
+    """Of this folder: its `Engine`, and `missing`, why that cannot run a network."""
+    fast: int
+    """The most bits of all layers at which it was found faster than OpenVINO on other machines, with AVX512."""
+
+
+NATIVE = {
+    "efficientsci": OwnGraph("native", 7),
+    "swinir": OwnGraph("swin", 8),
+    "dun": OwnGraph("traced", 8),
+}
+"""By the family's name in the catalogue; any other network is read off its code, and was not found faster."""
+
+
+def own_graph(network: "nn.Module") -> OwnGraph:
+    """How a network runs on the native kernels."""
+    entry = entry_of(network)
+    return NATIVE.get("" if entry is None else entry.name, OwnGraph("traced", 0))
 
 
 def native_module(network: "nn.Module") -> Any:
     """The module that runs a network on the native kernels: its `Engine`, and `missing`, why it could not.
 
-    SwinIR and EfficientSCI have graphs of their own; what these refuse, and any other network, is read off its code.
+    Some families have graphs of their own (`NATIVE`); what these refuse, and any other network, is read off its code.
     """
-    from bitlens.engine import native, swin, traced
-    from bitlens.engine.openvino import reconstructs
-    from bitlens.networks.swinir import SwinIR
+    from bitlens.engine import traced
 
-    own = swin if isinstance(network, SwinIR) else native if reconstructs(network) else traced
+    own = import_module(f"{__package__}.{own_graph(network).module}")
     return own if own.missing(network) is None or traced.missing(network) is not None else traced
 
 
@@ -86,6 +119,12 @@ def _native(network: "nn.Module", threads: int) -> tuple[Running, str]:
     return running, f"native kernels ({running.level}), int8 in {some}, the rest in {running.precision}"
 
 
+def _native_outside(running: Any, *inputs: Any) -> float:
+    from bitlens.engine.native import INTEGERS
+
+    return 1 - sum(share for kind, share in running.shares(*inputs).items() if kind in INTEGERS)
+
+
 def _openvino_missing(network: "nn.Module") -> str | None:
     from bitlens.engine.openvino import runs
     from bitlens.engine.refusals import GRAPHS, unknown
@@ -98,6 +137,20 @@ def _openvino(network: "nn.Module", threads: int) -> tuple[Running, str]:
 
     running = openvino.Engine(network, threads=threads)
     return running, describe(running)
+
+
+def _openvino_float32(network: "nn.Module", threads: int) -> Running:
+    from bitlens.engine import openvino
+
+    return openvino.Engine(network, precision="f32", threads=threads)
+
+
+def _openvino_outside(running: Any, *inputs: Any) -> float | None:
+    from bitlens.engine.checks import in_integers
+
+    costs = running.profile(*inputs)
+    whole = sum(cost.milliseconds for cost in costs)
+    return 1 - sum(cost.milliseconds for cost in costs if in_integers(cost.kernel)) / whole if whole else None
 
 
 def _onnxruntime_missing(network: "nn.Module") -> str | None:
@@ -135,23 +188,32 @@ def _reference(network: "nn.Module", threads: int) -> tuple[Running, str]:
 
 
 ENGINES = {
-    "native": Entry("native kernels", _native_missing, _native),
-    "openvino": Entry("OpenVINO", _openvino_missing, _openvino),
-    "onnxruntime": Entry("ONNX Runtime", _onnxruntime_missing, _onnxruntime),
-    "torch": Entry("PyTorch", lambda network: None, _torch),
+    "native": Entry("native kernels", _native_missing, _native, None, _native_outside, ("native", "swin", "traced")),
+    "openvino": Entry(
+        "OpenVINO", _openvino_missing, _openvino, _openvino_float32, _openvino_outside, ("openvino", "runtime")
+    ),
+    "onnxruntime": Entry(
+        "ONNX Runtime", _onnxruntime_missing, _onnxruntime,
+        lambda network, threads: _onnxruntime(network, threads)[0], modules=("onnxruntime",),
+    ),
+    "torch": Entry("PyTorch", lambda network: None, _torch, lambda network, threads: network),
     "reference": Entry("reference", _reference_missing, _reference),
-}
+}  # fmt: skip
 """By the name that --engine takes."""
-MEMORY = {"native": "native", "traced": "native", "openvino": "openvino"}
-"""Modules of engines here, and as whose their memory is planned; others count as the reference."""
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal["auto", *ENGINES]
+"""What --engine can be."""
 
 
 def memory_of(running: Running, network: "nn.Module") -> str:
-    """As whose memory that of something running is planned (`engine.memory`)."""
+    """The engine of something running: as whose memory its own is planned (`engine.memory`)."""
     if running is network:
         return "torch"
     room, _, module = type(running).__module__.rpartition(".")
-    return MEMORY.get(module, "reference") if room == __package__ else "reference"
+    found = (name for name, entry in ENGINES.items() if room == __package__ and module in entry.modules)
+    return next(found, "reference")
 
 
 def choose_engine(network: "nn.Module", engine: str) -> tuple[Running, str]:
@@ -202,13 +264,10 @@ def start_engine(network: "nn.Module", engine: str) -> tuple[Running, str]:
 def fast_here(network: "nn.Module") -> bool:
     """Whether the native kernels run a network, and faster than OpenVINO.
 
-    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines: with AVX512, DUN and
-    SwinIR at any bits, EfficientSCI below 8 (engine.md).
+    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines (`NATIVE`, engine.md).
     """
     import torch
 
-    from bitlens.engine import native, swin
-    from bitlens.engine.openvino import unfolds
     from bitlens.engine.plan import kernels
     from bitlens.engine.speeds import recall
     from bitlens.quant.layers import quantized_layers
@@ -220,5 +279,6 @@ def fast_here(network: "nn.Module") -> bool:
     measured = recall(network, torch.get_num_threads())
     if {"native", "openvino"} <= set(measured):
         return measured["native"] < measured["openvino"]
-    fast = module is swin or unfolds(network) or (module is native and min(bits) < 8)
+    own = own_graph(network)
+    fast = module.__name__ == f"{__package__}.{own.module}" and min(bits) <= own.fast
     return fast and kernels().best_level().startswith("avx512")

@@ -18,8 +18,9 @@ from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, Outcome,
 from bitlens.engine.native import LEAKY, Packed
 from bitlens.engine.plan import Grid, Part, Plan, Wanted, kernels
 from bitlens.engine.refusals import unfit
+from bitlens.engine.registry import own_graph
 from bitlens.engine.twins import check_layers, refuse_unless_equal
-from bitlens.networks.swinir import Block, SwinIR
+from bitlens.networks.swinir import Block
 from bitlens.networks.windows import mirror_pad
 
 Array = TypeVar("Array", Tensor, np.ndarray)
@@ -33,7 +34,7 @@ NORMALIZED = ("attn.qkv", "mlp.fc1")
 
 def missing(network: nn.Module) -> str | None:
     """Why the kernels cannot run a network; None: they can."""
-    return unfit(network, isinstance(network, SwinIR), "SwinIR", may_be)
+    return unfit(network, own_graph(network).module == "swin", "SwinIR", may_be)
 
 
 def may_be(outcome: Outcome) -> bool:
@@ -70,10 +71,10 @@ class Engine(Packed):
         level: str | None = None,
         check: bool = True,
     ):
-        if (reason := missing(network)) is not None or not isinstance(network, SwinIR):
+        if (reason := missing(network)) is not None:
             raise TypeError(f"{reason}; choose another engine")
         super().__init__(as_volumes(lower(network).layers), precision, threads, level)
-        self.network = network
+        self.network: Any = network
         self.blocks = {
             name: block_of(module, name, self.integers, self.level)
             for name, module in network.named_modules()

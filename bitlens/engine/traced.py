@@ -1,6 +1,5 @@
 """Any network that `trace.py` reads on our kernels: integer layers, torch's float operations between, as one plan."""
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -114,18 +113,6 @@ class Engine(Packed):
                 bias=None if layer.bias is None else layer.bias[own],
             )
         return names
-
-    def shares(self, *inputs: Any) -> dict[str, float]:
-        """Which share of one run's time each kind of call takes; "layer" is integers, with their grids."""
-        self(*inputs)
-        program = next(reversed(self.plans.values()))
-        spent = dict.fromkeys(program.plan.kinds, 0.0)
-        with torch_threads(self.threads), torch.no_grad():
-            for kind, call in zip(program.plan.kinds, program.plan.calls, strict=True):
-                start = time.perf_counter()
-                call()
-                spent[kind] += time.perf_counter() - start
-        return {kind: seconds / sum(spent.values()) for kind, seconds in sorted(spent.items(), key=lambda x: -x[1])}
 
 
 def missing(network: nn.Module) -> str | None:

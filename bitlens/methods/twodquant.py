@@ -196,7 +196,3 @@ SVDQUANT = replace(PLUS, name="svdquant", rank=8)
 BRECQ = replace(
     PLUS, name="brecq", blocks=Refinement(500, unit="range", learning_rate=3e-3, weights=3e-2, features=0.0)
 )
-
-METHODS = {
-    method.name: method for method in (DBDC_PAC, DQC, TWODQUANT, CONDIQUANT, BALANCED, GPTQ, PLUS, SVDQUANT, BRECQ)
-}

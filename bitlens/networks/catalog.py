@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["CATALOG", "CLASSICAL", "Entry", "entry_of", "recognised", "task_of"]
+__all__ = ["CATALOG", "CLASSICAL", "SCI", "SR", "Entry", "entry_of", "recognised", "task_of"]
 
 CLASSICAL = "gap-tv"
 """The reconstruction without weights; it can be named wherever a checkpoint can."""
+SCI, SR = "video-sci", "super-resolution"
+"""Names of tasks, which `bitlens.tasks` describes."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,18 @@ class Entry:
         """A network to train from nothing, of one of the `sizes`, for about that many frames."""
         return import_module(self.kind.__module__).untrained(size, frames)
 
+    def random(self, size: str | None = None, frames: int = 8, **options: Any) -> "nn.Module":
+        """A network with random weights, to measure time and agreement on: of one of the `sizes`, or the first.
+
+        One that enlarges pictures is as its paper has it, for twice their size. Other arguments of the class are
+        `options`.
+        """
+        config: dict[str, Any] = {"scale": 2} if self.task == SR else {}
+        if self.sizes:
+            known: Any = self.untrained(self.sizes[0] if size is None else size, frames)
+            config = known.config
+        return self.kind(**config | options)
+
     def is_idle(self, key: str) -> bool:
         """Whether an official key is needed by no layer."""
         return self.idle is not None and re.search(self.idle, key) is not None
@@ -95,7 +109,6 @@ def at_most(numbers: int) -> Iterator[None]:
         handle.remove()
 
 
-SCI, SR = "video-sci", "super-resolution"
 ENTRIES = [
     Entry(CLASSICAL, SCI, "bitlens.networks.classical:GapTV"),
     Entry("dun", SCI, "bitlens.networks.dun:DUN", sizes=("",)),

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitlens.networks.memory import Memory
 from bitlens.operators import VideoSCI
 
 __all__ = ["GapTV", "denoise_tv"]
@@ -66,6 +67,11 @@ class GapTV(nn.Module):
     def alignment(self) -> int:
         """A cut that starts at a multiple of this is computed as it is within the whole picture: any does."""
         return 1
+
+    @property
+    def memory(self) -> Memory:
+        """What it takes while it runs."""
+        return Memory({"torch": (72.0, 0.0)})
 
     @torch.no_grad()
     def forward(

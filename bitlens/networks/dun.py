@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bitlens.networks.classical import GapTV
+from bitlens.networks.memory import Memory
 from bitlens.operators import normalized_measurement
 
 __all__ = ["DUN", "begin", "deepened"]
@@ -102,6 +103,12 @@ class DUN(nn.Module):
     def alignment(self) -> int:
         """A cut that starts at a multiple of this is computed as it is within the whole picture."""
         return MULTIPLE
+
+    @property
+    def memory(self) -> Memory:
+        """What it takes while it runs: features at half of height and width, no attention; the kernels plan 2.7 c."""
+        c = self.config["widths"][0]
+        return Memory({"torch": (12.0 * c, 0.0), "native": (4.0 * c, 0.0)})
 
     @torch.no_grad()
     def with_mask_gain(self, gain: float | int) -> "DUN":

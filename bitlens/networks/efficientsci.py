@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitlens.networks.memory import Memory
 from bitlens.networks.parts import HeadNorm, HeadShift, MatMul, pixel_shuffle, start_shortcuts, with_shortcuts
 from bitlens.operators import normalized_measurement
 
@@ -150,6 +151,26 @@ class EfficientSCI(nn.Module):
     def alignment(self) -> int:
         """A cut that starts at a multiple of this is computed as it is within the whole picture: FEM's stride."""
         return 2
+
+    @property
+    def memory(self) -> Memory:
+        """What it takes while it runs: at its busiest, FEM or VRM, some maps of 2c channels in full resolution.
+
+        Attention holds (t x t) scores for each pixel and head; of all channels of a group where OpenVINO expands them.
+        """
+        c = self.config["in_ch"]
+        group = 4 * c // self.config["group_num"]
+        needs = {
+            "torch": (60.0 * c, 8.0),
+            "low-bit": (70.0 * c, 24.0),
+            "openvino": (32.0 * c, 1.0 * group),
+            "onnxruntime": (
+                270.0 * c,
+                0.0,
+            ),  # at 8 bits, sums of 32 bits beside; float: 63 c
+            "native": (11.0 * c, 0.0),  # planned: at most 10.8 c (-B with shortcuts)
+        }
+        return Memory(needs, volumes=((c, 1), (2 * c, 1), (group, 2)))
 
     def with_options(self, **options: bool | str) -> "EfficientSCI":
         """A copy with other options (`shift`, `shortcuts`, `normalize`); those that are not named stay.

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bitlens.networks.memory import Memory
 from bitlens.networks.parts import HeadShift, MatMul, start_shortcuts, with_shortcuts
 from bitlens.networks.windows import relative_positions, separation, window_positions
 from bitlens.operators import normalized_measurement
@@ -164,6 +165,13 @@ class STFormer(nn.Module):
     def alignment(self) -> int:
         """A cut that starts at a multiple of this is computed as it is within the whole picture: a window's size."""
         return 2 * self.config["window"]
+
+    @property
+    def memory(self) -> Memory:
+        """What it takes while it runs; the kernels plan 36 c, and torch copies between them."""
+        c = self.config["dim"]
+        needs = {"torch": (200.0 * c, 8.0), "low-bit": (240.0 * c, 24.0), "native": (100.0 * c, 24.0)}
+        return Memory(needs, thread_mb=100.0)
 
     def with_options(self, *, shift: bool, shortcuts: bool) -> "STFormer":
         """A copy with Q-SCI's additions, which starts out computing almost what this network computes.

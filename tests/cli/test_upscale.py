@@ -10,12 +10,12 @@ from PIL import Image
 
 from bitlens import checkpoint
 from bitlens.cli import main, upscale
-from bitlens.cli.memory import bytes_per_pixel
 from bitlens.cli.upscale import enlarge_tiled, levels_last
 from bitlens.data.images import read_image, to_float
 from bitlens.data.pairs import read_picture
 from bitlens.data.video import open_movie, read_video
 from bitlens.engine import speeds
+from bitlens.engine.memory import HEADROOM, alive_per_pixel
 from bitlens.engine.openvino import Engine
 from bitlens.methods import quantize, recipe_of
 from bitlens.metrics import psnr_y
@@ -110,7 +110,7 @@ def test_no_seams(network: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> 
     picture, tiles = torch.rand(3, 300, 140).numpy(), []
     whole = enlarge_tiled(network, picture, 1000, lambda *counts: tiles.append(counts))
     assert tiles == [(1, 1)]
-    need = bytes_per_pixel(network) * upscale.HEADROOM["float"] * 300 * 140 / 2**20
+    need = alive_per_pixel(network) * HEADROOM["torch"] * 300 * 140 / 2**20
     cut = enlarge_tiled(network, picture, 2 + round(need / 3), lambda *counts: tiles.append(counts))
     assert tiles[-1][0] == tiles[-1][1] > 2
     np.testing.assert_allclose(cut, whole, rtol=1e-4, atol=2e-5)
@@ -136,7 +136,7 @@ def test_a_budget_that_holds_nothing(photo: Path, model: Path, tmp_path: Path, c
 def test_bytes_per_pixel_of_a_known_network() -> None:
     """Two convolutions: the picture, 16 and 8 channels are never alive at once with more than the two neighbours."""
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 1), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(16, 8, 1))
-    assert bytes_per_pixel(network) == 4 * (16 + 8)  # the picture itself is made outside
+    assert alive_per_pixel(network) == 4 * (16 + 8)  # the picture itself is made outside
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_tiles_in_integers_are_the_whole(low_bit: Path, tmp_path: Path, monkeypa
     network, tiles = checkpoint.load(low_bit), []
     engine = Engine(network, precision="f32", threads=1, cache=tmp_path, check=False)
     picture = np.random.default_rng(0).random((3, 200, 100), np.float32)
-    need = bytes_per_pixel(network) * upscale.HEADROOM["openvino"] * 200 * 100 / 2**20
+    need = alive_per_pixel(network) * HEADROOM["openvino"] * 200 * 100 / 2**20
     cut = enlarge_tiled(network, picture, 2 + round(need / 2), lambda *counts: tiles.append(counts), engine)
     assert tiles[-1][0] == tiles[-1][1] > 1
     np.testing.assert_allclose(cut, engine(picture[None])[0], rtol=0, atol=0.02)  # of single codes, at ties

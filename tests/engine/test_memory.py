@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from bitlens.engine.memory import bytes_per_pixel
+from bitlens.engine.registry import ENGINES, memory_of
+from bitlens.networks.efficientsci import EfficientSCI
+
 MEASURE = """
 import json, re, sys
 from pathlib import Path
@@ -48,6 +52,7 @@ print(json.dumps([status("VmHWM") - base, need, fixed_mb(network) + patches]))
         ("efficientsci-t", "openvino", 256, 8),
         ("efficientsci-t-qsci-w8a8", "openvino", 256, 8),
         ("efficientsci-t-qsci-w8a8", "openvino", 128, 32),
+        ("efficientsci-t-qsci-w8a8", "onnxruntime", 128, 8),
         pytest.param("efficientsci-t-qsci-w4a4", "native", 256, 8, marks=pytest.mark.kernels),
         pytest.param("efficientsci-t-qsci-w8a8", "native", 256, 8, marks=pytest.mark.kernels),
         pytest.param("dun-w4a4", "native", 256, 8, marks=pytest.mark.kernels),
@@ -60,3 +65,25 @@ def test_what_is_planned_is_enough(model: str, engine: str, side: int, frames: i
     assert run.returncode == 0, run.stderr
     taken, need, fixed = json.loads(run.stdout.splitlines()[-1])
     assert 0.4 * need < taken < need + fixed, f"{taken:.0f} MB were taken; {need:.0f} + {fixed:.0f} MB were planned"
+
+
+def test_the_tensors_of_a_network_that_says_nothing_of_its_memory_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = EfficientSCI(8, 1, 2), EfficientSCI(16, 1, 2)
+    stated = bytes_per_pixel(small, 8)
+    monkeypatch.delattr(EfficientSCI, "memory")
+    assert 0.3 * stated < bytes_per_pixel(small, 8) < 3 * stated
+    assert 1.5 * bytes_per_pixel(small, 8) < bytes_per_pixel(large, 8) < 2 * bytes_per_pixel(small, 8)
+    assert bytes_per_pixel(small, 16) > 1.9 * bytes_per_pixel(small, 8)
+
+
+def test_whose_memory_it_is() -> None:
+    class Engine:
+        def __call__(self) -> None:
+            """Nothing."""
+
+    network = EfficientSCI(8, 1, 2)
+    assert memory_of(network, network) == "torch" and memory_of(EfficientSCI(8, 1, 2), network) == "reference"
+    for engine, entry in ENGINES.items():
+        for module in entry.modules:
+            Engine.__module__ = f"bitlens.engine.{module}"
+            assert memory_of(Engine(), network) == engine

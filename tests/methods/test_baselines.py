@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bitlens.checkpoint import load, save
-from bitlens.methods import METHODS, quantize, recipe_of, twodquant
+from bitlens.methods import METHODS, quantize, recipe_of
+from bitlens.methods.catalog import CATALOG, in_words
 from bitlens.networks.efficientsci import EfficientSCI, HeadNorm, config_from_state_dict
 from bitlens.quant.grid import BoundGrid, StepGrid, TruncationGrid
 from bitlens.quant.layers import Quantized, QuantizedMatMul, quantized_layers
@@ -177,4 +178,6 @@ def test_a_network_without_the_option_is_refused() -> None:
 
 
 def test_every_method_is_reached_by_name() -> None:
-    assert set(BASELINES) | {"direct", "qsci", "unfolding"} | set(twodquant.METHODS) == set(METHODS)
+    assert list(METHODS) == list(CATALOG) and set(BASELINES) < set(METHODS)
+    assert all(method.recipe(8).method == name for name, method in METHODS.items())
+    assert all(name in in_words() for name in METHODS)

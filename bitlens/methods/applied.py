@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 from torch import nn
 
-from bitlens.methods import direct, pams, ptq, qsci, qvit, twodquant, unfolding
+from bitlens.methods.catalog import CATALOG
 from bitlens.quant.calibrate import calibrate
 from bitlens.quant.prepare import Decision, prepare
 from bitlens.recipe import Recipe
@@ -24,17 +24,7 @@ class Method(Protocol):
     def recipe(self, bits: int, grid: str = "deployable") -> Recipe: ...
 
 
-METHODS: dict[str, Method] = {
-    "direct": direct,
-    "qsci": qsci,
-    "qvit": qvit,
-    "pams": pams,
-    "unfolding": unfolding,
-    "minmax": ptq.MINMAX,
-    "percentile": ptq.PERCENTILE,
-    "dobi": ptq.DOBI,
-    **twodquant.METHODS,
-}
+METHODS: dict[str, Method] = {name: entry.method for name, entry in CATALOG.items()}
 """Published methods by name."""
 
 
