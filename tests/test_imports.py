@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str] | str] = {
     "data": {"operators", "files"},
     "methods": {"quant", "recipe"},
     "training": {"quant", "data", "metrics", "operators", "files"},
-    "engine": {"quant", "networks", "files"},
+    "engine": {"quant", "networks", "tasks", "files"},
     "checkpoint": {"recipe", "networks", "quant", "methods", "engine", "files"},
     "official": {"methods", "networks", "quant"},
     "bench": {"files"},

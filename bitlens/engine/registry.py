@@ -87,10 +87,9 @@ def _native(network: "nn.Module", threads: int) -> tuple[Running, str]:
 
 
 def _openvino_missing(network: "nn.Module") -> str | None:
-    from bitlens.engine.openvino import runs
-    from bitlens.engine.refusals import GRAPHS, unknown
+    from bitlens.engine import openvino
 
-    return None if runs(network) else unknown(network, GRAPHS)
+    return openvino.missing(network)
 
 
 def _openvino(network: "nn.Module", threads: int) -> tuple[Running, str]:
@@ -101,10 +100,9 @@ def _openvino(network: "nn.Module", threads: int) -> tuple[Running, str]:
 
 
 def _onnxruntime_missing(network: "nn.Module") -> str | None:
-    from bitlens.engine.openvino import reconstructs
-    from bitlens.engine.refusals import VIDEO_NETWORKS, unknown
+    from bitlens.engine import openvino
 
-    return None if reconstructs(network) else unknown(network, VIDEO_NETWORKS)
+    return openvino.missing(network)  # ONNX files hold the same graphs
 
 
 def _onnxruntime(network: "nn.Module", threads: int) -> tuple[Running, str]:
@@ -202,15 +200,15 @@ def start_engine(network: "nn.Module", engine: str) -> tuple[Running, str]:
 def fast_here(network: "nn.Module") -> bool:
     """Whether the native kernels run a network, and faster than OpenVINO.
 
-    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines: with AVX512, DUN and
-    SwinIR at any bits, EfficientSCI below 8 (engine.md).
+    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines: with AVX512 SwinIR and
+    networks for video that are read off their code (DUN) at any bits, EfficientSCI below 8 (engine.md).
     """
     import torch
 
-    from bitlens.engine import native, swin
-    from bitlens.engine.openvino import unfolds
+    from bitlens.engine import native, swin, traced
     from bitlens.engine.plan import kernels
     from bitlens.engine.speeds import recall
+    from bitlens.networks.catalog import task_of
     from bitlens.quant.layers import quantized_layers
 
     bits = [layer.activation_bits for layer in quantized_layers(network).values()]
@@ -220,5 +218,6 @@ def fast_here(network: "nn.Module") -> bool:
     measured = recall(network, torch.get_num_threads())
     if {"native", "openvino"} <= set(measured):
         return measured["native"] < measured["openvino"]
-    fast = module is swin or unfolds(network) or (module is native and min(bits) < 8)
+    video = module is traced and task_of(network) == "video-sci"
+    fast = module is swin or video or (module is native and min(bits) < 8)
     return fast and kernels().best_level().startswith("avx512")
