@@ -186,7 +186,7 @@ def computes_the_same(running: Any, name: str, low: nn.Module) -> None:
     assert isinstance(arrays, np.ndarray) and arrays.dtype == np.float32
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("name", KINDS)
 def test_openvino(name: str, bits: int, tmp_path: Path) -> None:
     low = low_network(name, bits)
@@ -251,15 +251,19 @@ def test_files_for_others(name: str, tmp_path: Path) -> None:
 
 
 OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "STFormer": (lambda: STFormer(8, 1, heads=2, frames=4, shift=True, shortcuts=True), "frames 4 and height 15"),
+    "STFormer": (lambda: STFormer(8, 1, heads=2, frames=4), "frames 4 and height 15"),
     "EfficientSCI, normalized, colour": (
         lambda: EfficientSCI(8, 1, group_num=2, color_ch=3, normalize=True), "any frames and height and width; batches"
     ),
 }  # fmt: skip
 
+MORE = [("EfficientSCI, normalized, colour", 8), ("EfficientSCI, normalized, colour", 4), ("STFormer", 4)]
 
-@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", OTHERS)
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("STFormer", 8), *(pytest.param(name, bits, marks=pytest.mark.slow) for name, bits in MORE)],
+)
 def test_networks_for_video_of_the_catalogue(name: str, bits: int, tmp_path: Path) -> None:
     build, sizes = OTHERS[name]
     torch.manual_seed(0)
