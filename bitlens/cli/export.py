@@ -24,13 +24,14 @@ class Export:
     out: Path
     """The file: .onnx, or .xml for openvino (a .bin is written beside it)."""
     format: Literal["onnx", "openvino"] = "onnx"
-    """onnx takes EfficientSCI's measurements of any size; all else has the size that is given here."""
+    """onnx takes any size, wherever the network allows it, and says so; openvino has the size that is given here."""
     form: Literal["qdq", "integer"] = "qdq"
-    """Of quantized layers in ONNX: qdq is what other tools read, integer what ONNX Runtime runs in integers."""
+    """Of quantized layers in ONNX: qdq is what other tools read, integer what ONNX Runtime runs in integers, for
+    EfficientSCI."""
     frames: int = 8
-    """Frames per measurement, for openvino and for DUN."""
+    """Frames per measurement, for openvino, and for onnx where it cannot be free."""
     height: int = 256
-    """Height in pixels, for all but EfficientSCI in onnx; even for EfficientSCI."""
+    """Height in pixels, likewise; even for EfficientSCI in openvino."""
     width: int = 256
     """Width in pixels, likewise."""
 
@@ -39,25 +40,23 @@ class Export:
         if self.out.suffix != suffix:
             raise ValueError(f"cannot write {self.out}; wanted a name that ends in {suffix}; change it")
         from bitlens import checkpoint
-        from bitlens.cli.pictures import scale_of
-        from bitlens.engine.export import export_onnx, export_openvino
-        from bitlens.engine.openvino import unfolds
+        from bitlens.engine.export import export_onnx, export_openvino, sizes_in
         from bitlens.report import console
+        from bitlens.tasks import of
 
         out = console()
         network = checkpoint.load(self.model)
-        picture = scale_of(network) is not None
-        size = (self.height, self.width) if picture else (self.frames, self.height, self.width)
-        any_size = self.format == "onnx" and not picture and not unfolds(network)
+        task = of(network)
+        size = tuple(getattr(self, axis) for axis in task.axes)
         with out.status(f"checking every layer of {self.model}"):
             if self.format == "onnx":
-                found = export_onnx(network, self.out, self.form, None if any_size else size)
+                found = export_onnx(network, self.out, self.form, size)
             else:
                 found = {check.name: check.snr_f32 for check in export_openvino(network, self.out, *size)}
-        sizes = "of any size" if any_size else f"{size}, one at a time"
+        sizes = sizes_in(self.out) if self.format == "onnx" else f"{'x'.join(map(str, size))}; batches of one"
         worst = min(found, key=found.__getitem__)
         files = [self.out] if self.format == "onnx" else [self.out, self.out.with_suffix(".bin")]
         megabytes = sum(file.stat().st_size for file in files) / 1e6
         out.print(f"{len(found)} layers agree with the reference; the furthest, {worst}, at {found[worst]:.0f} dB")
-        what = f"picture {sizes} -> large picture" if picture else f"measurement and mask {sizes} -> video"
-        out.print(f"{' and '.join(map(str, files))}: {megabytes:.2f} MB; {what}")
+        out.print(f"{' and '.join(map(str, files))}: {megabytes:.2f} MB; {' and '.join(task.inputs)} -> {task.output}")
+        out.print(f"sizes: {sizes}")

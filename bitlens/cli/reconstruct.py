@@ -86,8 +86,8 @@ class Reconstruct:
     Each of the four is rebuilt at half the size, and the mosaic becomes colours (Malvar), without white balance."""
     engine: Name = "auto"
     """What computes: torch (low bits are simulated), native (our kernels, where they are built), openvino (int8 on the
-    CPU), onnxruntime (integers, portable), or reference (integers in plain torch, slow). auto: for networks that
-    they know native or openvino, as bitlens benchmark measured here or by a rule; else torch."""
+    CPU), onnxruntime (portable; integers for EfficientSCI), or reference (integers in plain torch, slow). auto: for
+    networks that they know native or openvino, as bitlens benchmark measured here or by a rule; else torch."""
     memory_mb: int | None = None
     """Memory that the process may use. A picture too large for it is run in tiles. Default: 2048, or less where
     less is free."""

@@ -64,8 +64,8 @@ class Upscale:
     folder of .png frames; for several sources a folder, which gets one .png for each picture."""
     engine: Name = "auto"
     """What computes: torch (low bits are simulated), openvino (int8 on the CPU; each size of tile is compiled once),
-    native (our kernels, where they are built), or reference (integers in plain torch, slow); onnxruntime knows video
-    networks alone. auto: for low-bit networks native where it is faster, or openvino; else torch."""
+    native (our kernels, where they are built), onnxruntime (in float what low bits compute), or reference (integers in
+    plain torch, slow). auto: for low-bit networks native where it is faster, or openvino; else torch."""
     memory_mb: int = 2000
     """The most memory to take, in MB of 2^20 bytes, the program itself included."""
     recursive: bool = False

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_mask", "random_mask", "read_mask", "real_valued_mask", "scale_mask", "shifted_mask"]
 
+FAINTEST = 1e-6
+"""What the most open pixel of a mask lets through, at the least: below it is no mask, but numbers read wrongly."""
+
 
 def random_mask(
     frames: int, height: int, width: int, generator: "torch.Generator | int", density: float | int = 0.5
@@ -143,7 +146,7 @@ def check_mask(mask: np.ndarray, label: str = "mask", max_closed: float | int | 
 
     Raises:
         ValueError: wrong shape, fewer than two frames, NaN, negative, a frame that is all zero, the same
-            value everywhere, or too many pixels that no frame opens.
+            value everywhere, next to nothing everywhere, or too many pixels that no frame opens.
     """
     if mask.ndim != 3 or mask.size == 0:
         raise ValueError(f"{label} has shape {mask.shape}; wanted (t, h, w), not empty; check the file and its axes")
@@ -165,6 +168,11 @@ def check_mask(mask: np.ndarray, label: str = "mask", max_closed: float | int | 
         raise ValueError(
             f"{label} is {mask.max():g} everywhere; wanted a coded mask that differs between pixels and "
             "frames; give the camera's calibrated mask"
+        )
+    if mask.max() < FAINTEST:
+        raise ValueError(
+            f"{label} goes up to {mask.max():g}; wanted values of about 1, what an open pixel lets through; check the "
+            "byte order and the unit"
         )
     allowed = 2 * 0.5**frames + 0.01 if max_closed is None else max_closed
     closed = float((mask.max(axis=0) == 0).mean())

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from bitlens.data.arrays import NAMED_SUFFIXES, array_names, find_array, frames_first, read_arrays
 from bitlens.data.bayer import pattern_at, split
-from bitlens.data.checks import check_measurement, depth_note, hot_note, lines_note
+from bitlens.data.checks import LARGEST, check_measurement, depth_note, hot_note, lines_note
 from bitlens.data.correction import open_correction
 from bitlens.data.images import to_float
 from bitlens.data.masks import check_mask, read_mask, scale_mask
@@ -107,6 +107,11 @@ def open_recording(
     else:
         value, source = level / (light * brightness), "estimated"
         how = f"estimated for a scene of mean brightness {brightness:g}; pass gain=... where it is known"
+    if not 1 / LARGEST < abs(value) < LARGEST:
+        raise ValueError(
+            f"{path}: a gain of {value:.4g} came ({how}); wanted one that float32 can hold, from {1 / LARGEST:g} to "
+            f"{LARGEST:g}; check the byte order and the unit of measurement and mask"
+        )
     notes.append(f"exposure: mean(y)={level:.4g}, mean(sum mask)={light:.4g}, gain {value:.4g} {how}")
     exposure = level / value / light
     notes += gain_notes(picture, sums, value)

@@ -1,7 +1,7 @@
 """What every engine's check shares: the scene to check on, layer-by-layer comparison, and what a check depends on."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitlens.engine.lower import IntegerProduct, Lowered, runs_in_integers
 from bitlens.engine.reference import reference_network
+from bitlens.networks.catalog import task_of
 
 CHECK_SIZE = (4, 16, 16)
 """Frames, height and width of the video on which layers are checked."""
@@ -41,19 +42,35 @@ def in_integers(kernel: str) -> bool:
     return kernel.endswith("I8") or "MatMulInteger" in kernel
 
 
-def check_capture() -> tuple[Tensor, Tensor]:
+def example(network: nn.Module, *size: int) -> tuple[Tensor, ...]:
+    """What a network is checked with, or written down for: what its task has it called with, always the same.
+
+    Args:
+        size: of a picture, or of a video, in place of the usual one.
+    """
+    if task_of(network) == "super-resolution":
+        return (check_picture(size or PICTURE_SIZE),)
+    return check_capture(size or (made_for(network) or CHECK_SIZE[0], *CHECK_SIZE[1:]))
+
+
+def made_for(network: nn.Module) -> int | None:
+    """The number of frames, or the most, that a network is made for: `frames` in its `config`; None: any."""
+    return getattr(network, "config", {}).get("frames")
+
+
+def check_capture(size: Sequence[int] = CHECK_SIZE) -> tuple[Tensor, Tensor]:
     """Measurement (1, h, w) and mask (1, t, h, w) of a smooth random scene behind a random mask, always the same."""
     generator = torch.Generator().manual_seed(0)
-    frames, height, width = CHECK_SIZE
-    scene = F.interpolate(torch.rand(1, 1, 2, 4, 4, generator=generator), CHECK_SIZE, mode="trilinear")[0]  # 1 t h w
+    frames, height, width = size
+    scene = F.interpolate(torch.rand(1, 1, 2, 4, 4, generator=generator), tuple(size), mode="trilinear")[0]  # 1 t h w
     mask = (torch.rand(1, frames, height, width, generator=generator) < 0.5).float()
     return (mask * scene).sum(1), mask
 
 
-def check_picture(size: tuple[int, int] = PICTURE_SIZE) -> Tensor:
+def check_picture(size: Sequence[int] = PICTURE_SIZE) -> Tensor:
     """The picture (1, 3, h, w) on which layers are checked: smooth, always the same."""
     coarse = torch.rand(1, 3, 5, 4, generator=torch.Generator().manual_seed(0))
-    return F.interpolate(coarse, size, mode="bilinear")
+    return F.interpolate(coarse, tuple(size), mode="bilinear")
 
 
 @torch.no_grad()

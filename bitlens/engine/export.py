@@ -1,71 +1,142 @@
 """Networks as files that other engines load without bitlens: ONNX, and OpenVINO's IR. Every layer is checked first."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from bitlens.engine.checks import CHECK_SIZE, Check, check_picture
+from bitlens.engine.checks import Check, made_for, snr
 from bitlens.engine.graph import build_camera
-from bitlens.engine.lower import lower
+from bitlens.engine.lower import Lowered, lower
 from bitlens.engine.onnx import Form, build
-from bitlens.engine.openvino import Engine, enlarges, reconstructs, unfolds
-from bitlens.engine.refusals import GRAPHS, unknown
+from bitlens.engine.openvino import Engine, missing, reconstructs
 from bitlens.engine.runtime import openvino
 from bitlens.files import atomic_path
-from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.tasks import of
 
-ONNX_CHECK = (24, 16)
-"""Height and width of the picture on which ONNX is checked: multiples of 8, which SMFANet's pooling needs there."""
+EXAMPLES = (
+    ({"frames": 5, "height": 21, "width": 27}, [(4, 16, 16), (1, 9, 14)]),
+    ({"frames": 5, "height": 48, "width": 80}, [(4, 16, 16), (1, 32, 48)]),
+)
+"""Sizes for which a network is read with symbols, and those at which the file is tried then: for networks that pad, and
+for those that want multiples."""
+ONE_SIZE = "something in the network is made for one size: a mask, a table of positions, pooling"
 
 
 def export_onnx(
     network: nn.Module, path: str | os.PathLike[str], form: Form = "qdq", size: tuple[int, ...] | None = None
 ) -> dict[str, float]:
-    """Write an EfficientSCI, a DUN or a network that enlarges pictures, fake-quantized or float, as ONNX.
+    """Write a network, fake-quantized or float, as ONNX.
 
     Files of networks for video have the inputs `measurement` (b, h, w) and `mask` (1 or b, t, h, w) and the output
-    `video` (b, c, t, h, w). EfficientSCI's is for any batch, number of frames, height and width; odd sizes are padded
-    inside, as the network does it. That of the others is for one size and batches of one; of networks that enlarge
-    pictures it has the input `image` (1, 3, h, w) and the output `large` (1, 3, scale h, scale w). All are float32.
+    `video` (b, c, t, h, w); those of networks that enlarge pictures the input `image` (1, 3, h, w) and the output
+    `large` (1, 3, scale h, scale w). All are float32. Frames, height and width are free wherever the network allows it,
+    the batch is in EfficientSCI's alone; the file's metadata say it under "sizes" (`sizes_in`). Odd sizes are padded
+    inside, as the network does it.
 
     Args:
         network: it is not changed.
         path: the file.
         form: of quantized layers, see `engine.onnx`; all but EfficientSCI have "qdq" only.
-        size: height and width of the picture; frames, height and width of DUN's video.
+        size: (frames,) height and width, of those that cannot be free; None: all have to be.
 
     Returns:
         dB of each layer in ONNX Runtime against the integer reference.
 
     Raises:
         TypeError: there is no graph for the network.
-        ValueError: `onnx` or `onnxruntime` is not installed, an unknown form, a grid without a range, or ONNX Runtime
-            computes a layer wrongly.
+        ValueError: `onnx` or `onnxruntime` is not installed, a form that the network does not have, a size that is
+            missing, a grid without a range, or ONNX Runtime computes a layer wrongly.
         OSError: the file cannot be written.
     """
-    from bitlens.engine.onnxruntime import check_arrays, check_file, check_layers
-    from bitlens.engine.picture_onnx import build_traced
+    from bitlens.engine.onnxruntime import check_layers, form_of
 
-    if enlarges(network) or unfolds(network):
-        what, wanted = ("pictures", "a") if enlarges(network) else ("measurements", "frames, a")
-        if form != "qdq" or size is None:
-            raise ValueError(f"form {form}, size {size} of {what}; wanted qdq and {wanted} height and width; give them")
+    refuse_missing(network)
+    form = form_of(network, form)
+    if size is not None and not reconstructs(network):
         check_size(network, *size)
-        example = {"image": check_picture(ONNX_CHECK).numpy()} if enlarges(network) else check_arrays()
-        with atomic_path(path) as temporary:
-            lowered = lower(network)
-            listening = build_traced(network, lowered, *(ONNX_CHECK if enlarges(network) else CHECK_SIZE), taps=True)
-            snrs = check_file(network, lowered, *listening, example, channels=-1)
-            temporary.write_bytes(build_traced(network, lowered, *size)[0].SerializeToString())
-        return snrs
-    network = exportable(network)
     with atomic_path(path) as temporary, torch.no_grad():
         lowered = lower(network)
         snrs = check_layers(network, lowered, form)
-        temporary.write_bytes(build(network, lowered, form)[0].SerializeToString())
+        if reconstructs(network):
+            model = about_sizes(build(network, lowered, form)[0], of(network).axes, {}, "any batch")
+        else:
+            model = free_model(network, lowered, size)
+        temporary.write_bytes(model.SerializeToString())
     return snrs
+
+
+def free_model(network: nn.Module, lowered: Lowered, size: tuple[int, ...] | None) -> Any:
+    """The ONNX model that is read off a network, for any size where that is possible.
+
+    Raises:
+        ValueError: it is not, and no size is given.
+    """
+    from bitlens.engine.sizes import Sizes, SizesFixed
+    from bitlens.engine.traced_onnx import build_traced
+
+    axes = of(network).axes
+    given = size or (0,) * len(axes)
+    for examples, others in EXAMPLES:
+        free = {axis for axis in axes if axis != "frames" or made_for(network) is None}
+        while free:
+            sizes = Sizes({axis: examples[axis] for axis in axes if axis in free})
+            try:
+                model, _ = build_traced(network, lowered, *given, sizes=sizes)
+            except SizesFixed:
+                free -= sizes.fixed
+                continue
+            except (RuntimeError, TypeError, ValueError):  # what torch, or the network, has no symbols for
+                break
+            fixed = {axis: n for axis, n in zip(axes, given, strict=True) if axis not in free}
+            if (size is not None or not fixed) and agrees(network, lowered, model, fixed, others):
+                return about_sizes(model, axes, fixed)
+            break
+    if size is None:
+        raise ValueError(f"no size of {of(network).unit}s came, and {ONE_SIZE}; wanted {', '.join(axes)}; give them")
+    return about_sizes(build_traced(network, lowered, *size)[0], axes, dict(zip(axes, size, strict=True)))
+
+
+def agrees(
+    network: nn.Module, lowered: Lowered, model: Any, fixed: Mapping[str, int], others: list[tuple[int, int, int]]
+) -> bool:
+    """Whether a model of free sizes computes at some of them what that of each size computes."""
+    from bitlens.engine.onnxruntime import WRONG, check_arrays, failures, open_session
+    from bitlens.engine.traced_onnx import build_traced
+
+    task = of(network)
+    for other in others:
+        size = [fixed.get(axis, n) for axis, n in zip(task.axes, other[-len(task.axes) :], strict=True)]
+        inputs, results = check_arrays(network, *size), []
+        for one in (model, build_traced(network, lowered, *size)[0]):
+            try:
+                session = open_session(one.SerializeToString(), None, optimize=False, log_severity_level=4)
+                results.append(torch.from_numpy(session.run(None, inputs)[0]))
+            except failures():
+                return False
+        found, wanted = results
+        if found.shape != wanted.shape or snr(found, wanted) < WRONG:
+            return False
+    return True
+
+
+def about_sizes(model: Any, axes: Sequence[str], fixed: Mapping[str, int], batch: str = "batches of one") -> Any:
+    """A model whose metadata say which sizes it takes."""
+    free = [axis for axis in axes if axis not in fixed]
+    parts = [f"any {' and '.join(free)}"] if free else []
+    parts += [f"{' and '.join(f'{axis} {n}' for axis, n in fixed.items())} only ({ONE_SIZE})"] if fixed else []
+    model.metadata_props.add(key="sizes", value="; ".join([*parts, batch]))
+    return model
+
+
+def sizes_in(path: str | os.PathLike[str]) -> str:
+    """Which sizes an exported ONNX file takes, in words."""
+    from bitlens.engine.onnx import onnx
+
+    return next(entry.value for entry in onnx().load(path).metadata_props if entry.key == "sizes")
 
 
 def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int) -> list[Check]:
@@ -91,8 +162,7 @@ def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int
         OSError: the files cannot be written.
     """
     path = Path(path)
-    if not enlarges(network) and not unfolds(network):
-        network = exportable(network)
+    refuse_missing(network)
     if path.suffix != ".xml":
         raise ValueError(
             f"cannot write {path}; wanted a name that ends in .xml (a .bin is written beside it); change it"
@@ -100,10 +170,7 @@ def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int
     check_size(network, *size)
     with atomic_path(path) as xml, atomic_path(path.with_suffix(".bin")) as weights, torch.no_grad():
         engine = Engine(network)
-        if isinstance(network, EfficientSCI):
-            model = build_camera(network, engine.lowered, *size)
-        else:
-            model = engine.build(*size)
+        model = build_camera(network, engine.lowered, *size) if reconstructs(network) else engine.build(*size)
         beside = xml.with_suffix(".bin")
         try:
             openvino().save_model(model, str(xml), compress_to_fp16=False)
@@ -119,24 +186,26 @@ def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int
 
 
 def check_size(network: nn.Module, *size: int) -> None:
-    """Refuse sizes that a file cannot be made for."""
-    text = "x".join(map(str, size))
-    if enlarges(network):
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"pictures of {text}; wanted a height and a width of 1 or more")
-    elif len(size) != 3 or min(size) < 1:
-        raise ValueError(f"measurements of {text}; wanted 1 frame, 1 row and 1 column or more; change them")
-    elif not unfolds(network) and (size[1] % 2 or size[2] % 2):
+    """Refuse sizes that a file cannot be made for.
+
+    Raises:
+        ValueError: it is so.
+    """
+    task, text = of(network), "x".join(map(str, size))
+    if len(size) != len(task.axes) or min(size) < 1:
+        raise ValueError(f"{task.unit}s of {text}; wanted {', '.join(task.axes)}, each 1 or more; change them")
+    if reconstructs(network) and (size[1] % 2 or size[2] % 2):
         raise ValueError(
             f"{size[0]} frames of {size[1]}x{size[2]}; wanted 1 frame or more, and an even height and width; "
             "pad the measurement and the mask by one row or column, or export ONNX, which does it inside"
         )
 
 
-def exportable(network: nn.Module) -> EfficientSCI:
-    """The network, if there is a graph for it."""
-    if not reconstructs(network):
-        raise TypeError(
-            f"{unknown(network, GRAPHS)}, which have graphs; choose another checkpoint, or run this one in torch"
-        )
-    return network
+def refuse_missing(network: nn.Module) -> None:
+    """Refuse networks that there is no graph for.
+
+    Raises:
+        TypeError: it is one.
+    """
+    if (reason := missing(network)) is not None:
+        raise TypeError(f"{reason}; choose another checkpoint, or run this one in torch")

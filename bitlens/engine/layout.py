@@ -1,11 +1,12 @@
 """Reshapes and transposes that are remembered instead of written: a rewrite between `trace.py` and an OpenVINO graph.
 
-A network of videos that is made of pictures, such as DUN, convolves (b t, c, h, w), then (b, c, t, h w), and so on.
-Written down, each change of shape is a pass over memory, and ends what kernels fuse. Here a value is an array, and for
-each axis of the value the array's axes that it runs over (`Laid`). Reshapes and transposes change only the latter. A
-convolution takes the array as it lies, with all of its axes at once: both of the above are convolutions of
-(b, c, t, h, w), with windows of 1 x 3 x 3 and 3 x 1 x 1, and there is nothing between them. Where values meet that lie
-differently, the older one stays as it lies: the residual stream.
+A network of videos that is made of pictures, such as DUN, convolves (b t, c, h, w), then (b, c, t, h w), and so on; one
+with attention, such as STFormer, has its channels last in between. Written down, each change of shape is a pass over
+memory, and ends what kernels fuse. Here a value is an array, and for each axis of the value the array's axes that it
+runs over (`Laid`). Reshapes and transposes change only the latter. A convolution takes the array as it lies, with all
+of its axes at once: both of DUN's are convolutions of (b, c, t, h, w), with windows of 1 x 3 x 3 and 3 x 1 x 1, and
+there is nothing between them. Where values meet that lie differently, the older one stays as it lies: the residual
+stream.
 
 OpenVINO keeps what convolutions read and write with the channels innermost, which the shapes of its ops do not show.
 So what has to be moved is written as three transposes: to channels last, the move itself, and back. The first and the
@@ -234,7 +235,7 @@ class Layout(Writer):
         """A convolution or linear layer; a convolution in integers or of a float network takes the array as it lies."""
         geometry: Any = module.layer if isinstance(module, Quantized) else module
         known = self.exact(name) is not None or not isinstance(module, Quantized)
-        if isinstance(geometry, nn.Conv2d) and geometry.groups == 1 and known:
+        if isinstance(geometry, (nn.Conv2d, nn.Conv3d)) and geometry.groups == 1 and known:
             parts = parts_of(geometry, x.op)
             if 2 <= len(parts) <= MOST_AXES:
                 return self.convolution(name, module, x.op, parts)
@@ -248,7 +249,7 @@ class Layout(Writer):
         op = self.arranged(replace(x, op=op), [(), x.groups[1], *(part.axes for part in parts)], channels_last=True)
         out = self.graph.convolution(name, module, op, [part.window for part in parts])
         axes = [Axis(size) for size in out.get_shape()]
-        groups: list[list[Axis]] = [[], [], [], []]
+        groups: list[list[Axis]] = [[] for _ in x.groups]
         for axis, place in zip(axes[1:], (1, *(part.place for part in parts)), strict=True):
             groups[place] += [axis] if axis.size > 1 else []
         return Laid(out, tuple(axis for axis in axes if axis.size > 1), tuple(map(tuple, groups)), True)
@@ -309,7 +310,7 @@ class Part:
     axes: Axes
     """Of the array, that it runs over."""
     place: int
-    """The axis of the value that it belongs to: 0 of the batch, 2 of the height, 3 of the width."""
+    """The axis of the value that it belongs to: 0 of the batch, 2 and more of what the layer looks along."""
     window: Window
 
 

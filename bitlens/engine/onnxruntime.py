@@ -1,10 +1,14 @@
-"""EfficientSCI through ONNX Runtime: the same file that is exported, every layer checked before the first use."""
+"""Networks through ONNX Runtime: the same files that are exported, every layer checked before the first use.
+
+EfficientSCI has one file for all sizes, in integers (onnx.py). Those of all other networks are read off their code, one
+for each size (traced_onnx.py); there ONNX Runtime computes in float what was trained.
+"""
 
 import hashlib
 import json
 import os
 from dataclasses import asdict
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -14,20 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitlens.engine.checks import Check, check_capture, compare_layers, fingerprint
+from bitlens.engine.checks import Check, compare_layers, example, fingerprint
 from bitlens.engine.lower import Lowered, lower
 from bitlens.engine.onnx import Form, build
-from bitlens.engine.openvino import reconstructs
-from bitlens.engine.refusals import VIDEO_NETWORKS, check_settings, unknown
-from bitlens.engine.runtime import code, cpu_features, user_cache
+from bitlens.engine.openvino import missing, reconstructs
+from bitlens.engine.refusals import check_settings
+from bitlens.engine.runtime import KEPT, Size, code, cpu_features, user_cache
 from bitlens.engine.steps import Tap
+from bitlens.engine.traced_onnx import build_traced
 from bitlens.files import atomic_path
-from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.tasks import of
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 WRONG = 40.0
 """dB. A layer further from the reference is wrong; one code that falls to the other side of a tie is not."""
+CHECKED = {"super-resolution": (24, 16)}
+"""Height and width of the picture on which ONNX is checked: multiples of 8, which SMFANet's pooling needs there."""
 
 
 @cache
@@ -47,12 +54,19 @@ def onnxruntime() -> ModuleType:
     return onnxruntime
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises where a model does not fit its inputs."""
+    state = onnxruntime().capi.onnxruntime_pybind11_state
+    return state.Fail, state.InvalidArgument, state.RuntimeException, state.NotImplemented
+
+
 class Engine:
-    """A network in ONNX Runtime, for videos of any size; called like the network.
+    """A network in ONNX Runtime; called like the network.
 
     Args:
-        network: an EfficientSCI, fake-quantized or float; it is not changed.
-        form: of quantized layers (see `engine.onnx`).
+        network: for video or for pictures, fake-quantized or float; it is not changed.
+        form: of quantized layers (see `engine.onnx`); None: "integer" for EfficientSCI, and "qdq", the only one that
+            they have, for all others.
         threads: CPU threads; None leaves it to ONNX Runtime.
         cache: folder of optimized models and of the results of checks; None is `user_cache("onnxruntime")`.
         check: compare every layer with the integer reference, once for these weights on this machine.
@@ -70,38 +84,60 @@ class Engine:
         self,
         network: nn.Module,
         *,
-        form: Form = "integer",
+        form: Form | None = None,
         threads: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         check: bool = True,
     ):
-        if not reconstructs(network):
-            raise TypeError(f"{unknown(network, VIDEO_NETWORKS)}; run it in torch")
+        if (reason := missing(network)) is not None:
+            raise TypeError(f"{reason}; run it in torch")
         check_settings(threads)
         self.network, self.lowered, self.threads = network, lower(network), threads
-        self.form: Form = form
+        self.form: Form = form_of(network, form)
         self.cache = Path(cache) if cache is not None else user_cache("onnxruntime")
-        self.identity = fingerprint(network, self.lowered, (code(), onnxruntime().__version__, form, cpu_features()))
+        self.identity = fingerprint(
+            network, self.lowered, (code(), onnxruntime().__version__, self.form, cpu_features())
+        )
         self.cache.mkdir(parents=True, exist_ok=True)
+        self.sessions: dict[Size, Any] = {}
+        """By size; () where one is for all."""
         self.checks = self.checked() if check else []
 
-    def __call__(self, measurement: Array, mask: Array) -> Array:
-        """The video (b, c, t, h, w), float32, of measurement (b, h, w) and mask (1 or b, t, h, w).
+    def __call__(self, *inputs: Array) -> Array:
+        """What the network returns, float32: of measurement (b, h, w) and mask (1 or b, t, h, w) the video
+        (b, c, t, h, w), of an image (b, 3, h, w) the large one.
 
-        Arrays of numpy give an array, tensors a tensor.
+        Arrays of numpy give an array, tensors a tensor. The first call for a size makes its model, or finds it in the
+        cache.
         """
-        arrays = [np.ascontiguousarray(torch.as_tensor(value).float().numpy()) for value in (measurement, mask)]
-        (video,) = self.session.run(["video"], dict(zip(("measurement", "mask"), arrays, strict=True)))
-        return video if isinstance(measurement, np.ndarray) else torch.from_numpy(video)  # type: ignore[return-value]
+        arrays = [np.ascontiguousarray(torch.as_tensor(value).float().numpy()) for value in inputs]
+        task = of(self.network)
+        session = self.session(*arrays[-1].shape[-len(task.axes) :])
+        if reconstructs(self.network):
+            (found,) = session.run([task.output], dict(zip(task.inputs, arrays, strict=True)))
+        else:  # batches of one
+            batch = max(map(len, arrays))
+            ones = ([one[min(i, len(one) - 1)][None] for one in arrays] for i in range(batch))
+            runs = (session.run([task.output], dict(zip(task.inputs, one, strict=True)))[0] for one in ones)
+            found = np.concatenate(list(runs))
+        return found if isinstance(inputs[0], np.ndarray) else torch.from_numpy(found)  # type: ignore[return-value]
 
-    @cached_property
-    def session(self) -> Any:
-        """The model, ready to run: optimized now, or found optimized in the cache."""
-        file = self.cache / f"{self.identity}.onnx"
+    def session(self, *size: int) -> Any:
+        """The model for a size, ready to run: optimized now, or found optimized in the cache."""
+        size = () if reconstructs(self.network) else size
+        if size not in self.sessions:
+            while len(self.sessions) >= KEPT:
+                del self.sessions[next(iter(self.sessions))]
+            self.sessions[size] = self.opened(size)
+        return self.sessions[size]
+
+    def opened(self, size: Size) -> Any:
+        """A new session for a size."""
+        file = self.cache / f"{'-'.join([self.identity, *map(str, size)])}.onnx"
         content = file.read_bytes() if file.is_file() else b""
         if hashlib.sha256(content[32:]).digest() == content[:32]:  # else there is none, or it is damaged
             return open_session(content[32:], self.threads, optimize=False)
-        model, _ = build(self.network, self.lowered, self.form)
+        model, _ = model_of(self.network, self.lowered, self.form, size)
         with atomic_path(file) as temporary:
             session = open_session(model.SerializeToString(), self.threads, optimized_model_filepath=str(temporary))
             optimized = temporary.read_bytes()
@@ -126,7 +162,9 @@ class Engine:
         """What ran each convolution and linear layer, by ONNX Runtime's own profile: op and provider, by layer."""
         layers = sorted((outcome.name for outcome in self.lowered.report), key=len, reverse=True)
         found = {}
-        for event in profile(build(self.network, self.lowered, self.form)[0], self.threads):
+        inputs = check_arrays(self.network)
+        model, _ = model_of(self.network, self.lowered, self.form, size_of(inputs))
+        for event in profile(model, inputs, self.threads):
             kind = event["args"]["op_name"]
             if "Conv" in kind or "MatMul" in kind or "Gemm" in kind:
                 name = next((layer for layer in layers if layer in event["name"]), None)
@@ -135,13 +173,37 @@ class Engine:
         return found
 
 
-def check_layers(network: EfficientSCI, lowered: Lowered, form: Form, threads: int | None = None) -> dict[str, float]:
+def form_of(network: nn.Module, form: Form | None) -> Form:
+    """The form of a network's quantized layers.
+
+    Raises:
+        ValueError: the network has no such form.
+    """
+    own = reconstructs(network)
+    if form not in (None, "qdq") and not own:
+        raise ValueError(f"form {form} of {type(network).__name__}; wanted qdq, the only one it has; leave it out")
+    return form or ("integer" if own else "qdq")
+
+
+def model_of(
+    network: nn.Module, lowered: Lowered, form: Form, size: Size, taps: bool = False
+) -> tuple[Any, dict[str, Tap]]:
+    """The model of a network for a size, or for any where it has one, and its layers' taps."""
+    if reconstructs(network):
+        return build(network, lowered, form, taps=taps)
+    return build_traced(network, lowered, *size, taps=taps)
+
+
+def check_layers(network: nn.Module, lowered: Lowered, form: Form, threads: int | None = None) -> dict[str, float]:
     """dB of every layer in ONNX Runtime against the integer reference, for the input that the engine gives it.
 
     Raises:
         ValueError: a layer is beyond `WRONG`.
     """
-    return check_file(network, lowered, *build(network, lowered, form, taps=True), check_arrays(), threads=threads)
+    inputs = check_arrays(network)
+    listening = model_of(network, lowered, form, size_of(inputs), taps=True)
+    channels = 1 if reconstructs(network) else -1
+    return check_file(network, lowered, *listening, inputs, channels=channels, threads=threads)
 
 
 @torch.no_grad()
@@ -195,12 +257,12 @@ def open_session(model: bytes, threads: int | None, optimize: bool = True, **set
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def profile(model: Any, threads: int | None) -> list[dict[str, Any]]:
-    """The events of ONNX Runtime's profile, one for each node that ran on the check's scene."""
+def profile(model: Any, inputs: dict[str, np.ndarray], threads: int | None) -> list[dict[str, Any]]:
+    """The events of ONNX Runtime's profile, one for each node that ran on some inputs."""
     with TemporaryDirectory() as folder:
         prefix = str(Path(folder) / "profile")
         session = open_session(model.SerializeToString(), threads, enable_profiling=True, profile_file_prefix=prefix)
-        session.run(["video"], check_arrays())
+        session.run(None, inputs)
         file = Path(session.end_profiling())
         try:
             events = json.loads(file.read_text(encoding="utf-8"))
@@ -211,7 +273,15 @@ def profile(model: Any, threads: int | None) -> list[dict[str, Any]]:
     return [event for event in events if event.get("cat") == "Node" and "op_name" in event.get("args", {})]
 
 
-def check_arrays() -> dict[str, np.ndarray]:
-    """The inputs of the model on which layers are checked."""
-    measurement, mask = check_capture()
-    return {"measurement": measurement.numpy(), "mask": mask.numpy()}
+def check_arrays(network: nn.Module, *size: int) -> dict[str, np.ndarray]:
+    """The inputs of the model on which layers are checked, or those for a size, by name."""
+    task = of(network)
+    return dict(
+        zip(task.inputs, (one.numpy() for one in example(network, *(size or CHECKED.get(task.name, ())))), strict=True)
+    )
+
+
+def size_of(inputs: dict[str, np.ndarray]) -> Size:
+    """Height and width of a picture; frames, height and width of a video."""
+    *_, last = inputs.values()
+    return last.shape[2:] if len(inputs) == 1 else last.shape[1:]

@@ -1,7 +1,7 @@
 """Networks on a CPU through OpenVINO: int8 where the network is quantized, bf16 or float32 between.
 
-EfficientSCI has a graph of its own (graph.py). Those of DUN (unfolding.py) and of networks that enlarge pictures
-(picture.py) are read off the networks.
+EfficientSCI has a graph of its own (graph.py). Those of all other networks, for video (video.py) and for pictures
+(picture.py), are read off their code.
 
 Every layer is compared with the integer reference before the first use, because OpenVINO falls back to float, or
 computes wrongly, without a word (docs/engine.md lists when). On CPUs without VNNI, where sums of two products of 8 bits
@@ -17,29 +17,29 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bitlens.engine.checks import Check, ComputesWrongly, check_capture, check_picture, compare_layers, fingerprint
+from bitlens.engine.checks import Check, ComputesWrongly, compare_layers, example, fingerprint
 from bitlens.engine.graph import PART, build
 from bitlens.engine.lower import lower, without_saturation
 from bitlens.engine.picture import build_picture
-from bitlens.engine.refusals import GRAPHS, check_settings, unknown
+from bitlens.engine.picture_native import unreadable
+from bitlens.engine.refusals import additions, check_settings
 from bitlens.engine.runtime import (
     Compiled,
     PictureRuntime,
     Runtime,
     Size,
-    UnfoldingRuntime,
+    VideoRuntime,
     code_and_machine,
     cpu_features,
     openvino,
     user_cache,
 )
 from bitlens.engine.steps import Tap
-from bitlens.engine.unfolding import build_unfolding
+from bitlens.engine.video import build_video
 from bitlens.files import atomic_path
-from bitlens.networks.catalog import task_of
-from bitlens.networks.dun import DUN
+from bitlens.networks.catalog import entry_of, task_of
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.quant.layers import quantized_layers
 
@@ -48,7 +48,7 @@ WRONG = {"f32": 40.0, "bf16": 10.0}
 grids see inputs that only their fused kernel knows in full, a few percent of the codes of a 2-bit grid do."""
 
 
-PRODUCTS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")
+PRODUCTS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")
 """OpenVINO's kinds of ops that layers become."""
 
 
@@ -71,44 +71,35 @@ class Kind:
     build: Callable[..., tuple[Any, dict[str, Tap]]]
     """(network, lowered, *size) -> OpenVINO's model, and its layers' taps."""
     runtime: type[Compiled]
-    example: Callable[[], tuple[Tensor, ...]]
-    """What the engine is called with when it is checked."""
     channels: int
     """The axis of linear layers' channels in the model."""
     precision: str
     """What "auto" is where all grids have 8 bits: pictures are nearer to the truth than videos, and bf16 shows."""
 
 
-VIDEO = Kind(build, Runtime, check_capture, 1, "bf16")
-UNFOLDING = Kind(build_unfolding, UnfoldingRuntime, check_capture, 1, "f32")
-PICTURE = Kind(build_picture, PictureRuntime, lambda: (check_picture(),), -1, "f32")
+BY_HAND = Kind(build, Runtime, 1, "bf16")
+TRACED = {
+    "video-sci": Kind(build_video, VideoRuntime, -1, "f32"),
+    "super-resolution": Kind(build_picture, PictureRuntime, -1, "f32"),
+}
+"""By task, of networks whose graph is read off their code."""
 
 
-def kind_of(network: nn.Module) -> Kind | None:
-    """The kind of a network; None where there is no graph for it."""
-    if unfolds(network):
-        return UNFOLDING
-    return VIDEO if reconstructs(network) else PICTURE if enlarges(network) else None
+def kind_of(network: nn.Module) -> Kind:
+    """The kind of a network."""
+    return BY_HAND if reconstructs(network) else TRACED[task_of(network)]
 
 
-def runs(network: nn.Module) -> bool:
-    """Whether there is a graph for this network."""
-    return kind_of(network) is not None
+def missing(network: nn.Module) -> str | None:
+    """Why there is no graph for a network; None: there is one."""
+    return None if reconstructs(network) else unreadable(network)
 
 
 def reconstructs(network: nn.Module) -> TypeGuard[EfficientSCI]:
-    """Whether a network reconstructs video, and has a graph of its own."""
-    return isinstance(network, EfficientSCI) and not network.config["normalize"]
-
-
-def unfolds(network: nn.Module) -> TypeGuard[DUN]:
-    """Whether a network reconstructs video by deep unfolding."""
-    return isinstance(network, DUN)
-
-
-def enlarges(network: nn.Module) -> bool:
-    """Whether a network enlarges pictures."""
-    return task_of(network) == "super-resolution"
+    """Whether a network has a graph that is written by hand (`steps.py`): EfficientSCI as it was published."""
+    if getattr(entry_of(network), "name", None) != "efficientsci":
+        return False
+    return not network.config["normalize"] and additions(network) is None  # type: ignore[index]
 
 
 def held_back(*isas: str) -> bool:
@@ -133,7 +124,7 @@ class Engine:
     """A network compiled for this CPU; called like the network.
 
     Args:
-        network: an EfficientSCI, a DUN or a network that enlarges pictures, fake-quantized or float; it is not changed.
+        network: for video or for pictures, fake-quantized or float; it is not changed.
         precision: of everything that is not integer; "auto" is bf16 for videos where the CPU computes in it and no grid
             has fewer than 8 bits, else f32. Coarse grids turn what bf16 rounds away into whole codes (docs/engine.md).
         threads: CPU threads; None leaves it to OpenVINO.
@@ -141,7 +132,7 @@ class Engine:
         check: compare every layer with the integer reference, once for these weights on this machine.
 
     Raises:
-        TypeError: `runs` is False for the network.
+        TypeError: `missing` names a reason why there is no graph for the network.
         ValueError: unknown precision, threads below 1, a grid without a range.
         ComputesWrongly: a layer does, on this machine.
 
@@ -159,9 +150,9 @@ class Engine:
         cache: str | os.PathLike[str] | None = None,
         check: bool = True,
     ):
+        if (reason := missing(network)) is not None:
+            raise TypeError(f"{reason}; run it in torch")
         kind = kind_of(network)
-        if kind is None:
-            raise TypeError(f"{unknown(network, GRAPHS)}; run it in torch")
         check_settings(threads, precision, "auto", "bf16", "f32")
         lowered = lower(network)
         self.kind, self.network = kind, network
@@ -248,7 +239,7 @@ def check_layers(engine: Engine) -> list[Check]:
     The inputs come from the engine so that one layer's rounding ties do not count against the next one. Listening to
     the layers keeps OpenVINO from fusing some of them: kernels are read off the model as it will be used.
     """
-    size, _ = engine.entered(*engine.kind.example())
+    size, _ = engine.entered(*example(engine.network))
     model, taps = engine.kind.build(engine.network, engine.lowered, *size)
     exact = layer_snrs(engine, model, taps, "f32")
     found = exact if engine.precision == "f32" else layer_snrs(engine, model, taps, engine.precision)
@@ -261,7 +252,7 @@ def layer_snrs(engine: Engine, model: Any, taps: dict[str, Tap], precision: str)
     ends = [end for tap in taps.values() for end in (*tap.inputs, tap.output)]
     listening = openvino().Model(ends, model.get_parameters(), "check")
     settings = {**engine.settings, "INFERENCE_PRECISION_HINT": precision}
-    _, entered = engine.entered(*engine.kind.example())
+    _, entered = engine.entered(*example(engine.network))
     found = engine.core.compile_model(listening, "CPU", settings)(list(entered))
     results = (torch.from_numpy(found[index]) for index in range(len(ends)))
     heard = {name: ([next(results) for _ in tap.inputs], next(results)) for name, tap in taps.items()}

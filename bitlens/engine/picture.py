@@ -1,4 +1,4 @@
-"""Networks that enlarge pictures as OpenVINO graphs that its int8 kernels can execute, for one size of picture.
+"""Any network as an OpenVINO graph that its int8 kernels can execute, for one size of picture (or video: video.py).
 
 What is computed is read off the network by `trace.py`; this file says how OpenVINO writes it down. As in `graph.py`,
 activations pass a FakeQuantize of 256 levels in front of each quantized layer, grids below 8 bits are clamped first,
@@ -20,14 +20,14 @@ from bitlens.engine.lower import LARGEST_CODE, Lowered, Operand, folded_weight
 from bitlens.engine.runtime import openvino
 from bitlens.engine.steps import Tap
 from bitlens.engine.trace import Value, Writer, trace
-from bitlens.quant.layers import Quantized
+from bitlens.quant.layers import TRANSPOSED, Quantized
 
 Window = tuple[int, int, int, int]
 """What a convolution does along an axis: size, stride, padding, dilation."""
 
 
 class PictureGraph(Writer):
-    """The ops of a network for one size of picture; values are OpenVINO outputs."""
+    """The ops of a network for one size; values are OpenVINO outputs."""
 
     def __init__(self, lowered: Lowered):
         super().__init__(lowered)
@@ -144,9 +144,15 @@ class PictureGraph(Writer):
         and others of size 1."""
         geometry: Any = module.layer if isinstance(module, Quantized) else module
         sizes, strides, padding, dilations = zip(*windows, strict=True)
-        convolution = self.ops.convolution if geometry.groups == 1 else self.ops.group_convolution
-        node = convolution(inputs, self.weight(name, module, sizes), strides, padding, padding, dilations)
-        bias = self.bias(name, geometry)
+        weight, bias = self.weight(name, module, sizes), self.bias(name, geometry)
+        ends = dict(pads_begin=padding, pads_end=padding, dilations=dilations)
+        if isinstance(geometry, TRANSPOSED):
+            back = self.ops.convolution_backprop_data
+            convolution = back if geometry.groups == 1 else self.ops.group_convolution_backprop_data
+            node = convolution(inputs, weight, strides, output_padding=geometry.output_padding, **ends)
+        else:
+            convolution = self.ops.convolution if geometry.groups == 1 else self.ops.group_convolution
+            node = convolution(inputs, weight, strides, **ends)
         return self.named(name, node, None if bias is None else bias.reshape(-1, *[1] * len(windows)))
 
     def named(self, name: str, node: Any, bias: Tensor | None) -> Any:
@@ -202,7 +208,10 @@ class PictureGraph(Writer):
         weight = integers.weight.reshape(*integers.weight.shape[:2], *window)
         codes = self.ops.convert(np.ascontiguousarray(by_group(weight, groups)), "f32")
         scale = integers.weight_scale.reshape(-1, *[1] * (weight.ndim - 1))
-        return self.ops.multiply(codes, np.ascontiguousarray(by_group(scale, groups))).output(0)
+        scale = by_group(scale, groups)
+        if isinstance(geometry, TRANSPOSED):  # whose outputs are the axis behind that of the inputs
+            scale = scale.transpose(-weight.ndim, 1 - weight.ndim)
+        return self.ops.multiply(codes, np.ascontiguousarray(scale)).output(0)
 
     def offsets(self, grid: Operand, x: Any, unit: Tensor | None = None) -> Any:
         """(code - zero_point) unit, computed in float; a zero-point that is a code is not even added."""
@@ -262,7 +271,11 @@ def windows_of(geometry: Any) -> list[Window]:
 
 
 def by_group(weight: Tensor, groups: int) -> Tensor:
-    """(out, in / groups, ...) as (groups, out / groups, in / groups, ...); as it is where there is one group."""
+    """(out, in / groups, ...) as (groups, out / groups, in / groups, ...); as it is where there is one group.
+
+    Transposed convolutions have their inputs first: (in, out / groups, ...) becomes (groups, in / groups, out / groups,
+    ...).
+    """
     return weight if groups == 1 else weight.reshape(groups, -1, *weight.shape[1:])
 
 

@@ -9,17 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from bitlens.engine.lower import IntegerLayer, Lowered, Operand, folded_weight
-from bitlens.engine.reference import product
-from bitlens.engine.trace import Value, Writer
+from bitlens.engine.checks import example
+from bitlens.engine.lower import IntegerLayer, Lowered, Operand, folded_weight, layers_of, lower
+from bitlens.engine.trace import Value, Writer, trace
 from bitlens.quant.layers import Quantized
 
-__all__ = ["Codes", "Constant", "Denoising", "Layer", "NativeGraph", "Op", "View"]
+__all__ = ["Codes", "Constant", "Denoising", "Layer", "NativeGraph", "Op", "View", "known", "unreadable", "write"]
 
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "add": torch.add,
@@ -35,6 +37,9 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "sigmoid": torch.sigmoid,
     "sqrt": torch.sqrt,
     "gelu": torch._C._nn.gelu,  # type: ignore[attr-defined]
+    "abs": torch.abs,
+    "exp": torch.exp,
+    "tanh": torch.tanh,
 }
 
 
@@ -269,14 +274,14 @@ class NativeGraph(Writer):
         """A convolution or linear layer: on the kernels where it is integers that they know, else in float."""
         geometry: Any = module.layer if isinstance(module, Quantized) else module
         integers = self.exact(name)
-        if integers is not None and on_kernels(geometry, x.op.size):
+        if integers is not None and on_kernels(integers.geometry, x.op.size):
             return self.on_codes(name, integers, geometry, x.op)
-        weight = folded_weight(module).float() if isinstance(module, Quantized) else geometry.weight.detach()
-        bias = None if geometry.bias is None else geometry.bias.detach()
+        own = {key: value.detach() for key, value in geometry.named_parameters()}
+        if isinstance(module, Quantized):
+            own["weight"] = folded_weight(module).float()
 
         def kernel(x: Tensor) -> Tensor:
-            found = product(geometry, x, weight.to(x.device))
-            return found if bias is None else found + bias.to(x.device).reshape(shape_of_bias(geometry))
+            return functional_call(geometry, {key: value.to(x.device) for key, value in own.items()}, (x,))
 
         return self.op("float layer", returning(kernel), self.in_float(module, x))
 
@@ -432,6 +437,32 @@ def dense_as(like: Tensor) -> tuple[int, ...]:
     return laid(like.shape, sorted(range(like.ndim), key=lambda axis: (-like.stride(axis), axis)))
 
 
-def shape_of_bias(geometry: Any) -> tuple[int, ...]:
-    """A bias, shaped to broadcast against a layer's values."""
-    return (-1,) if isinstance(geometry, nn.Linear) else (-1, *[1] * len(geometry.kernel_size))
+known: WeakSet[nn.Module] = WeakSet()
+"""Networks that were written down before."""
+
+
+def unreadable(network: nn.Module) -> str | None:
+    """Why a network cannot be read off its code; None: it can. It is written down once, for a small input, to know."""
+    if network in known:
+        return None
+    if not any(True for _ in layers_of(network)):
+        return f"network {type(network).__name__} has no layers; wanted one with convolutions or linear layers"
+    try:
+        write(network, lower(network), *(tuple(one.shape[1:]) for one in example(network)))
+    except TypeError as error:
+        return str(error).partition("; run it in torch")[0]
+    known.add(network)
+    return None
+
+
+def write(network: nn.Module, lowered: Lowered, *sizes: tuple[int, ...]) -> tuple[list[View], list[Op], View]:
+    """A network's inputs, ops and output, for sizes of inputs without the batch.
+
+    Raises:
+        TypeError: it does something that the graph has no op for.
+    """
+    graph = NativeGraph(lowered)
+    inputs = [graph.input((1, *size)) for size in sizes]
+    with torch.no_grad():
+        output = trace(network, graph, *((view, view.size) for view in inputs)).op
+    return inputs, graph.ops, output

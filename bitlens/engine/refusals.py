@@ -5,12 +5,12 @@ from collections.abc import Callable
 from torch import nn
 
 from bitlens.engine import plan
-from bitlens.engine.lower import Lowered, Outcome, lower
+from bitlens.engine.lower import Outcome, lower
+from bitlens.quant.layers import Quantized, quantized_layers
 from bitlens.quant.side import SidePath
 
 VIDEO_NETWORKS = "EfficientSCI without Q-ViT's normalization"
-GRAPHS = f"{VIDEO_NETWORKS}, DUN, or one that enlarges pictures"
-"""The networks that there are graphs of, in words."""
+"""The network whose graph is written by hand, in words."""
 
 
 def unknown(network: nn.Module, wanted: str) -> str:
@@ -46,23 +46,23 @@ def sides_of(network: nn.Module) -> list[str]:
     return [name for name, module in network.named_modules() if isinstance(module, SidePath)]
 
 
-def refuse_additions(network: nn.Module, lowered: Lowered) -> None:
-    """Refuse paths beside layers and balanced input channels, which only the graphs of networks for pictures know.
+def additions(network: nn.Module) -> str | None:
+    """What a graph that is written by hand does not know: paths beside layers, balanced channels; None: it has none."""
+    if sides := sides_of(network):
+        return f"{len(sides)} layers ({sides[0]} first) have a path beside them"
+    layers = quantized_layers(network).items()
+    balanced = [name for name, layer in layers if isinstance(layer, Quantized) and layer.balance is not None]
+    return f"{len(balanced)} layers ({balanced[0]} first) have balanced input channels" if balanced else None
+
+
+def refuse_additions(network: nn.Module) -> None:
+    """Refuse what a graph that is written by hand does not know.
 
     Raises:
-        TypeError: there is one.
+        TypeError: there is such an addition.
     """
-    if sides := sides_of(network):
-        raise TypeError(
-            f"{len(sides)} layers ({sides[0]} first) have a path beside them; wanted none in a network for video; run "
-            "it in torch"
-        )
-    balanced = [name for name, layer in lowered.layers.items() if getattr(layer, "balance", None) is not None]
-    if balanced:
-        raise TypeError(
-            f"{len(balanced)} layers ({balanced[0]} first) have balanced input channels; wanted none in a network for "
-            "video; run it in torch"
-        )
+    if (reason := additions(network)) is not None:
+        raise TypeError(f"{reason}; wanted none in a graph that is written by hand; run it in torch")
 
 
 def check_settings(threads: int | None, precision: str = "f32", *known: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitlens.networks.catalog import entry_of
+from bitlens.networks.catalog import SCI, entry_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +60,6 @@ class OwnGraph:
 NATIVE = {
     "efficientsci": OwnGraph("native", 7),
     "swinir": OwnGraph("swin", 8),
-    "dun": OwnGraph("traced", 8),
 }
 """By the family's name in the catalogue; any other network is read off its code, and was not found faster."""
 
@@ -126,10 +125,9 @@ def _native_outside(running: Any, *inputs: Any) -> float:
 
 
 def _openvino_missing(network: "nn.Module") -> str | None:
-    from bitlens.engine.openvino import runs
-    from bitlens.engine.refusals import GRAPHS, unknown
+    from bitlens.engine import openvino
 
-    return None if runs(network) else unknown(network, GRAPHS)
+    return openvino.missing(network)
 
 
 def _openvino(network: "nn.Module", threads: int) -> tuple[Running, str]:
@@ -154,10 +152,9 @@ def _openvino_outside(running: Any, *inputs: Any) -> float | None:
 
 
 def _onnxruntime_missing(network: "nn.Module") -> str | None:
-    from bitlens.engine.openvino import reconstructs
-    from bitlens.engine.refusals import VIDEO_NETWORKS, unknown
+    from bitlens.engine import openvino
 
-    return None if reconstructs(network) else unknown(network, VIDEO_NETWORKS)
+    return openvino.missing(network)  # ONNX files hold the same graphs
 
 
 def _onnxruntime(network: "nn.Module", threads: int) -> tuple[Running, str]:
@@ -264,12 +261,15 @@ def start_engine(network: "nn.Module", engine: str) -> tuple[Running, str]:
 def fast_here(network: "nn.Module") -> bool:
     """Whether the native kernels run a network, and faster than OpenVINO.
 
-    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines (`NATIVE`, engine.md).
+    As `bitlens benchmark` measured it here, if it did; else by what was found on other machines: with AVX512 networks
+    for video that are read off their code at any bits, and others as `NATIVE` has them (engine.md).
     """
     import torch
 
+    from bitlens.engine import traced
     from bitlens.engine.plan import kernels
     from bitlens.engine.speeds import recall
+    from bitlens.networks.catalog import task_of
     from bitlens.quant.layers import quantized_layers
 
     bits = [layer.activation_bits for layer in quantized_layers(network).values()]
@@ -280,5 +280,6 @@ def fast_here(network: "nn.Module") -> bool:
     if {"native", "openvino"} <= set(measured):
         return measured["native"] < measured["openvino"]
     own = own_graph(network)
-    fast = module.__name__ == f"{__package__}.{own.module}" and min(bits) <= own.fast
+    video = module is traced and task_of(network) == SCI
+    fast = video or (module.__name__ == f"{__package__}.{own.module}" and min(bits) <= own.fast)
     return fast and kernels().best_level().startswith("avx512")

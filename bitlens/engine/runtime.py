@@ -159,7 +159,7 @@ class Compiled:
 
 
 class Runtime(Compiled):
-    """The compiled models of a network that reconstructs video."""
+    """The compiled models of EfficientSCI's own graph, which its initial estimate enters."""
 
     def __call__(
         self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
@@ -196,12 +196,12 @@ class PictureRuntime(Compiled):
         return image.shape[2:], (np.ascontiguousarray(image, np.float32),)
 
 
-class UnfoldingRuntime(Compiled):
-    """The compiled models of a deep unfolding network."""
+class VideoRuntime(Compiled):
+    """The compiled models of a network for video that was read off its code."""
 
     def __call__(
         self, measurement: Float[np.ndarray, "b h w"], mask: Float[np.ndarray, "b_or_1 t h w"]
-    ) -> Float[np.ndarray, "b 1 t h w"]:
+    ) -> Float[np.ndarray, "b c t h w"]:
         """The video of a measurement, which is the plain sum over time, and its mask."""
         return self.run(*self.enter(measurement, mask))
 
@@ -213,7 +213,7 @@ class UnfoldingRuntime(Compiled):
         return size, (np.ascontiguousarray(measurement), np.broadcast_to(mask, (len(measurement), *size)))
 
 
-RUNTIMES = {kind.__name__: kind for kind in (Runtime, PictureRuntime, UnfoldingRuntime)}
+RUNTIMES = {kind.__name__: kind for kind in (Runtime, PictureRuntime, VideoRuntime)}
 
 
 def initial_estimate(

@@ -28,7 +28,7 @@ class Steps:
     """A graph under construction; its values (b, c, t, h, w) are whatever the subclass's ops return."""
 
     def __init__(self, network: EfficientSCI, lowered: Lowered):
-        refuse_additions(network, lowered)
+        refuse_additions(network)
         self.names = {id(module): name for name, module in network.named_modules()}
         self.integers = lowered.layers
         self.taps: dict[str, Tap] = {}

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
@@ -23,11 +24,15 @@ from bitlens.quant.layers import Quantized
 
 __all__ = ["Value", "Writer", "trace"]
 
+Extent = Any
+"""A size or a position: a whole number, or one of torch's symbols (`sizes.py`)."""
 UNCHANGED = {"view", "_unsafe_view", "unsqueeze", "squeeze", "alias", "clone", "detach", "_to_copy"}
 """Operations that change at most the shape: elements keep their order."""
 
-BINARY = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "divide"}
-UNARY = ("relu", "sigmoid", "sqrt", "gelu")
+BINARY = {
+    "add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "maximum": "maximum", "minimum": "minimum",
+}  # fmt: skip
+UNARY = ("relu", "sigmoid", "sqrt", "gelu", "abs", "exp", "tanh")
 
 
 class Value(Tensor):
@@ -37,20 +42,27 @@ class Value(Tensor):
     writer: "Writer"
 
     @staticmethod
-    def __new__(cls, shape: Sequence[int], op: Any, writer: "Writer", dtype: torch.dtype = torch.float32) -> "Value":
+    def __new__(cls, shape: Sequence[Extent], op: Any, writer: "Writer", dtype: torch.dtype = torch.float32) -> "Value":
         return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)  # type: ignore[attr-defined]
 
-    def __init__(self, shape: Sequence[int], op: Any, writer: "Writer", dtype: torch.dtype = torch.float32):
+    def __init__(self, shape: Sequence[Extent], op: Any, writer: "Writer", dtype: torch.dtype = torch.float32):
         self.op, self.writer = op, writer
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Value{tuple(self.shape)}"
 
     @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.interpolate and any(not isinstance(size, int) for size in args[0].shape):
+            return enlarged(*args, **kwargs)
+        return super().__torch_function__(function, types, args, kwargs)
+
+    @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        shapes = function(*tree_map(without_numbers, args), **tree_map(without_numbers, kwargs))
         writer = next(value.writer for value in tensors_of(args) if isinstance(value, Value))
+        shapes = writer.shapes(function, *args, **kwargs)
         name = function.overloadpacket.__name__
         if not name.endswith("_"):
             return writer.write(name, shapes, args, kwargs)
@@ -69,11 +81,15 @@ class Writer:
         self.integers = lowered.layers
         self.taps: dict[str, Tap] = {}
 
+    def shapes(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a function of torch gives, without numbers."""
+        return function(*tree_map(without_numbers, args), **tree_map(without_numbers, kwargs))
+
     def constant(self, numbers: Any) -> Any:
         """Float32 numbers: a tensor, or one number."""
         raise NotImplementedError
 
-    def reshape(self, x: Any, shape: Sequence[int]) -> Any:
+    def reshape(self, x: Any, shape: Sequence[Extent]) -> Any:
         """The elements of x, in their order, in another shape."""
         raise NotImplementedError
 
@@ -81,11 +97,11 @@ class Writer:
         """x with its axes in another order."""
         raise NotImplementedError
 
-    def broadcast(self, x: Any, shape: Sequence[int]) -> Any:
+    def broadcast(self, x: Any, shape: Sequence[Extent]) -> Any:
         """x repeated along its axes of size 1."""
         raise NotImplementedError
 
-    def slice(self, x: Any, axis: int, start: int, stop: int) -> Any:
+    def slice(self, x: Any, axis: int, start: Extent, stop: Extent) -> Any:
         """x[start:stop] along an axis."""
         raise NotImplementedError
 
@@ -97,8 +113,21 @@ class Writer:
         """x at some positions of an axis."""
         raise NotImplementedError
 
+    def extend(
+        self, x: Any, shape: Sequence[Extent], axis: int, before: Extent, after: Extent, value: float | None
+    ) -> Any:
+        """x, of a shape, with more elements at the ends of an axis: a number; None: its first and its last ones."""
+        ends: list[Any] = []
+        for position, count in ((0, before), (shape[axis] - 1, after)):
+            if value is None:
+                ends.append([self.slice(x, axis, position, position + 1)] * count)
+            else:
+                size = (*shape[:axis], count, *shape[axis + 1 :])
+                ends.append([self.constant(torch.full(size, value))] if count else [])
+        return self.concat([*ends[0], x, *ends[1]], axis)
+
     def elementwise(self, kind: str, *values: Any) -> Any:
-        """One of `BINARY`'s and `UNARY`'s, "maximum", "minimum", "power", "equal" or "greater", with broadcasting."""
+        """One of `BINARY`'s and `UNARY`'s, "power", "equal" or "greater", with broadcasting."""
         raise NotImplementedError
 
     def leaky(self, x: Any, slope: float) -> Any:
@@ -133,11 +162,11 @@ class Writer:
         """(x - mean) / sqrt(variance + epsilon) along the last axis."""
         raise NotImplementedError
 
-    def largest(self, x: "Value", height: int, width: int) -> Any:
+    def largest(self, x: "Value", height: Extent, width: Extent) -> Any:
         """Adaptive max pooling of x (b, c, h, w) to a height and width."""
         raise NotImplementedError
 
-    def resize(self, x: Any, height: int, width: int, mode: str) -> Any:
+    def resize(self, x: Any, height: Extent, width: Extent, mode: str) -> Any:
         """x (b, c, h, w) in another size: "nearest", as torch chooses it, or "linear" between pixel centres."""
         raise NotImplementedError
 
@@ -211,7 +240,7 @@ class Writer:
         return self.elementwise("multiply", x, x)
 
 
-def trace(network: nn.Module, writer: Writer, *inputs: tuple[Any, Sequence[int]]) -> Any:
+def trace(network: nn.Module, writer: Writer, *inputs: tuple[Any, Sequence[Extent]]) -> Any:
     """Write down what a network computes from the graph's inputs.
 
     Args:
@@ -247,20 +276,65 @@ class Layer(nn.Module):
 
     def forward(self, *inputs: Any) -> Value:
         [module], writer = self.inside, inputs[0].writer
-        geometry = getattr(module, "layer", module)
-        numbers = {name: parameter.to("meta") for name, parameter in geometry.named_parameters()}
-        shape = functional_call(geometry, numbers, tuple(map(without_numbers, inputs))).shape
+        geometry: Any = getattr(module, "layer", module)
+        if len(inputs) == 1:
+            numbers = dict(geometry.named_parameters())
+            shape = writer.shapes(lambda own, x: functional_call(geometry, own, (x,)), numbers, *inputs).shape
+        else:  # b n i k p, b n k j p
+            shape = (*inputs[0].shape[:3], *inputs[1].shape[3:])
         entered = (module.balanced(inputs[0]),) if isinstance(module, Quantized) else inputs
+        if not plainly_padded(geometry):
+            ends = geometry._reversed_padding_repeated_twice  # before and after, the last axis first
+            within = ends[-2::-2] if geometry.padding_mode == "zeros" and ends[::2] == ends[1::2] else None
+            if within is None:
+                mode = geometry.padding_mode
+                entered = (F.pad(entered[0], ends, "constant" if mode == "zeros" else mode),)
+            module = with_padding(module, within or [0] * len(geometry.kernel_size))
         written = (writer.layer if len(inputs) == 1 else writer.product)(self.name, module, *entered)
         writer.taps[self.name] = Tap(tuple(value.op for value in inputs), written)
         return Value(shape, written, writer)
 
 
+def enlarged(
+    x: Value,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    **_: Any,
+) -> Value:
+    """`F.interpolate` of pictures whose sizes are symbols, which torch's own shapes do not know.
+
+    Raises:
+        TypeError: by no whole factor, or in another way than "nearest" and "bilinear" between the centres of pixels.
+    """
+    whole = size is not None or (isinstance(scale_factor, int | float) and int(scale_factor) == scale_factor)
+    if mode not in ("nearest", "bilinear") or align_corners or x.ndim != 4 or not whole:
+        raise TypeError(f"the network resizes by {mode}, {scale_factor}; wanted whole factors, nearest or bilinear")
+    height, width = (n * int(scale_factor) for n in x.shape[2:]) if size is None else size
+    written = x.writer.resize(x.op, height, width, "nearest" if mode == "nearest" else "linear")
+    return Value((*x.shape[:2], height, width), written, x.writer)
+
+
+def plainly_padded(geometry: Any) -> bool:
+    """Whether a layer pads by given numbers of zeros, the same before and after; or not at all."""
+    named = isinstance(getattr(geometry, "padding", ()), str)  # "same" or "valid"
+    return getattr(geometry, "padding_mode", "zeros") == "zeros" and not named
+
+
+def with_padding(module: nn.Module, padding: Sequence[int]) -> nn.Module:
+    """A convolution, quantized or not, that pads by these numbers of zeros; it shares its numbers with the first."""
+    module = copy.copy(module)
+    if isinstance(module, Quantized):
+        module._modules = {**module._modules, "layer": with_padding(module.layer, padding)}
+        return module
+    module.padding, module.padding_mode = tuple(padding), "zeros"  # type: ignore[arg-type,assignment]
+    return module
+
+
 def without_numbers(value: Any) -> Any:
     """A tensor as one on torch's meta device; all else as it is."""
-    if isinstance(value, Value):
-        return torch.empty(value.shape, dtype=value.dtype, device="meta")
-    return value.to("meta") if isinstance(value, Tensor) else value
+    return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value
 
 
 def tensors_of(args: Any) -> list[Tensor]:
@@ -283,15 +357,19 @@ def stack(w: Writer, shapes: Tensor, values: list[Any], dim: int = 0) -> Any:
     return w.concat([w.reshape(w.op_of(value), each) for value in values], dim)
 
 
-def cut(w: Writer, shapes: Tensor, x: Value, dim: int = 0, start: int | None = None, end: int | None = None) -> Any:
+def cut(w: Writer, shapes: Tensor, x: Value, dim: int = 0, start: Extent = None, end: Extent = None) -> Any:
     """x[start:end] along an axis."""
-    start, stop, _ = slice(start, end).indices(x.shape[dim])
-    return x.op if stop - start == x.shape[dim] else w.slice(x.op, dim % x.ndim, start, stop)
+    size, length = x.shape[dim], shapes.shape[dim]
+    if length == size:
+        return x.op
+    start = start or 0
+    start = max(start + size, 0) if start < 0 else start
+    return w.slice(x.op, dim % x.ndim, start, start + length)
 
 
-def select(w: Writer, shapes: Tensor, x: Value, dim: int, index: int) -> Any:
+def select(w: Writer, shapes: Tensor, x: Value, dim: int, index: Extent) -> Any:
     """x[index] along an axis."""
-    index %= x.shape[dim]
+    index += x.shape[dim] if index < 0 else 0
     return w.reshape(w.slice(x.op, dim % x.ndim, index, index + 1), shapes.shape)
 
 
@@ -320,12 +398,12 @@ def transpose(w: Writer, shapes: Tensor, x: Value, first: int, second: int) -> A
     return w.transpose(x.op, axes)
 
 
-def expand(w: Writer, shapes: Tensor, x: Value, size: Sequence[int]) -> Any:
+def expand(w: Writer, shapes: Tensor, x: Value, size: Sequence[Extent]) -> Any:
     """torch.expand"""
     return x.op if x.shape == shapes.shape else w.broadcast(x.op, shapes.shape)
 
 
-def roll(w: Writer, shapes: Tensor, x: Value, shifts: Sequence[int], dims: Sequence[int]) -> Any:
+def roll(w: Writer, shapes: Tensor, x: Value, shifts: Sequence[Extent], dims: Sequence[int]) -> Any:
     """torch.roll: what leaves at one end of an axis comes in at the other."""
     written = x.op
     for shift, dim in zip(shifts, dims, strict=True):
@@ -346,9 +424,37 @@ def power(w: Writer, shapes: Tensor, x: Value, exponent: float | int) -> Any:
     return w.squared(x.op) if exponent == 2 else w.elementwise("power", x.op, w.constant(float(exponent)))
 
 
-def clamp_min(w: Writer, shapes: Tensor, x: Value, low: float | int) -> Any:
-    """max(x, low)"""
-    return w.elementwise("maximum", x.op, w.constant(float(low)))
+def clamp(w: Writer, shapes: Tensor, x: Value, low: float | int | None = None, high: float | int | None = None) -> Any:
+    """min(max(x, low), high)"""
+    written = x.op if low is None else w.elementwise("maximum", x.op, w.constant(float(low)))
+    return written if high is None else w.elementwise("minimum", written, w.constant(float(high)))
+
+
+def clamp_max(w: Writer, shapes: Tensor, x: Value, high: float | int) -> Any:
+    """min(x, high)"""
+    return clamp(w, shapes, x, None, high)
+
+
+def negative(w: Writer, shapes: Tensor, x: Value) -> Any:
+    """-x"""
+    return w.elementwise("multiply", x.op, w.constant(-1.0))
+
+
+def reverse(w: Writer, shapes: Tensor, x: Value, other: Any, alpha: float | int = 1) -> Any:
+    """other - alpha x"""
+    return w.binary("subtract", other, x, alpha)
+
+
+def silu(w: Writer, shapes: Tensor, x: Value) -> Any:
+    """x sigmoid(x)"""
+    return w.elementwise("multiply", x.op, w.elementwise("sigmoid", x.op))
+
+
+def prelu(w: Writer, shapes: Tensor, x: Value, slope: Tensor) -> Any:
+    """PReLU: slope x for negative x, a slope for each channel or one for all."""
+    zero = w.constant(0.0)
+    below = w.elementwise("multiply", w.elementwise("minimum", x.op, zero), w.constant(slope))
+    return w.elementwise("add", w.elementwise("maximum", x.op, zero), below)
 
 
 def leaky_relu(w: Writer, shapes: Tensor, x: Value, slope: float | int = 0.01) -> Any:
@@ -388,12 +494,12 @@ def where(w: Writer, shapes: Tensor, condition: Value, x: Any, other: Any) -> An
 
 def ones_like(w: Writer, shapes: Tensor, x: Value, **_: Any) -> Any:
     """torch.ones_like"""
-    return w.constant(torch.ones(shapes.shape))
+    return w.broadcast(w.constant(torch.ones([1] * shapes.ndim)), shapes.shape)
 
 
 def zeros_like(w: Writer, shapes: Tensor, x: Value, **_: Any) -> Any:
     """torch.zeros_like"""
-    return w.constant(torch.zeros(shapes.shape))
+    return w.broadcast(w.constant(torch.zeros([1] * shapes.ndim)), shapes.shape)
 
 
 def var(w: Writer, shapes: Tensor, x: Value, dims: Sequence[int], correction: int = 1, keepdim: bool = False) -> Any:
@@ -426,12 +532,32 @@ def softmax(w: Writer, shapes: Tensor, x: Value, dim: int, half: bool) -> Any:
 
 
 def layer_norm(
-    w: Writer, shapes: Any, x: Value, size: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    w: Writer, shapes: Any, x: Value, size: Sequence[Extent], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Any:
     """LayerNorm over the last axis."""
     written = w.standardize(x.op, eps)
     written = written if weight is None else w.elementwise("multiply", written, w.constant(weight))
     return written if bias is None else w.elementwise("add", written, w.constant(bias))
+
+
+def batch_norm(
+    w: Writer,
+    shapes: Any,
+    x: Value,
+    weight: Any,
+    bias: Any,
+    center: Tensor,
+    spread: Tensor,
+    _: Any,
+    __: Any,
+    eps: float,
+) -> Any:
+    """BatchNorm as it is used after training: a factor and an offset for each channel."""
+    column = (-1, *[1] * (x.ndim - 2))
+    factor = torch.rsqrt(spread + eps) * (1 if weight is None else weight)
+    offset = (0 if bias is None else bias) - center * factor
+    scaled = w.elementwise("multiply", x.op, w.constant(factor.reshape(column)))
+    return w.elementwise("add", scaled, w.constant(offset.reshape(column)))
 
 
 def pixel_shuffle(w: Writer, shapes: Tensor, x: Value, r: int) -> Any:
@@ -448,36 +574,44 @@ def pixel_unshuffle(w: Writer, shapes: Tensor, x: Value, r: int) -> Any:
     return w.reshape(w.transpose(apart, (0, 1, 3, 5, 2, 4)), shapes.shape)
 
 
-def replication_pad(w: Writer, shapes: Tensor, x: Value, padding: Sequence[int]) -> Any:
+def replication_pad(w: Writer, shapes: Tensor, x: Value, padding: Sequence[Extent]) -> Any:
     """The first and the last element along each of the last axes repeated."""
+    return padded(w, x, padding, None)
+
+
+def constant_pad(w: Writer, shapes: Tensor, x: Value, padding: Sequence[Extent], value: float | int = 0) -> Any:
+    """One number before and after the elements of each of the last axes; where there are to be fewer, they are cut."""
+    return padded(w, x, padding, float(value))
+
+
+def reflection_pad(w: Writer, shapes: Tensor, x: Value, padding: Sequence[Extent]) -> Any:
+    """The last axes mirrored at their ends, which are not repeated."""
     written = x.op
     for place in range(len(padding) // 2):
-        axis = x.ndim - 1 - place
-        before, after = padding[2 * place : 2 * place + 2]
-        ends = w.slice(written, axis, 0, 1), w.slice(written, axis, x.shape[axis] - 1, x.shape[axis])
-        if before or after:
-            written = w.concat([*[ends[0]] * before, written, *[ends[1]] * after], axis)
+        axis, (before, after) = x.ndim - 1 - place, padding[2 * place : 2 * place + 2]
+        period = max(2 * x.shape[axis] - 2, 1)
+        whole = [position % period for position in range(-before, x.shape[axis] + after)]
+        written = w.gather(written, axis, [min(position, period - position) for position in whole])
     return written
 
 
-def constant_pad(w: Writer, shapes: Tensor, x: Value, padding: Sequence[int], value: float | int = 0) -> Any:
-    """One number before and after the elements of each of the last axes; where there are to be fewer, they are cut."""
+def padded(w: Writer, x: Value, padding: Sequence[Extent], value: float | None) -> Any:
+    """x with more or fewer elements before and after each of the last axes, in torch's order: the last one first."""
     written, size = x.op, list(x.shape)
     for place in range(len(padding) // 2):
         axis, (before, after) = x.ndim - 1 - place, padding[2 * place : 2 * place + 2]
-        if min(before, after) < 0:
-            start, size[axis] = max(-before, 0), size[axis] + min(before, 0) + min(after, 0)
-            written = w.slice(written, axis, start, start + size[axis])
-        ends = [torch.full((*size[:axis], n, *size[axis + 1 :]), float(value)) for n in (before, after) if n > 0]
-        parts = [written, *map(w.constant, ends)]
-        if before > 0:
-            parts[:2] = parts[1::-1]
-        written = w.concat(parts, axis) if ends else written
-        size[axis] += max(before, 0) + max(after, 0)
+        start, stop = -before if before < 0 else 0, size[axis] + after if after < 0 else size[axis]
+        if before < 0 or after < 0:
+            written = w.slice(written, axis, start, stop)
+            size[axis] = stop - start
+        before, after = (0 if count < 0 else count for count in (before, after))
+        if before or after:
+            written = w.extend(written, size, axis, before, after, value)
+            size[axis] = size[axis] + before + after
     return written
 
 
-def largest(w: Writer, shapes: Any, x: Value, size: Sequence[int], *_: Any) -> Any:
+def largest(w: Writer, shapes: Any, x: Value, size: Sequence[Extent], *_: Any) -> Any:
     """Max pooling to a size, or with windows that lie side by side."""
     return w.largest(x, *shapes[0].shape[2:])
 
@@ -514,7 +648,15 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "roll": roll,
     "index_select": index_select,
     "pow": power,
-    "clamp_min": clamp_min,
+    "clamp": clamp,
+    "clamp_min": clamp,
+    "clamp_max": clamp_max,
+    "hardtanh": clamp,
+    "neg": negative,
+    "rsub": reverse,
+    "silu": silu,
+    "_prelu_kernel": prelu,
+    "native_batch_norm": batch_norm,
     "leaky_relu": leaky_relu,
     "mean": mean,
     "sum": total,
@@ -531,7 +673,12 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "constant_pad_nd": constant_pad,
+    "reflection_pad1d": reflection_pad,
+    "reflection_pad2d": reflection_pad,
+    "reflection_pad3d": reflection_pad,
+    "replication_pad1d": replication_pad,
     "replication_pad2d": replication_pad,
+    "replication_pad3d": replication_pad,
     "adaptive_max_pool2d": largest,
     "max_pool2d_with_indices": largest,
     "upsample_nearest2d": nearest,

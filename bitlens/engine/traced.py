@@ -4,21 +4,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
-from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitlens.engine.checks import check_capture, check_picture
 from bitlens.engine.fusion import codes_first, fused, reached, users_of
-from bitlens.engine.lower import IntegerLayer, IntegerProduct, Lowered, lower, runs_in_integers
+from bitlens.engine.lower import IntegerLayer, IntegerProduct, lower, runs_in_integers
 from bitlens.engine.native import Packed
-from bitlens.engine.openvino import enlarges
-from bitlens.engine.picture_native import Codes, Constant, Denoising, Layer, NativeGraph, Op, View, on_kernels
+from bitlens.engine.picture_native import Codes, Constant, Denoising, Layer, Op, View, on_kernels, unreadable, write
 from bitlens.engine.plan import Memory, Part, Plan, kernels
 from bitlens.engine.swin import as_volumes, torch_threads
-from bitlens.engine.trace import trace
 from bitlens.engine.twins import check_layers
 from bitlens.quant.layers import Quantized, quantized_layers
 
@@ -29,8 +25,6 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 KINDS = {torch.float32: np.float32, torch.uint8: np.uint8, torch.bool: np.bool_}
 SHORT = 8
 """Runs of fewer elements are copied one by one."""
-known: WeakSet[nn.Module] = WeakSet()
-"""Networks that were written down before."""
 OVER_INPUTS = {"add", "subtract", "multiply", "divide", "leaky", "relu", "sigmoid", "where", "maximum", "minimum"}
 """Ops whose result may take the place of an input that nothing reads afterwards."""
 
@@ -67,7 +61,8 @@ class Engine(Packed):
         self.network, self.lowered = network, lower(network)
         self.exact = [name for name, layer in self.lowered.layers.items() if is_exact(layer)]
         """The layers on the kernels."""
-        super().__init__(as_volumes(self.lowered.layers), precision, threads, level)
+        exact = {name: self.lowered.layers[name] for name in self.exact}
+        super().__init__(as_volumes(exact), precision, threads, level)
         self.plans: dict[tuple[tuple[int, ...], ...], Program] = {}
         if check and self.level != "scalar":
             check_layers({name: self.integers[name] for name in self.exact}, self.level, np.float32)
@@ -116,38 +111,14 @@ class Engine(Packed):
 
 
 def missing(network: nn.Module) -> str | None:
-    """Why the kernels cannot run a network; None: they can. It is written down once, for a small input, to know."""
+    """Why the kernels cannot run a network; None: they can."""
     if not quantized_layers(network):  # asked each time: grids may have been taken away
         return f"nothing of {type(network).__name__} is quantized; wanted a low-bit network"
-    if network in known:
-        return None
     try:
         kernels().best_level()
-        write(network, lower(network), *(tuple(one.shape[1:]) for one in example(network)))
     except ImportError as error:
         return f"the native kernels are not built ({error})"
-    except TypeError as error:
-        return str(error).partition("; run it in torch")[0]
-    known.add(network)
-    return None
-
-
-def example(network: nn.Module) -> tuple[Tensor, ...]:
-    """Inputs of a network: a picture where it enlarges, else a measurement and its mask."""
-    return (check_picture(),) if enlarges(network) else check_capture()
-
-
-def write(network: nn.Module, lowered: Lowered, *sizes: tuple[int, ...]) -> tuple[list[View], list[Op], View]:
-    """A network's inputs, ops and output, for sizes of inputs without the batch.
-
-    Raises:
-        TypeError: it does something that the graph has no op for.
-    """
-    graph = NativeGraph(lowered)
-    inputs = [graph.input((1, *size)) for size in sizes]
-    with torch.no_grad():
-        output = trace(network, graph, *((view, view.size) for view in inputs)).op
-    return inputs, graph.ops, output
+    return unreadable(network)
 
 
 def is_exact(layer: IntegerLayer | IntegerProduct) -> bool:

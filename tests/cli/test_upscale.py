@@ -229,7 +229,6 @@ def test_tiles_in_integers_are_the_whole(low_bit: Path, tmp_path: Path, monkeypa
     ("engine", "message"),
     [
         ("native", "nothing of IMDN is quantized; wanted a low-bit network; choose another engine"),
-        ("onnxruntime", "network IMDN came; wanted EfficientSCI"),
         ("reference", "--engine reference, and the network is float; wanted a low-bit one"),
     ],
 )

@@ -110,6 +110,8 @@ def test_exposure_scale(tmp_path: Path) -> None:
     assert read_capture(path, brightness=true).gain == pytest.approx(300, rel=1e-4)
     dim = read_capture(path, gain=10)
     assert dim.gain == 10 and any("times white; the gain is too small" in note for note in dim.notes)
+    with pytest.raises(ValueError, match=r"a gain of 1e-40 came \(given\); wanted one that float32 can hold.*; check"):
+        read_capture(path, gain=1e-40)
     write_npz(tmp_path / "b.npz", measurement=GOOD * 300, mask=MASK, gain=300.0, axes="thw")
     stated = read_capture(tmp_path / "b.npz")
     assert (stated.gain, stated.gain_source) == (300.0, "file")

@@ -82,6 +82,8 @@ def bad(change: str) -> np.ndarray:
         mask[:] = 1
     elif change == "closed":
         mask[:, :10] = 0
+    elif change == "other byte order":
+        mask = mask.astype(np.float32).byteswap()
     return {"empty": mask[:, :0], "one frame": mask[:1], "text": np.full((2, 4, 4), "x")}.get(change, mask)
 
 
@@ -95,6 +97,7 @@ def bad(change: str) -> np.ndarray:
         ("dark frame", "frame 3 is all zero; wanted light in every frame; leave it out"),
         ("constant", "is 1 everywhere; wanted a coded mask that differs .*; give"),
         ("closed", "of the pixels are closed in all 8 frames; wanted at most 1.8%; crop"),
+        ("other byte order", r"goes up to 4\.6.*e-41; wanted values of about 1.*; check the byte order"),
         ("one frame", "has 1 frame; wanted one mask per frame, at least 2; give"),
         ("text", "dtype <U1; wanted real numbers; save"),
     ],

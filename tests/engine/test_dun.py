@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bitlens import checkpoint
 from bitlens.engine.checks import snr
-from bitlens.engine.export import export_onnx, export_openvino
+from bitlens.engine.export import export_onnx, export_openvino, sizes_in
 from bitlens.engine.functional import FunctionalGapTV
 from bitlens.engine.openvino import Engine
 from bitlens.engine.runtime import openvino
@@ -112,16 +112,21 @@ def test_files_need_measurement_and_mask_alone(tmp_path: Path, monkeypatch: pyte
     assert min(check.snr_f32 for check in export_openvino(low, tmp_path / "net.xml", *size)) > 60
     compiled = openvino().Core().compile_model(tmp_path / "net.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert snr(torch.from_numpy(compiled(named)["video"]), simulated) > 30
-    with pytest.raises(ValueError, match="measurements of 0x9x12; wanted 1 frame, 1 row and 1 column or more"):
+    with pytest.raises(ValueError, match="measurements of 0x9x12; wanted frames, height, width, each 1 or more"):
         export_openvino(low, tmp_path / "none.xml", 0, 9, 12)
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    assert min(export_onnx(low, tmp_path / "net.onnx", size=size).values()) > 60
+    assert min(export_onnx(low, tmp_path / "net.onnx").values()) > 60
+    assert sizes_in(tmp_path / "net.onnx") == "any frames and height and width; batches of one"
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(["video"], named)
-    assert found.shape == simulated.shape and snr(torch.from_numpy(found), simulated) > 30
-    with pytest.raises(ValueError, match="wanted qdq and frames, a height and width"):
-        export_onnx(low, tmp_path / "none.onnx")
+    for other in (size, (2, 17, 16)):
+        data = capture(*other)
+        (found,) = session.run(["video"], {"measurement": data[0].numpy(), "mask": data[1].numpy()})
+        with torch.no_grad():
+            simulated = low(*data)
+        assert found.shape == simulated.shape and snr(torch.from_numpy(found), simulated) > 30
+    with pytest.raises(ValueError, match="form integer of DUN; wanted qdq, the only one it has; leave it out"):
+        export_onnx(low, tmp_path / "none.onnx", "integer")
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -185,4 +190,4 @@ assert np.array_equal(runtime(measurement, mask), video)
 print(type(runtime).__name__, note, "torch" in sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.strip() == "UnfoldingRuntime note False", run.stderr
+    assert run.stdout.strip() == "VideoRuntime note False", run.stderr

@@ -23,8 +23,8 @@ from bitlens.engine.onnxruntime import Engine, check_arrays, onnxruntime, open_s
 from bitlens.engine.reference import accumulate
 from bitlens.engine.runtime import openvino
 from bitlens.methods import quantize, recipe_of
+from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI
-from bitlens.networks.stformer import stformer
 from bitlens.quant.layers import Quantized, quantized_layers
 from bitlens.recipe import Bits, Recipe, Rule
 
@@ -87,7 +87,7 @@ def test_accumulators_are_the_references(name: str) -> None:
     model.graph.output.extend(info(f"{key}/sum", onnx().TensorProto.INT32, None) for key in layers)
     session = open_session(model.SerializeToString(), 1)
     names = [output.name for output in session.get_outputs()]
-    found = dict(zip(names, session.run(names, check_arrays()), strict=True))
+    found = dict(zip(names, session.run(names, check_arrays(network)), strict=True))
     assert len(layers) >= 21
     for key, layer in layers.items():
         x = torch.from_numpy(found[taps[key].inputs[0]])  # b c t h w
@@ -153,8 +153,8 @@ def test_a_layer_that_computes_wrongly_is_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_what_has_no_graph_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="network STFormer came; wanted EfficientSCI without"):
-        export_onnx(stformer("s"), tmp_path / "a.onnx")
+    with pytest.raises(TypeError, match="network GapTV has no layers; wanted one with convolutions or linear layers"):
+        export_onnx(GapTV(), tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -72,7 +72,7 @@ def test_a_damaged_cache_is_made_anew(damage: bytes, tmp_path: Path) -> None:
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="network GapTV came; wanted EfficientSCI"):
+    with pytest.raises(TypeError, match="network GapTV has no layers; wanted one with"):
         Engine(GapTV(), cache=tmp_path)
     with pytest.raises(ValueError, match="0 threads; wanted 1 or more"):
         Engine(EfficientSCI(8, 1, 2), threads=0, cache=tmp_path)

@@ -190,7 +190,7 @@ def test_coarse_grids_run_between_float32(tmp_path: Path) -> None:
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="network GapTV came; wanted EfficientSCI"):
+    with pytest.raises(TypeError, match="network GapTV has no layers; wanted one with"):
         engine_of(GapTV(), tmp_path)
     network = float_network()
     with pytest.raises(ValueError, match="precision 'int4'; wanted auto, bf16 or f32"):

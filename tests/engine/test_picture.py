@@ -17,7 +17,7 @@ from bitlens.engine import openvino as engine_module
 from bitlens.engine.checks import snr
 from bitlens.engine.export import export_onnx, export_openvino
 from bitlens.engine.lower import IntegerLayer, lower
-from bitlens.engine.openvino import Engine, runs
+from bitlens.engine.openvino import Engine, missing
 from bitlens.engine.picture import PictureGraph, build_picture
 from bitlens.engine.runtime import KEPT, PictureRuntime, openvino
 from bitlens.methods import quantize, recipe_of
@@ -180,20 +180,33 @@ class Strange(nn.Module):
 
     scale = 1
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+
     def forward(self, image: Tensor) -> Tensor:
-        return image.cumsum(3)
+        return self.layer(image).cumsum(3)
 
 
 def test_an_unknown_operation_is_named(tmp_path: Path) -> None:
-    assert runs(Strange()) and not runs(nn.Conv2d(3, 3, 1))
+    assert missing(Strange()) == "the network uses cumsum; wanted operations that a graph here has"
     with pytest.raises(TypeError, match="the network uses cumsum; wanted operations that a graph here has; run it"):
-        engine_of(Strange(), tmp_path, check=False)(picture())
+        engine_of(Strange(), tmp_path, check=False)
+    assert missing(nn.Identity()) == "network Identity has no layers; wanted one with convolutions or linear layers"
 
 
-class Weighted(nn.Module):
-    """A difference whose second part has a weight, as torch's alpha."""
+class Formulas(nn.Module):
+    """A network for pictures with a layer that a test asks nothing of."""
 
     scale = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+
+
+class Weighted(Formulas):
+    """A difference whose second part has a weight, as torch's alpha."""
 
     def forward(self, image: Tensor) -> Tensor:
         return torch.sub(image, image.sqrt(), alpha=0.25)
@@ -203,10 +216,8 @@ def test_sums_have_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(engine_of(Weighted(), tmp_path, check=False)(picture()), Weighted()(picture()))
 
 
-class Bright(nn.Module):
+class Bright(Formulas):
     """Closes what is dark, in two ways, and repeats the border."""
-
-    scale = 1
 
     def forward(self, image: Tensor) -> Tensor:
         bright = image > 0.5 * image.amax(dim=(2, 3), keepdim=True)
@@ -305,8 +316,10 @@ def test_sizes_that_cannot_be_exported(tmp_path: Path) -> None:
     low = quantized(network_of("SMFANet"), 8)
     with pytest.raises(ValueError, match=r"pools 19x22 pixels .* wanted a height and a width that are multiples of 8"):
         export_onnx(low, tmp_path / "net.onnx", size=(19, 22))
-    with pytest.raises(ValueError, match="wanted qdq and a height and width"):
+    with pytest.raises(ValueError, match=r"no size of pictures came, and .*; wanted height, width; give"):
+        export_onnx(low, tmp_path / "net.onnx")
+    with pytest.raises(ValueError, match="form integer of SMFANet; wanted qdq, the only one it has; leave it out"):
         export_onnx(low, tmp_path / "net.onnx", "integer", (24, 24))
-    with pytest.raises(ValueError, match="pictures of 0x5; wanted a height and a width of 1 or more"):
+    with pytest.raises(ValueError, match="pictures of 0x5; wanted height, width, each 1 or more; change them"):
         export_openvino(low, tmp_path / "net.xml", 0, 5)
     assert not list(tmp_path.iterdir())

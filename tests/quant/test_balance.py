@@ -137,7 +137,7 @@ def test_engines_and_checkpoints(kind: str, tmp_path: Path, vnni: bool) -> None:
 
 
 @pytest.mark.parametrize("parametrization", ["step", "bound"])
-def test_networks_for_video_are_refused(parametrization: Any, tmp_path: Path) -> None:
+def test_efficientsci_then_has_no_graph_of_its_own(parametrization: Any, tmp_path: Path) -> None:
     network = EfficientSCI(in_ch=8, units=1, group_num=2).eval()
     bits = Bits(4, 4, activation_granularity="balanced", parametrization=parametrization)
     low, _ = quantize(
@@ -147,5 +147,4 @@ def test_networks_for_video_are_refused(parametrization: Any, tmp_path: Path) ->
     )
     assert "are not direct" in str(missing(low))
     pytest.importorskip("openvino")
-    with pytest.raises(TypeError, match=r"layers \(fem\.0 first\) have balanced input channels; .*; run it in torch"):
-        Engine(low, threads=1, cache=tmp_path)
+    assert all(check.snr_f32 > 60 for check in Engine(low, threads=1, cache=tmp_path).checks)  # it is read off its code

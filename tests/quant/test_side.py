@@ -145,7 +145,7 @@ def test_engines_and_checkpoints(kind: str, tmp_path: Path, vnni: bool) -> None:
 
 
 def test_who_has_no_kernels_for_it_refuses_it(tmp_path: Path) -> None:
-    """Linear layers of networks for video, and the fused block of SwinIR."""
+    """Linear layers of EfficientSCI's own graph, and the fused block of SwinIR; OpenVINO reads both off their code."""
     rules = Rule("*.qkv", Bits(4, 4, rank=1)), Rule("*", Bits(4, 4))
     video = EfficientSCI(in_ch=8, units=1, group_num=2).eval()
     low, _ = quantize(video, Recipe("s", rules), [(torch.rand(1, 16, 16), torch.ones(1, 2, 16, 16))])
@@ -154,5 +154,4 @@ def test_who_has_no_kernels_for_it_refuses_it(tmp_path: Path) -> None:
     assert "tsab.qkv first) have a path beside them" in str(native.missing(low))
     assert "attn.qkv first) have a path beside them" in str(swin.missing(wide))
     pytest.importorskip("openvino")
-    with pytest.raises(TypeError, match=r"have a path beside them; .*; run it in torch"):
-        Engine(low, threads=1, cache=tmp_path)
+    assert all(check.snr_f32 > 60 for check in Engine(low, threads=1, cache=tmp_path).checks)

@@ -1,8 +1,9 @@
-"""Deep unfolding networks as OpenVINO graphs: start, physics and priors in one, for one size of video."""
+"""Networks for video as OpenVINO graphs, read off their code: measurement and mask in, video out, for one size."""
 
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from bitlens.engine.layout import Layout
 from bitlens.engine.lower import Lowered
@@ -10,11 +11,16 @@ from bitlens.engine.picture import PictureGraph
 from bitlens.engine.runtime import openvino
 from bitlens.engine.steps import Tap
 from bitlens.engine.trace import trace
-from bitlens.networks.dun import DUN
 
 
-def build_unfolding(network: DUN, lowered: Lowered, frames: int, height: int, width: int) -> tuple[Any, dict[str, Tap]]:
-    """The model from measurement (1, h, w) and mask (1, t, h, w) to video (1, 1, t, h, w), and its layers' taps."""
+def build_video(
+    network: nn.Module, lowered: Lowered, frames: int, height: int, width: int
+) -> tuple[Any, dict[str, Tap]]:
+    """The model from measurement (1, h, w) and mask (1, t, h, w) to video (1, c, t, h, w), and its layers' taps.
+
+    Raises:
+        TypeError: the network does something that the graph has no op for.
+    """
     graph = PictureGraph(lowered)
     layout, inputs = Layout(graph), []
     for name, shape in (("measurement", [1, height, width]), ("mask", [1, frames, height, width])):
@@ -27,4 +33,4 @@ def build_unfolding(network: DUN, lowered: Lowered, frames: int, height: int, wi
         name: Tap(tuple(map(layout.settled, tap.inputs)), layout.settled(tap.output))
         for name, tap in layout.taps.items()
     }
-    return openvino().Model([video], inputs, "dun"), taps
+    return openvino().Model([video], inputs, type(network).__name__.lower()), taps
