@@ -234,6 +234,7 @@ def attempt(item: Item, work: Work, room: Path) -> Row:
     start = time.perf_counter()
     with ONE_AT_A_TIME, quietly(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FileRemark)
+        place = item.out
         try:
             with TemporaryDirectory(dir=room) as made:
                 place = Path(made) / item.out.name
@@ -249,7 +250,8 @@ def attempt(item: Item, work: Work, room: Path) -> Row:
         except REFUSED as error:
             if interrupted():
                 raise
-            row.state, row.note = "broken", " ".join(str(error).split()) or type(error).__name__
+            said = " ".join(str(error).split()) or type(error).__name__
+            row.state, row.note = "broken", said.replace(str(place), str(item.out))
     for one in caught:
         if not issubclass(one.category, FileRemark):
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
@@ -570,7 +572,7 @@ def conclude(rows: Sequence[Row], folder: Path, verb: str, unit: str) -> None:
         named = ", ".join([*names, "..."] if len(broken) > SHOWN else names)
         others = f"the others are in {folder}" if len(broken) < len(rows) else "which is all"
         why = broken[0].note
-        if len({row.note for row in broken}) > 1:
+        if len({row.note.replace(row.out, "") for row in broken}) > 1:
             why = "wanted whole files; the table says what is wrong with each: repair them, and run it again"
         raise ValueError(f"{len(broken)} of {len(rows)} {unit} could not be {verb} ({named}), {others}; {why}")
     print(f"wrote {sum(row.state == 'made' for row in rows)} {unit} to {folder}")
