@@ -287,11 +287,11 @@ def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for run in runs:
-        if run.curve:
-            steps, values = zip(*run.curve, strict=True)
-            label = f"{run.name}: {values[-1]:.2f} dB after {run.minutes:.0f} min"
-            axes.plot(steps, values, linewidth=2, marker="o", markersize=3, label=label)
+    for number, run in enumerate(run for run in runs if run.curve):
+        steps, values = zip(*run.curve, strict=True)
+        label = f"{run.name}: {values[-1]:.2f} dB after {run.minutes:.0f} min"
+        dashes = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
+        axes.plot(steps, values, linewidth=2, linestyle=dashes, marker="o", markersize=3, label=label)
     axes.set_xlabel("optimizer steps", fontsize=13)
     axes.set_ylabel("PSNR on validation clips (dB)", fontsize=13)
     axes.tick_params(labelsize=11)

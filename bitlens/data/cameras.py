@@ -37,16 +37,16 @@ class Cameras:
     """
 
     shares: Mapping[str, float] = field(
-        default_factory=lambda: {"binary": 0.45, "density": 0.1, "shifted": 0.15, "plate": 0.2, "grey": 0.1}
+        default_factory=lambda: {"binary": 0.55, "density": 0.1, "shifted": 0.15, "plate": 0.15, "grey": 0.05}
     )
     """How often each kind of mask is drawn."""
     frames: tuple[int, int] = (2, 24)
     """Fewest and most frames of a measurement."""
-    usual: float = 0.6
+    usual: float = 0.75
     """Share of the steps that have the sampler's own number of frames."""
-    noisy: float = 0.5
+    noisy: float = 0.35
     """Share of the samples with a sensor's noise."""
-    miscalibrated: float = 0.25
+    miscalibrated: float = 0.2
     """Share of the samples whose light saw a slightly different mask."""
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bitlens.engine.lower import Operand
 from bitlens.engine.picture import PictureGraph, Window, windows_of
 from bitlens.engine.trace import Value, Writer
 from bitlens.quant.layers import Quantized
@@ -192,6 +193,10 @@ class Layout(Writer):
     def elementwise(self, kind: str, *values: Laid) -> Laid:
         """An operation on every element, with broadcasting."""
         return self.together(lambda *ops: self.graph.elementwise(kind, *ops), *values)
+
+    def offsets(self, grid: Operand, x: Laid) -> Laid:
+        """code - zero_point of x on a grid, in float."""
+        return self.together(lambda op: self.graph.offsets(grid, op), x)
 
     def where(self, condition: Laid, x: Laid, other: Laid) -> Laid:
         """x where the condition holds, else the other one, with broadcasting."""

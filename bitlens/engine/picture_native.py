@@ -320,7 +320,7 @@ class NativeGraph(Writer):
     def codes(self, x: View, operand: Operand) -> View:
         """The codes of what a look sees: the look at codes. Those of a concatenation are put together."""
         source = x.op
-        key = source, float(operand.scale), float(operand.zero_point), operand.qmin, operand.qmax
+        key = on_grid(source, operand)
         if key not in self.known:
             if source.kind == "concat":
                 parts = [self.codes(part, operand) for part in source.inputs]
@@ -330,6 +330,19 @@ class NativeGraph(Writer):
             self.ops.append(found)
             self.known[key] = found
         return x.of(self.known[key])
+
+    def rounded(self, grid: Operand, x: View) -> View:
+        """x as a grid has it, from its codes. A layer that reads it on the same grid takes these codes."""
+        codes = self.codes(x, grid)
+
+        def kernel(codes: Tensor) -> Tensor:
+            zero_point = grid.zero_point.to(codes.device) - grid.qmin
+            return (codes - zero_point.float()).mul_(grid.scale.to(codes.device))
+
+        found = self.op("rounded", returning(kernel), codes)
+        if codes.is_whole and codes.lies_as(found.op) and codes.size == codes.op.size:
+            self.known[on_grid(found.op, grid)] = codes.op
+        return found
 
     def offsets(self, grid: Operand, x: View) -> View:
         """code - zero_point of x on a grid, in float."""
@@ -353,6 +366,11 @@ class NativeGraph(Writer):
             return found.permute(0, 1, 3, 4, 2) * unit.to(left.device)
 
         return self.op("attention", returning(kernel), first, second)
+
+
+def on_grid(source: Op, operand: Operand) -> tuple[Any, ...]:
+    """What codes are known by: the op and the numbers of the grid."""
+    return source, float(operand.scale), float(operand.zero_point), operand.qmin, operand.qmax
 
 
 def codes_of(source: Op, operand: Operand) -> Codes:

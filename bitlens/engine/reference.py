@@ -40,6 +40,13 @@ class ReferenceLayer(nn.Module):
         total = accumulate if self.layer.is_exact else corrected_sum
         return values(self.layer, total(self.layer, codes))
 
+    def rounded(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """What the layer sees of an input, or of some of its channels, as `Quantized.rounded`."""
+        grid = self.layer.input
+        if self.layer.balance is not None or grid.scale.numel() > 1:
+            return x
+        return (grid.codes(x) - grid.zero_point) * grid.scale
+
 
 class ReferenceProduct(nn.Module):
     """Takes the place of a fake-quantized attention product."""

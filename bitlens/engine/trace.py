@@ -186,6 +186,10 @@ class Writer:
         """code - zero_point of x on a grid, in float."""
         raise NotImplementedError
 
+    def rounded(self, grid: Operand, x: Any) -> Any:
+        """x as a grid has it."""
+        return self.elementwise("multiply", self.offsets(grid, x), self.constant(grid.scale))
+
     def in_float(self, module: nn.Module, x: "Value") -> Any:
         """The input of a layer that is computed in float; of a quantized one the offsets: see `folded_weight`."""
         return self.offsets(operand(module.input_grid), x.op) if isinstance(module, Quantized) else x.op
@@ -293,6 +297,13 @@ class Layer(nn.Module):
         written = (writer.layer if len(inputs) == 1 else writer.product)(self.name, module, *entered)
         writer.taps[self.name] = Tap(tuple(value.op for value in inputs), written)
         return Value(shape, written, writer)
+
+    def rounded(self, x: "Value") -> "Value":
+        """What the layer sees of some of its channels (`networks.parts.as_read`), computed in float."""
+        [module], writer = self.inside, x.writer
+        if not isinstance(module, Quantized) or module.balance is not None or module.input_grid.scales > 1:
+            return x
+        return Value(x.shape, writer.rounded(operand(module.input_grid), x.op), writer)
 
 
 def enlarged(

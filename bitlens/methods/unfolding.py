@@ -1,9 +1,10 @@
 """Low bits inside an unfolding network: its priors are quantized, its physics stays in float.
 
 What a stage gets wrong by rounding, the projection of the next stage sees in the measurement and puts right. So low
-bits cost an unfolding network less than one that rebuilds in a single pass; nobody seems to have published this. The
-first layer of a prior, which reads the measurement, and its last, which writes the video, have 8 bits, as Q-SCI keeps
-its feature extraction and reconstruction near to 8 bits by shortcuts (ECCV 2024, sec. 3.2, 3.3).
+bits cost an unfolding network less than one that rebuilds in a single pass; nobody seems to have published this. What a
+prior reads, the measurement (`head`) and the features of the stage before (`fuse`), and what it writes, the video
+(`tail`), has 8 bits, as Q-SCI keeps its feature extraction and reconstruction near to 8 bits by shortcuts (ECCV 2024,
+sec. 3.2, 3.3).
 """
 
 from typing import Any
@@ -13,9 +14,10 @@ from bitlens.recipe import Recipe, Rule
 
 
 def recipe(bits: int, grid: str = "deployable") -> Recipe:
-    """Every convolution of the priors at `bits`, the first and the last of each at 8 bits."""
+    """Every convolution of the priors at `bits`, what reads and what writes at 8 bits."""
     edge = layer_bits(8, grid)
-    rules = (Rule("*.head", edge), Rule("*.tail", edge), Rule("*", layer_bits(bits, grid)))
+    edges = (Rule(f"*.{name}", edge) for name in ("head", "fuse", "tail"))
+    rules = (*edges, Rule("*", layer_bits(bits, grid)))
     if bits == 8 and grid == "deployable":  # clipping what squared error would give up costs 0.1 dB here
         return Recipe("unfolding-w8a8", rules, "unfolding", "minmax", "percentile")
     return Recipe(f"unfolding-w{bits}a{bits}", rules, "unfolding", *starts(grid))

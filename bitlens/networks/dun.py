@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from bitlens.networks.classical import GapTV
 from bitlens.networks.memory import Memory
+from bitlens.networks.parts import as_read
 from bitlens.operators import normalized_measurement
 
 __all__ = ["DUN", "begin", "deepened"]
@@ -139,6 +140,8 @@ class DUN(nn.Module):
     ) -> list[Float[Tensor, "b t h w"]]:
         """The video after each stage, from what `begin` gives.
 
+        Where the first layer of a prior rounds what it reads, the prior's change is added to the video as it was read
+        (`as_read`): a prior takes the error of rounding for noise, and would take away what was never added.
         Priors see squares of 2 x 2 pixels as channels. So does the physics, which knows pixels one by one: what it
         gives needs no rearrangement on its way into a prior, nor what comes out.
         """
@@ -152,7 +155,7 @@ class DUN(nn.Module):
         for step, prior in zip(self.steps, self.priors, strict=True):
             residual = (measurement - (mask * video).sum(1)) / energy  # b 4 h2 w2
             correction = mask * residual.unsqueeze(1)  # b t 4 h2 w2
-            video = video + step * correction
+            video = as_read(prior.head, video + step * correction)  # type: ignore[union-attr]
             change, features = prior(torch.cat([video, seen, mean, correction], dim=2), features)
             video = video + change
             found.append(F.pixel_shuffle(video, 2).squeeze(2))
@@ -191,7 +194,7 @@ class Prior(nn.Module):
         super().__init__()
         fine, middle, coarse = widths
         self.head = nn.Conv2d(4 * INPUTS, fine, 3, padding=1)
-        self.fuse = nn.Conv2d(2 * fine, fine, 1) if follows else None
+        self.fuse = nn.Conv2d(fine, fine, 1, bias=False) if follows else None
         self.down = nn.ModuleList([nn.Conv2d(fine, middle, 2, 2), nn.Conv2d(middle, coarse, 2, 2)])
         self.up = nn.ModuleList([nn.Conv2d(middle, 4 * fine, 1), nn.Conv2d(coarse, 4 * middle, 1)])
         self.encoder = nn.ModuleList(run(Block, width, count) for width, count in zip(widths, blocks, strict=True))
@@ -207,7 +210,7 @@ class Prior(nn.Module):
         frames = known.shape[1]
         x = self.head(known.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         if self.fuse is not None and features is not None:
-            x = self.fuse(torch.cat([x, features], dim=1))
+            x = x + self.fuse(features)
         skips = []
         for scale, blocks in enumerate(self.encoder):
             for block in blocks:  # type: ignore[union-attr]

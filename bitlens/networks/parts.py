@@ -36,6 +36,12 @@ def pixel_product(left: Float[Tensor, "b n i k p"], right: Float[Tensor, "b n k 
     return total
 
 
+def as_read(layer: nn.Module, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """What a layer sees of its input: the same in a float network, rounded where the layer has been given a grid."""
+    rounded = getattr(layer, "rounded", None)
+    return x if rounded is None else rounded(x)
+
+
 class HeadShift(nn.Module):
     """Adds one learned scalar per head [Q-SCI eq. 8]; the official code calls the parameter `bias` too."""
 

@@ -84,6 +84,11 @@ class Quantized(nn.Module):
         """What the grid of the input sees."""
         return x if self.balance is None else x * self.balance
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """What the layer sees of an input, or of some of its channels: rounded, if one grid serves them all."""
+        alike = self.balance is None and self.input_grid.scales == 1
+        return self.input_grid(x) if self.quantizing and alike else x
+
     def calibration_groups(self) -> dict[str, tuple[Grid, int | None]]:
         """Each activation grid by name, with the axis that its scales run along (None: one scale)."""
         if self.bits.activation_granularity != "input_channel":

@@ -28,8 +28,7 @@ from bitlens.engine.checks import compare_layers, example, snr
 from bitlens.engine.export import export_onnx, export_openvino, sizes_in
 from bitlens.engine.lower import IntegerLayer, Lowered, lower, runs_in_integers
 from bitlens.engine.reference import accumulate, reference_network
-from bitlens.methods import quantize
-from bitlens.methods.quantize import METHODS
+from bitlens.methods import METHODS, quantize
 from bitlens.metrics import psnr_sci
 from bitlens.networks import catalog
 from bitlens.networks.catalog import Entry

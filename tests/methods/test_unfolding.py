@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bitlens.engine.reference import reference_network
 from bitlens.methods import quantize
 from bitlens.networks.dun import DUN
+from bitlens.networks.parts import as_read
 from bitlens.operators import VideoSCI
 from bitlens.quant.layers import quantized_layers
 
@@ -28,13 +30,13 @@ def data() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_bits(network: DUN, data: tuple[Tensor, Tensor], bits: int) -> None:
-    """Every convolution is quantized; the first and the last of each prior have 8 bits."""
+    """Every convolution is quantized; those of a prior that read and write have 8 bits."""
     low, decisions = quantize(network, "unfolding", [data], bits=bits)
     layers = quantized_layers(low)
     convolutions = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
     assert list(layers) == convolutions
     for name, layer in layers.items():
-        wanted = 8 if name.rpartition(".")[2] in ("head", "tail") else bits
+        wanted = 8 if name.rpartition(".")[2] in ("head", "fuse", "tail") else bits
         assert (layer.weight_bits, layer.activation_bits) == (wanted, wanted), name
     assert {decision.name for decision in decisions if decision.bits is None} == set()
     assert torch.equal(low.steps, network.steps)  # type: ignore[arg-type]
@@ -48,3 +50,19 @@ def test_fewer_bits_are_further_from_float(network: DUN, data: tuple[Tensor, Ten
         low, _ = quantize(network, "unfolding", [data], bits=bits)
         errors.append(float((low(*data) - whole).norm() / whole.norm()))
     assert errors[0] < 0.01 and errors[0] < errors[1] < errors[2]
+
+
+@torch.no_grad()
+def test_changes_are_added_to_what_was_read(network: DUN, data: tuple[Tensor, Tensor]) -> None:
+    """A prior that changes nothing gives the video as its first layer has read it: on that layer's grid."""
+    for prior in network.priors:
+        nn.init.zeros_(prior.tail.weight)  # type: ignore[union-attr]
+    low, _ = quantize(network, "unfolding", [data], bits=8)
+    grid = low.priors[-1].head.input_grid
+    found = low(*data)
+    assert torch.equal(as_read(low.priors[-1].head, found), grid(found))  # type: ignore[arg-type]
+    torch.testing.assert_close(found, grid(found))
+    assert (network(*data) - grid(network(*data))).abs().max() > 0.1 * float(grid.scale)  # as in float it is not
+    torch.testing.assert_close(reference_network(low)(*data), found)
+    layer = nn.Conv2d(1, 1, 1)
+    assert as_read(layer, found) is found
