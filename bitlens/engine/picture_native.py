@@ -320,7 +320,7 @@ class NativeGraph(Writer):
     def codes(self, x: View, operand: Operand) -> View:
         """The codes of what a look sees: the look at codes. Those of a concatenation are put together."""
         source = x.op
-        key = on_grid(source, operand)
+        key = source, float(operand.scale), float(operand.zero_point), operand.qmin, operand.qmax
         if key not in self.known:
             if source.kind == "concat":
                 parts = [self.codes(part, operand) for part in source.inputs]
@@ -331,18 +331,17 @@ class NativeGraph(Writer):
             self.known[key] = found
         return x.of(self.known[key])
 
-    def rounded(self, grid: Operand, x: View) -> View:
-        """x as a grid has it, from its codes. A layer that reads it on the same grid takes these codes."""
-        codes = self.codes(x, grid)
+    def as_read(self, grid: Operand, x: View) -> View:
+        """x rounded as a grid has it; what is beyond its range stays as it is."""
+        low, high = (float((end - grid.zero_point) * grid.scale) for end in (grid.qmin, grid.qmax))
 
-        def kernel(codes: Tensor) -> Tensor:
-            zero_point = grid.zero_point.to(codes.device) - grid.qmin
-            return (codes - zero_point.float()).mul_(grid.scale.to(codes.device))
+        def kernel(x: Tensor) -> Tensor:
+            scale, zero_point = grid.scale.to(x.device), grid.zero_point.to(x.device)
+            inside = x.clamp(low, high)
+            known = (x / scale).add_(zero_point).round_().clamp_(grid.qmin, grid.qmax).sub_(zero_point).mul_(scale)
+            return known.sub_(inside).add_(x)
 
-        found = self.op("rounded", returning(kernel), codes)
-        if codes.is_whole and codes.lies_as(found.op) and codes.size == codes.op.size:
-            self.known[on_grid(found.op, grid)] = codes.op
-        return found
+        return self.op("rounded", returning(kernel), x)
 
     def offsets(self, grid: Operand, x: View) -> View:
         """code - zero_point of x on a grid, in float."""
@@ -366,11 +365,6 @@ class NativeGraph(Writer):
             return found.permute(0, 1, 3, 4, 2) * unit.to(left.device)
 
         return self.op("attention", returning(kernel), first, second)
-
-
-def on_grid(source: Op, operand: Operand) -> tuple[Any, ...]:
-    """What codes are known by: the op and the numbers of the grid."""
-    return source, float(operand.scale), float(operand.zero_point), operand.qmin, operand.qmax
 
 
 def codes_of(source: Op, operand: Operand) -> Codes:

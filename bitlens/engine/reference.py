@@ -41,11 +41,12 @@ class ReferenceLayer(nn.Module):
         return values(self.layer, total(self.layer, codes))
 
     def rounded(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """What the layer sees of an input, or of some of its channels, as `Quantized.rounded`."""
+        """As `Quantized.rounded`."""
         grid = self.layer.input
         if self.layer.balance is not None or grid.scale.numel() > 1:
             return x
-        return (grid.codes(x) - grid.zero_point) * grid.scale
+        low, high = ((end - grid.zero_point) * grid.scale for end in (grid.qmin, grid.qmax))
+        return x + ((grid.codes(x) - grid.zero_point) * grid.scale - x.clamp(low, high))
 
 
 class ReferenceProduct(nn.Module):

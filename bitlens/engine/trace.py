@@ -186,9 +186,12 @@ class Writer:
         """code - zero_point of x on a grid, in float."""
         raise NotImplementedError
 
-    def rounded(self, grid: Operand, x: Any) -> Any:
-        """x as a grid has it."""
-        return self.elementwise("multiply", self.offsets(grid, x), self.constant(grid.scale))
+    def as_read(self, grid: Operand, x: Any) -> Any:
+        """x rounded as a grid has it; what is beyond its range stays as it is."""
+        low, high = (self.constant((end - grid.zero_point) * grid.scale) for end in (grid.qmin, grid.qmax))
+        inside = self.elementwise("minimum", self.elementwise("maximum", x, low), high)
+        known = self.elementwise("multiply", self.offsets(grid, x), self.constant(grid.scale))
+        return self.elementwise("add", x, self.elementwise("subtract", known, inside))
 
     def in_float(self, module: nn.Module, x: "Value") -> Any:
         """The input of a layer that is computed in float; of a quantized one the offsets: see `folded_weight`."""
@@ -299,11 +302,11 @@ class Layer(nn.Module):
         return Value(shape, written, writer)
 
     def rounded(self, x: "Value") -> "Value":
-        """What the layer sees of some of its channels (`networks.parts.as_read`), computed in float."""
+        """Some channels as the layer sees them (`networks.parts.as_read`), computed in float."""
         [module], writer = self.inside, x.writer
         if not isinstance(module, Quantized) or module.balance is not None or module.input_grid.scales > 1:
             return x
-        return Value(x.shape, writer.rounded(operand(module.input_grid), x.op), writer)
+        return Value(x.shape, writer.as_read(operand(module.input_grid), x.op), writer)
 
 
 def enlarged(

@@ -37,7 +37,7 @@ def pixel_product(left: Float[Tensor, "b n i k p"], right: Float[Tensor, "b n k 
 
 
 def as_read(layer: nn.Module, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """What a layer sees of its input: the same in a float network, rounded where the layer has been given a grid."""
+    """An input as a layer sees it: the same in a float network, rounded where the layer has been given a grid."""
     rounded = getattr(layer, "rounded", None)
     return x if rounded is None else rounded(x)
 

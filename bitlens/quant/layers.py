@@ -85,9 +85,16 @@ class Quantized(nn.Module):
         return x if self.balance is None else x * self.balance
 
     def rounded(self, x: Tensor) -> Tensor:
-        """What the layer sees of an input, or of some of its channels: rounded, if one grid serves them all."""
-        alike = self.balance is None and self.input_grid.scales == 1
-        return self.input_grid(x) if self.quantizing and alike else x
+        """An input, or some of its channels, as the layer sees it: rounded, if one grid serves all channels.
+
+        Values beyond the grid's range stay as they are: a sum that goes on with them must not be clipped.
+        """
+        if not self.quantizing or self.balance is not None or self.input_grid.scales > 1:
+            return x
+        grid = self.input_grid
+        scale, zero_point = (value.detach() for value in grid.scale_and_zero_point())
+        low, high = ((end - zero_point) * scale for end in (grid.qmin, grid.qmax))
+        return x + (grid(x) - x.clamp(low, high))
 
     def calibration_groups(self) -> dict[str, tuple[Grid, int | None]]:
         """Each activation grid by name, with the axis that its scales run along (None: one scale)."""
