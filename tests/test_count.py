@@ -143,5 +143,5 @@ def test_refusals() -> None:
 def test_an_unfolding_network_is_counted_through_its_physics() -> None:
     """47 GMAC for a measurement of 256 x 256 x 8, in proportion to its pixels and frames."""
     whole = sum(layer.macs for layer in count(DUN()))
-    assert round(whole / 1e9, 1) == 47.1
+    assert round(whole / 1e9, 1) == 46.7
     assert sum(layer.macs for layer in count(DUN(), frames=4, height=128)) * 4 == whole

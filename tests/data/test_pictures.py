@@ -262,6 +262,7 @@ def test_profiles_are_kept_where_they_fit(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(tmp_path / "c.tif"), np.asarray(image), atol=1)
 
 
+@pytest.mark.filterwarnings("ignore::bitlens.files.FileRemark")
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".bmp", ".jpg", ".tif", ".webp"])
 def test_mutated_pictures_are_refused_in_words(tmp_path: Path, suffix: str) -> None:
     """Whatever bytes change: an image, or a ValueError that names the file."""
