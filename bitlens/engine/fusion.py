@@ -1,4 +1,4 @@
-"""What the kernels do on their way, found in a graph of operations: rewrites between `picture_native.py` and a plan.
+"""What the kernels do on their way, found in a graph of operations: rewrites between `traced_native.py` and a plan.
 
 convolution -> [pixel shuffle] -> LeakyReLU or ReLU -> + residual -> grids of all layers that follow
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from bitlens.engine.picture_native import Codes, Layer, Op, View, codes_of, shuffle_of
+from bitlens.engine.traced_native import Codes, Layer, Op, View, codes_of, shuffle_of
 
 __all__ = ["codes_first", "fused", "reached", "users_of"]
 

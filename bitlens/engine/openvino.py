@@ -23,7 +23,6 @@ from bitlens.engine.checks import Check, ComputesWrongly, compare_layers, exampl
 from bitlens.engine.graph import PART, build
 from bitlens.engine.lower import lower, without_saturation
 from bitlens.engine.picture import build_picture
-from bitlens.engine.picture_native import unreadable
 from bitlens.engine.refusals import additions, check_settings
 from bitlens.engine.runtime import (
     Compiled,
@@ -37,6 +36,7 @@ from bitlens.engine.runtime import (
     user_cache,
 )
 from bitlens.engine.steps import Tap
+from bitlens.engine.traced_native import unreadable
 from bitlens.engine.video import build_video
 from bitlens.files import atomic_path
 from bitlens.networks.catalog import entry_of, task_of

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from bitlens.engine.fusion import codes_first, fused, reached, users_of
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, lower, runs_in_integers
 from bitlens.engine.native import Packed
-from bitlens.engine.picture_native import Codes, Constant, Denoising, Layer, Op, View, on_kernels, unreadable, write
 from bitlens.engine.plan import Memory, Part, Plan, kernels
 from bitlens.engine.swin import as_volumes, torch_threads
+from bitlens.engine.traced_native import Codes, Constant, Denoising, Layer, Op, View, on_kernels, unreadable, write
 from bitlens.engine.twins import check_layers
 from bitlens.quant.layers import Quantized, quantized_layers
 

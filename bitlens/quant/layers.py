@@ -87,14 +87,17 @@ class Quantized(nn.Module):
     def rounded(self, x: Tensor) -> Tensor:
         """An input, or some of its channels, as the layer sees it: rounded, if one grid serves all channels.
 
-        Values beyond the grid's range stay as they are: a sum that goes on with them must not be clipped.
+        Values beyond the grid's range stay as they are: a sum that goes on with them must not be clipped. In training
+        the rounding is no more than noise: it moves neither step nor zero-point.
         """
         if not self.quantizing or self.balance is not None or self.input_grid.scales > 1:
             return x
         grid = self.input_grid
-        scale, zero_point = (value.detach() for value in grid.scale_and_zero_point())
-        low, high = ((end - zero_point) * scale for end in (grid.qmin, grid.qmax))
-        return x + (grid(x) - x.clamp(low, high))
+        with torch.no_grad():
+            scale, zero_point = grid.scale_and_zero_point()
+            low, high = ((end - zero_point) * scale for end in (grid.qmin, grid.qmax))
+            error = grid(x) - x.clamp(low, high)
+        return x + error
 
     def calibration_groups(self) -> dict[str, tuple[Grid, int | None]]:
         """Each activation grid by name, with the axis that its scales run along (None: one scale)."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bitlens.engine.checks import snr
 from bitlens.engine.lower import IntegerLayer
-from bitlens.engine.picture_native import Codes, Layer, View, known
 from bitlens.engine.reference import accumulate, values
 from bitlens.engine.traced import Engine, Program, missing
+from bitlens.engine.traced_native import Codes, Layer, View, known
 from bitlens.methods import quantize
 from bitlens.metrics import psnr_sci
 from bitlens.networks.dun import DUN

@@ -67,3 +67,13 @@ def test_changes_are_added_to_what_was_read(network: DUN, data: tuple[Tensor, Te
     torch.testing.assert_close(reference_network(low)(*data), found)
     layer = nn.Conv2d(1, 1, 1)
     assert as_read(layer, found) is found
+
+
+def test_rounding_what_goes_on_moves_no_grid(network: DUN, data: tuple[Tensor, Tensor]) -> None:
+    """Beyond the range the rounded value depends on the step, and what goes on does not."""
+    low, _ = quantize(network, "unfolding", [data], bits=8)
+    head = low.priors[-1].head
+    video = torch.tensor([[[-50.0, 0.3, 50.0]]], requires_grad=True)
+    as_read(head, video).sum().backward()  # type: ignore[arg-type]
+    assert torch.equal(video.grad, torch.ones_like(video))  # type: ignore[arg-type]
+    assert all(parameter.grad is None for parameter in head.parameters())
