@@ -18,7 +18,7 @@ def recipe(bits: int, grid: str = "deployable") -> Recipe:
     edge = layer_bits(8, grid)
     edges = (Rule(f"*.{name}", edge) for name in ("head", "fuse", "tail"))
     rules = (*edges, Rule("*", layer_bits(bits, grid)))
-    if bits == 8 and grid == "deployable":  # nothing is clipped: 8 bits have codes to spare, other cameras brighter light
+    if bits == 8 and grid == "deployable":  # nothing is clipped: other cameras have brighter light
         return Recipe("unfolding-w8a8", rules, "unfolding", "minmax", "minmax")
     return Recipe(f"unfolding-w{bits}a{bits}", rules, "unfolding", *starts(grid))
 
