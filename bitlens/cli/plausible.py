@@ -122,7 +122,8 @@ class CaptureWatch:
         """Say what was seen."""
         from bitlens.files import remark
 
-        todo = "try gap-tv or another network, and --gain if the scale is known"
+        other = "a network" if self.name == "gap-tv" else "gap-tv or another network"
+        todo = f"try {other}, and --gain if the scale is known"
         if self.low < -FAR_VIDEO or self.high > 1 + FAR_VIDEO:
             remark(
                 f"{self.name}: its video spans [{self.low:.6g}, {self.high:.6g}], far beyond [0, 1], and cannot be "

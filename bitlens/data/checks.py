@@ -155,7 +155,9 @@ def top_pile(one: np.ndarray, light: np.ndarray | None = None) -> Pile | None:
 
     as the tail of light that is not clipped thins out. Where its pixels follow the light (h, w) that the mask lets
     through, or all get the same, it is a white surface; where the values below it have a gap, they are few levels.
+    Single rows and columns that are bright as a whole hide no pile: they are left out.
     """
+    one, light = _without_bright_lines(one, light)
     values = np.sort(one, axis=None)[::-1].astype(np.float64)
     size = values.size
     if size < 64:
@@ -233,6 +235,20 @@ def lines_note(picture: np.ndarray, light: np.ndarray) -> str | None:
         f"warning: {' and '.join(found)} of the measurement: dark, bright or stuck as a whole, as where a sensor is "
         "defective; the video is wrong there: crop them away or repair them"
     )
+
+
+def _without_bright_lines(one: np.ndarray, light: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """A measurement, and the light it gets, without the rows and columns far brighter than those on both sides."""
+    for axis in (0, 1):
+        middle = np.median(one, axis=1 - axis).astype(np.float64)
+        if len(middle) < 9:
+            continue
+        near = np.lib.stride_tricks.sliding_window_view(np.pad(middle, 4, mode="reflect"), 9)
+        sides = np.maximum(np.median(near[:, :4], axis=1), np.median(near[:, 5:], axis=1))
+        kept = ~((middle > HOT_LINE * sides) & (sides > 0))
+        if not kept.all():
+            one, light = (None if a is None else np.compress(kept, a, axis) for a in (one, light))  # type: ignore
+    return one, light
 
 
 def _named(where: np.ndarray) -> str:

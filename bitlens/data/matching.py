@@ -21,6 +21,9 @@ MATCH = 0.1
 scenes and two real captures (14 frames, 256x256); at most 0.02 with another, flipped or transposed mask."""
 
 
+LIT, SOME = 0.1, 16
+"""Share of the others' light that closed pixels may hold, where there are so many of them; few are no average."""
+
 MOSAIC, COLOURFUL = 8.0, 0.05
 """How much more the sites of a 2x2 pattern differ than by chance (F statistic), and by what share of their mean."""
 
@@ -62,16 +65,25 @@ def gain_notes(picture: np.ndarray, light: np.ndarray, gain: float | int) -> lis
 
 
 def closed_note(picture: np.ndarray, mask: np.ndarray) -> str | None:
-    """A note where the pixels of the mean measurement (h, w) that no frame opens have over half the others' light."""
+    """A note where the pixels of the mean measurement (h, w) that no frame opens have light.
+
+    Of independent frames one missing in eight leaves them an eighth of the light of the others.
+    """
     closed = mask.max(axis=0) == 0
     if not closed.any() or closed.all():
         return None
     ratio = float(picture[closed].mean() / picture[~closed].mean())
-    if ratio < 0.5:
+    if ratio < (LIT if closed.sum() >= SOME else 0.5):
         return None
+    why = (
+        "the mask is probably another camera's, or a dark level was not subtracted"
+        if ratio > 0.5
+        else "frames of the mask are missing, or closed cells let light through (calibrate the mask), or a dark level "
+        "was not subtracted"
+    )
     return (
         f"warning: the {int(closed.sum())} pixels that the mask never opens hold {ratio:.0%} of the light of "
-        "the others; the mask is probably another camera's, or a dark level was not subtracted"
+        f"the others; {why}"
     )
 
 

@@ -120,20 +120,20 @@ def test_two_hundred_captures_while_a_worker_dies(kind: str, tmp_path: Path) -> 
 def test_interrupted_with_its_workers(tmp_path: Path) -> None:
     """Ctrl-C reaches every process of a terminal: what is finished stays, nothing half is left, and nobody."""
     folder, out = tmp_path / "in", tmp_path / "out"
-    write_captures(folder, 60)
+    write_captures(folder, 400)
     flags = ["--cluster", "local", "--workers", "2"]
     with started(*reconstruct(folder, out, *flags), start_new_session=True) as process:
         wait_for(out, 10, process)
         workers = workers_of(process)
         os.killpg(process.pid, signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "bitlens reconstruct: interrupted" in said and "Traceback" not in said, said
     kept = finished(out)
-    assert 10 <= kept < 60 and not list(out.rglob("*unfinished*"))
+    assert 10 <= kept < 400 and not list(out.rglob("*unfinished*"))
     assert not [worker for worker in workers if worker.is_running()]
     with started(*reconstruct(folder, out, *flags)) as process:
         said, _ = process.communicate(timeout=600)
-    assert process.returncode == 0 and f"{kept} of 60 are there" in said and finished(out) == 60
+    assert process.returncode == 0 and f"{kept} of 400 are there" in said and finished(out) == 400
 
 
 def test_a_scheduler_that_goes_away(tmp_path: Path) -> None:

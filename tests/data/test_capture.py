@@ -270,6 +270,21 @@ def test_wrong_mask_is_noted(tmp_path: Path, turn, named: str) -> None:
     assert named in note and note.startswith("warning:")
 
 
+@pytest.mark.parametrize("kept", [6, 7])
+def test_missing_frames_of_a_mask_are_noted(tmp_path: Path, kept: int) -> None:
+    mask = random_mask(8, 96, 96, 5)
+    scene = np.random.default_rng(5).uniform(0.2, 0.9, (8, 12, 12)).repeat(8, 1).repeat(8, 2)
+    picture = (mask * scene).sum(0, dtype=np.float32)[None]
+    noted = [
+        any(
+            "frames of the mask are missing" in note
+            for note in read_capture(write(tmp_path / "a.mat", picture, some)).notes
+        )
+        for some in (mask, mask[:kept])
+    ]
+    assert noted == [False, True]
+
+
 def test_light_behind_closed_pixels_is_noted(tmp_path: Path) -> None:
     mask = random_mask(8, 64, 48, 7)
     assert (mask.max(axis=0) == 0).any()

@@ -160,6 +160,19 @@ def test_hot_pixels_are_named() -> None:
         assert hot_note((square * mask).sum(axis=0), mask.sum(axis=0)) is None
 
 
+@pytest.mark.parametrize("value", [65535, 40000])
+def test_bright_lines_hide_no_clipped_light(value: int) -> None:
+    counts, light = clipped(0.05, "")
+    random = np.random.default_rng(1)
+    counts[:, 7:9] = value - random.integers(0, 500, (SIZE, 2))
+    counts[40] = value
+    pile = top_pile(counts, light)
+    assert pile is not None and pile.level == 4095
+    y, light = measured()
+    y[:, 7] = 10 * y.max()
+    assert top_pile(np.round(4000 * y), light) is None
+
+
 @pytest.mark.parametrize("value", [0.0, 100.0, "stuck"])
 def test_dead_lines_are_named(value: float | str) -> None:
     y, light = measured()
