@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from bitlens.methods.catalog import in_words
 from bitlens.networks.catalog import CATALOG
 from bitlens.training.settings import Training
 
@@ -60,8 +61,9 @@ class Train:
     """Start from --start with this many stages more (DUN): the same function, with room to learn."""
     teacher: str | None = None
     """Float checkpoint that teaches. Default: --start, where that is float."""
-    method: str | None = None
-    """Quantize by this method before training: qsci, direct, qvit, pams, or unfolding for dun."""
+    method: Annotated[
+        str | None, tyro.conf.arg(help=f"Quantize by this published method before training, {in_words()}.")
+    ] = None
     bits: int = 4
     """Bits for --method."""
     grid: Literal["deployable", "official"] = "deployable"
