@@ -170,7 +170,8 @@ def export_openvino(network: nn.Module, path: str | os.PathLike[str], *size: int
     check_size(network, *size)
     with atomic_path(path) as xml, atomic_path(path.with_suffix(".bin")) as weights, torch.no_grad():
         engine = Engine(network)
-        model = build_camera(network, engine.lowered, *size) if reconstructs(network) else engine.build(*size)
+        by_hand = reconstructs(network)
+        model = build_camera(network, engine.lowered_at(*size), *size) if by_hand else engine.build(*size)
         beside = xml.with_suffix(".bin")
         try:
             openvino().save_model(model, str(xml), compress_to_fp16=False)

@@ -11,7 +11,7 @@
 | float     | none: the layer stays as it is                                                                     |
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -168,12 +168,17 @@ def lower(network: nn.Module) -> Lowered:
 
 def without_saturation(lowered: Lowered) -> Lowered:
     """The integers without the layers that may saturate, which stay float."""
-    integers = {name: layer for name, layer in lowered.layers.items() if isinstance(layer, IntegerLayer)}
-    wide = {name for name, layer in integers.items() if runs_in_integers(layer) and layer.saturates}
     why = "two products of it may not fit in the 16 bits that this CPU, which has no VNNI, adds them up in"
+    return without(lowered, why, lambda layer: layer.saturates)
+
+
+def without(lowered: Lowered, why: str, floats: Callable[[IntegerLayer], bool] = lambda layer: True) -> Lowered:
+    """The integers without those of all layers, or of some, which compute in float what fake quantization does."""
+    integers = {name: layer for name, layer in lowered.layers.items() if isinstance(layer, IntegerLayer)}
+    out = {name for name, layer in integers.items() if runs_in_integers(layer) and floats(layer)}
     return Lowered(
-        {name: layer for name, layer in lowered.layers.items() if name not in wide},
-        [replace(outcome, way="float", why=why) if outcome.name in wide else outcome for outcome in lowered.report],
+        {name: layer for name, layer in lowered.layers.items() if name not in out},
+        [replace(outcome, way="float", why=why) if outcome.name in out else outcome for outcome in lowered.report],
     )
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from bitlens.engine.checks import Check, ComputesWrongly, compare_layers, example, fingerprint
 from bitlens.engine.graph import PART, build
-from bitlens.engine.lower import lower, without_saturation
+from bitlens.engine.lower import Lowered, lower, without, without_saturation
 from bitlens.engine.picture import build_picture
 from bitlens.engine.refusals import additions, check_settings
 from bitlens.engine.runtime import (
@@ -75,12 +75,14 @@ class Kind:
     """The axis of linear layers' channels in the model."""
     precision: str
     """What "auto" is where all grids have 8 bits: pictures are nearer to the truth than videos, and bf16 shows."""
+    smallest: Size
+    """What is smaller in any direction has its layers in float: some kernels are wrong there (docs/engine.md)."""
 
 
-BY_HAND = Kind(build, Runtime, 1, "bf16")
+BY_HAND = Kind(build, Runtime, 1, "bf16", (2, 8, 8))
 TRACED = {
-    "video-sci": Kind(build_video, VideoRuntime, -1, "f32"),
-    "super-resolution": Kind(build_picture, PictureRuntime, -1, "f32"),
+    "video-sci": Kind(build_video, VideoRuntime, -1, "f32", (2, 8, 8)),
+    "super-resolution": Kind(build_picture, PictureRuntime, -1, "f32", (8, 8)),
 }
 """By task, of networks whose graph is read off their code."""
 
@@ -189,7 +191,12 @@ class Engine:
 
     def build(self, *size: int) -> Any:
         """The OpenVINO model for one size."""
-        return self.kind.build(self.network, self.lowered, *size)[0]
+        return self.kind.build(self.network, self.lowered_at(*size), *size)[0]
+
+    def lowered_at(self, *size: int) -> Lowered:
+        """The integers that a model of this size computes with: none where it is smaller than `kind.smallest`."""
+        tiny = any(one < least for one, least in zip(size, self.kind.smallest, strict=True))
+        return without(self.lowered, "the input is tiny") if tiny else self.lowered
 
     def profile(self, *inputs: Any, runs: int = 3) -> list[Cost]:
         """What OpenVINO's own counters say of each op, in order: the fastest of some runs, in a model of its own."""

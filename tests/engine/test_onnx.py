@@ -20,6 +20,7 @@ from bitlens.engine.export import export_onnx, export_openvino
 from bitlens.engine.lower import IntegerLayer, lower
 from bitlens.engine.onnx import Form, Graph, build, onnx
 from bitlens.engine.onnxruntime import Engine, check_arrays, onnxruntime, open_session
+from bitlens.engine.openvino import WRONG
 from bitlens.engine.reference import accumulate
 from bitlens.engine.runtime import openvino
 from bitlens.methods import quantize, recipe_of
@@ -70,8 +71,8 @@ def test_every_layer_computes_what_the_reference_computes(name: str, form: Form,
     network = network_of(name)
     found = export_onnx(network, tmp_path / "a.onnx", form)
     assert set(found) == set(quantized_layers(network))
-    assert all(value > 60 for value in found.values())
-    assert sorted(found.values())[len(found) // 10] > 120  # but for single ties
+    assert all(value > WRONG["f32"] for value in found.values())
+    assert sorted(found.values())[len(found) // 2] > 100  # but for single ties
     data = capture(5, 16, 18)
     with torch.no_grad():
         assert snr(run(tmp_path / "a.onnx", *data), network(*data)) > 10  # one tie can change a whole low-bit network
@@ -108,7 +109,7 @@ def test_what_is_not_direct_computes_in_float_what_was_trained(
     network = quantized(Recipe("float", (Rule("*.proj", None), Rule("*", Bits(4, 4, **settings)))))
     engine = Engine(network, form=form, threads=1, cache=tmp_path)
     assert {outcome.way for outcome in engine.lowered.report} <= {"folded", "corrected", "float", "direct"}
-    assert all(check.snr > 60 for check in engine.checks)
+    assert all(check.snr > WRONG["f32"] for check in engine.checks)
     assert any("Conv" in check.kernel for check in engine.checks)
 
 

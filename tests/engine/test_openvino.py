@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bitlens.engine import openvino as engine_module
 from bitlens.engine.checks import CHECK_SIZE, snr
 from bitlens.engine.graph import Graph
-from bitlens.engine.openvino import Engine, kernels_of
+from bitlens.engine.openvino import WRONG, Engine, kernels_of
 from bitlens.methods import quantize, recipe_of
 from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI
@@ -69,14 +69,27 @@ def test_every_layer_computes_what_the_reference_computes(name: str, tmp_path: P
     engine = engine_of(network, tmp_path)
     assert {outcome.way for outcome in engine.lowered.report} == {"direct"} or name == "1 bit"
     assert {check.name for check in engine.checks} == set(quantized_layers(network))
-    assert all(check.snr == check.snr_f32 > 60 for check in engine.checks)
-    assert sorted(check.snr for check in engine.checks)[len(engine.checks) // 10] > 120  # but for single ties
+    assert all(check.snr == check.snr_f32 > WRONG["f32"] for check in engine.checks)
+    assert sorted(check.snr for check in engine.checks)[len(engine.checks) // 2] > 100  # but for single ties
     for check in engine.checks:
         convolution = isinstance(network.get_submodule(check.name), Quantized)
-        assert check.kernel.endswith("_I8") if convolution else check.kernel == "element-wise"
+        if name != "symmetric activations" or not convolution:  # signed codes have kernels on some CPUs alone
+            assert check.kernel.endswith("_I8") if convolution else check.kernel == "element-wise"
     data = capture()
     with torch.no_grad():
         assert snr(engine(*data), network(*data)) > 10  # one tie can change a whole low-bit network
+
+
+def test_tiny_inputs_compute_in_float(tmp_path: Path) -> None:
+    """Kernels of a CPU may be wrong where a window is padding for the most part; the network is the same."""
+    network = quantized(float_network(), recipe_of("qsci", 4))
+    engine = engine_of(network, tmp_path, check=False)
+    for size, whole in (((1, 16, 16), False), ((4, 6, 16), False), ((2, 8, 8), True)):
+        kernels = kernels_of(engine.runtime.compile(*size), engine.names).values()
+        assert any(kernel.endswith("_I8") for kernel in kernels) == whole
+        data = capture(*size)
+        with torch.no_grad():
+            assert snr(engine(*data), network(*data)) > 10  # one tie can change a whole low-bit network
 
 
 @pytest.mark.parametrize(
@@ -87,7 +100,7 @@ def test_what_is_not_direct_computes_in_float_what_was_trained(settings: dict[st
     network = quantized(float_network(), recipe)
     engine = engine_of(network, tmp_path)
     assert {outcome.way for outcome in engine.lowered.report} <= {"folded", "corrected", "float", "direct"}
-    assert all(check.snr > 60 for check in engine.checks)
+    assert all(check.snr > WRONG["f32"] for check in engine.checks)
     assert any(check.kernel.endswith("_f32") for check in engine.checks)
 
 
@@ -112,7 +125,7 @@ def test_bf16(tmp_path: Path) -> None:
     except ValueError as error:
         pytest.skip(str(error))
     assert engine_of(network_of("8 bits"), tmp_path, precision="auto", check=False).precision == "bf16"
-    assert all(check.snr_f32 > 60 and check.snr > 20 for check in engine.checks)
+    assert all(check.snr_f32 > WRONG["f32"] and check.snr > 20 for check in engine.checks)
     assert sum(check.kernel.endswith("_I8") for check in engine.checks) == 27
     assert bool(engine(*capture()).isfinite().all())
 
