@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from marks import some
 from torch import nn
 
 from bitlens.count import LayerCount, count, operations
@@ -18,7 +19,8 @@ def giga(layers: list[LayerCount], attention: bool) -> float:
 
 
 @pytest.mark.parametrize(
-    ("size", "published", "attention"), [("t", 142.18, 0.54), ("s", 563.87, 1.07), ("b", 1426.38, 2.15)]
+    ("size", "published", "attention"),
+    some([("t", 142.18, 0.54), ("s", 563.87, 1.07), ("b", 1426.38, 2.15)], ("t", 142.18, 0.54), ("s", 563.87, 1.07)),
 )
 def test_published_operations(size: str, published: float, attention: float) -> None:
     layers = count(efficientsci(size))
@@ -62,7 +64,7 @@ def test_shortcuts_of_qsci() -> None:
     assert sum(layer.weights for layer in shortcuts) == 41_345
 
 
-@pytest.mark.parametrize(("bits", "published"), [(8, 140.95), (4, 72.69), (3, 37.47), (2, 19.85)])
+@pytest.mark.parametrize(("bits", "published"), some([(8, 140.95), (4, 72.69), (3, 37.47), (2, 19.85)], (4, 72.69)))
 def test_published_operations_of_qsci(bits: int, published: float) -> None:
     network = efficientsci("s", **qsci.options(bits))
     prepare(network, qsci.recipe(bits))  # not calibrated: counting does not quantize

@@ -148,7 +148,7 @@ def test_unknown_and_missing_keys_are_listed() -> None:
 def test_every_low_bit_key_is_needed(golden_root: Path, bits: int) -> None:
     """Q-SCI's own loader skipped the layers that it did not find."""
     weights = golden(golden_root, bits)[0]
-    for key in [k for k in sorted(weights) if not k.endswith("init_state")][:: 7 if bits == 8 else 11]:
+    for key in [k for k in sorted(weights) if not k.endswith("init_state")][:: 19 if bits == 8 else 29]:
         if re.fullmatch(r"fem(\.0|_conv1_1\.0)\.weight|vrm(\.4|_conv3_1(\.0)?)\.weight|fem_conv1_2.*weight", key):
             continue  # they decide the architecture: another error, tested elsewhere
         rest = {k: v for k, v in weights.items() if k != key}

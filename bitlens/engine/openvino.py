@@ -79,10 +79,10 @@ class Kind:
     """What is smaller in any direction has its layers in float: some kernels are wrong there (docs/engine.md)."""
 
 
-BY_HAND = Kind(build, Runtime, 1, "bf16", (2, 8, 8))
+BY_HAND = Kind(build, Runtime, 1, "bf16", (2, 16, 16))
 TRACED = {
-    "video-sci": Kind(build_video, VideoRuntime, -1, "f32", (2, 8, 8)),
-    "super-resolution": Kind(build_picture, PictureRuntime, -1, "f32", (8, 8)),
+    "video-sci": Kind(build_video, VideoRuntime, -1, "f32", (2, 16, 16)),
+    "super-resolution": Kind(build_picture, PictureRuntime, -1, "f32", (16, 16)),
 }
 """By task, of networks whose graph is read off their code."""
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,29 @@ MASK = real_valued_mask(random_mask(4, 32, 32, 3), 4)
 GOOD = np.einsum("nthw,thw->nhw", SCENE.reshape(2, 4, 32, 32), MASK)  # 2 32 32
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float network and its 8-bit one, calibrated in the dark with a binary mask; the new camera's files."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("made")
     mask = torch.from_numpy(random_mask(4, 32, 32, 0))[None]
     video = torch.from_numpy(high_speed_scene(0, frames=4, height=32, width=32, oversample=1))[None, None]
     network = EfficientSCI(8, 1, 2)
     initialize_identity(network)
     low, _ = quantize(network.eval(), "direct", [(VideoSCI(mask).A(0.2 * video), mask)], bits=8)
-    checkpoint.save(network, tmp_path / "float.safetensors")
-    checkpoint.save(low, tmp_path / "low.safetensors", claims={"six-scenes": {"psnr": 50.0}})
-    np.savez(tmp_path / "mask.npz", mask=MASK, axes="thw")
-    np.savez(tmp_path / "a.npz", measurement=GOOD, gain=1.0, axes="thw")
-    scipy.io.savemat(tmp_path / "b.mat", {"meas": GOOD[1]})
-    (tmp_path / "out").mkdir()
-    return tmp_path
+    checkpoint.save(network, folder / "float.safetensors")
+    checkpoint.save(low, folder / "low.safetensors", claims={"six-scenes": {"psnr": 50.0}})
+    np.savez(folder / "mask.npz", mask=MASK, axes="thw")
+    np.savez(folder / "a.npz", measurement=GOOD, gain=1.0, axes="thw")
+    scipy.io.savemat(folder / "b.mat", {"meas": GOOD[1]})
+    (folder / "out").mkdir()
+    return folder
+
+
+@pytest.fixture
+def models(made: Path, tmp_path: Path) -> Path:
+    """A copy of them."""
+    return Path(shutil.copytree(made, tmp_path, dirs_exist_ok=True))
 
 
 def command(folder: Path, *flags: Any, model: str = "low", measurements: tuple[str, ...] = ("a.npz",)) -> list[str]:

@@ -45,6 +45,7 @@ def test_small_networks(
     assert "times as fast as the fastest float32" in shown and "in integers, by OpenVINO's counters" in shown
 
 
+@pytest.mark.slow
 def test_networks_that_enlarge(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, vnni: bool
 ) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from marks import some
 from PIL import Image
 
 from bitlens import checkpoint
@@ -234,7 +235,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
         assert one["mb"] == pytest.approx(one["bytes"] / 1e6) and "claims" in one and "network" in one
 
 
-@pytest.mark.parametrize("name", ["gap-tv", *SHIPPED])
+@pytest.mark.parametrize("name", some(["gap-tv", *SHIPPED], "gap-tv", "dun-w4a4", "efficientsci-t"))
 def test_info(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", name]) == 0
     shown = capsys.readouterr().out

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marks import some
 from torch import Tensor
 
 from bitlens.engine import onnx as onnx_module
@@ -66,7 +67,17 @@ def run(file: Path, measurement: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("form", ["qdq", "integer"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    some(
+        CASES,
+        "8 bits with shift",
+        "4 bits with shift and shortcuts",
+        "2 bits with shift and shortcuts",
+        "1 bit",
+        "symmetric activations",
+    ),
+)
 def test_every_layer_computes_what_the_reference_computes(name: str, form: Form, tmp_path: Path) -> None:
     network = network_of(name)
     found = export_onnx(network, tmp_path / "a.onnx", form)
@@ -178,6 +189,7 @@ def test_openvino_reads_both_formats(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "c.xml").exists()
 
 
+@pytest.mark.slow
 def test_the_file_runs_where_only_numpy_and_onnxruntime_are(tmp_path: Path) -> None:
     environment = tmp_path / "clean"
     venv.create(environment, with_pip=True)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import some
 from torch import Tensor, nn
 
 from bitlens.engine import openvino as engine_module
@@ -66,7 +68,7 @@ def engine_of(network: nn.Module, cache: Path, **settings: Any) -> Engine:
     return Engine(network, **{"precision": "f32", "threads": 1, "cache": cache, **settings})
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", some(NETWORKS, "IMDN", "PAN", "SwinIR, light"))
 def test_float_networks_compute_what_torch_computes(name: str, tmp_path: Path) -> None:
     network, images = network_of(name), picture(batch=2)
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -82,8 +84,13 @@ def test_float_networks_compute_what_torch_computes(name: str, tmp_path: Path) -
     assert not any("Value" in type(value).__name__ for value in network.buffers())
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("name", ["IMDN", "PAN", "SMFANet", "SwinIR, light", "NGswin"])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    some(
+        product(["IMDN", "PAN", "SMFANet", "SwinIR, light", "NGswin"], [8, 4]),
+        *[("IMDN", 8), ("PAN", 4), ("SMFANet", 8), ("SwinIR, light", 8), ("SwinIR, light", 4)],
+    ),
+)
 def test_every_layer_computes_what_the_reference_computes(name: str, bits: int, tmp_path: Path) -> None:
     network = network_of(name)
     low = quantized(network, bits)
@@ -296,7 +303,10 @@ def test_plain_openvino_loads_what_is_exported(name: str, tmp_path: Path, monkey
     torch.testing.assert_close(found, engine_of(low, tmp_path, check=False)(image), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "bits"), [*((name, 8) for name in NETWORKS), ("SwinIR, light", 4)])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    some([*((name, 8) for name in NETWORKS), ("SwinIR, light", 4)], ("IMDN", 8), ("PAN", 8), ("SwinIR, light", 4)),
+)
 def test_onnxruntime_loads_what_is_exported(name: str, bits: int, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

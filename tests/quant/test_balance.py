@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import some
 from torch import Tensor, nn
 
 from bitlens.engine.lower import lower
@@ -129,7 +130,7 @@ def balanced(network: nn.Module, images: Tensor, bits: int = 4) -> nn.Module:
     return low
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, "IMDN"))
 def test_engines_and_checkpoints(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = torch.rand(1, 3, 24, 24)

@@ -382,6 +382,7 @@ for dtype in (torch.float32, torch.bfloat16):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a C++ compiler")
 def test_fused_grid_is_the_same_grid() -> None:
     """What is compiled for training gives the same values and gradients; in a process without the suite's checks of

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import some
 from torch import Tensor, nn
 
 from bitlens.engine import native, swin
@@ -134,7 +135,7 @@ def test_gptq_rounds_the_layer_and_leaves_the_path(name: str) -> None:
     assert all(torch.equal(a, b.layer.get_parameter("weight")) for a, b in zip(path, (side.down, side.up), strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, "IMDN"))
 def test_engines_and_checkpoints(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = torch.rand(1, 3, 24, 24)

@@ -95,7 +95,7 @@ def same_weights(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"bf16": True, "log_every": 5, "validated": True, "validate_every": 4},
         {"quantized": True, "save_minutes": 0.001, "optimizer": "adamw", "weight_decay": 0.1},
     ],
@@ -116,7 +116,7 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, chan
         assert sum("psnr" in line for line in log(tmp_path / "whole")) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stop_request_saves_and_resumes(tmp_path: Path, number: int) -> None:
     settings = {**QUICK, "save_minutes": 60.0, "log_every": 4}
     code, last = run_until(tmp_path / "stopped", settings, 6, number)
