@@ -12,6 +12,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 AVX2 := BITLENS_KERNELS_LEVEL=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 # A test process for each core, each with one thread.
 PARALLEL := -n auto --dist worksteal
+# Shapes and types of every annotated call are checked, which takes the suite half as long again.
+SHAPES := --jaxtyping-packages=bitlens,beartype.beartype
 KERNELS := $(wildcard kernels/*.t* kernels/src/* kernels/bitlens_kernels/*.py)
 
 .PHONY: demo test slow avx2 clean
@@ -34,7 +36,8 @@ test: .venv/.ready-dev
 	@$(BIN)/python -m pytest $(PARALLEL)
 
 slow: .venv/.ready-dev
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest $(PARALLEL) $(SHAPES)
+	@$(BIN)/python -m pytest -m slow $(SHAPES)
 
 avx2: .venv/.ready-dev
 	@$(AVX2) $(BIN)/python -m pytest $(PARALLEL)
