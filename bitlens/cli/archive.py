@@ -371,6 +371,9 @@ def _done(client: Any, items: Sequence[Item], todo: Callable[[Item], Row], clust
                 seen = _alive(client, cluster, seen)
                 continue
             seen = time.monotonic()
+            if future.status == "lost":  # with the worker that held what it says; it is done again
+                future.add_done_callback(done.put)
+                continue
             yield future, waiting.pop(future.key)
             future.release()
     finally:

@@ -6,8 +6,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -292,6 +293,31 @@ def test_workers_that_die(tmp_path: Path, by_value: None) -> None:
         ".bitlens", "a.txt", "b.txt", "c.txt", "dies.txt",
     ]  # fmt: skip
     assert not list((tmp_path / "out").rglob("*unfinished*"))
+
+
+class Lost:
+    """A future whose result was on a worker that died, until it is waited for once more."""
+
+    key, status = "bitlens-run-0", "lost"
+
+    def __init__(self) -> None:
+        self.waited = 0
+
+    def add_done_callback(self, call: Callable[["Lost"], None]) -> None:
+        self.waited += 1
+        self.status = "lost" if self.waited == 1 else "finished"
+        call(self)
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_result_that_is_lost_is_waited_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda count: "run")
+    [item], future = items_in(tmp_path, ["a"]), Lost()
+    client = SimpleNamespace(map=lambda *_, **__: [future], cancel=lambda *_, **__: None)
+    assert list(archive._done(client, [item], dict, "local")) == [(future, item)]  # type: ignore[arg-type]
+    assert (future.status, future.waited) == ("finished", 2)
 
 
 @pytest.mark.slow

@@ -24,6 +24,14 @@ pytestmark = pytest.mark.slow
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(bitlens.__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """What a shell starts in the background, these tests perhaps, does not hear Ctrl-C, nor does what that starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def write_captures(folder: Path, count: int, side: int = 32, frames: int = 4) -> None:
     """Different recordings of one measurement each."""
     folder.mkdir()
