@@ -51,8 +51,8 @@ def vnni() -> bool:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Start every test from the same state of torch's global generator."""
-    torch.manual_seed(0)
+    """Start every test from the same state of torch's global generator: of BITLENS_SEED, or 0."""
+    torch.manual_seed(int(os.environ.get("BITLENS_SEED", "0")))
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ def predicted_and_measured(network: EfficientSCI, frames: int, side: int, rounds
     return costs.milliseconds(bits_of(mixed)), min(run.whole[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 def test_the_sum_is_the_time_of_a_network_with_mixed_bits() -> None:
     predicted, measured = predicted_and_measured(EfficientSCI(16, 2, 2, shortcuts=True).eval(), 4, 48, rounds=12)

@@ -107,7 +107,8 @@ def test_accumulators_are_the_references(name: str) -> None:
         wanted = accumulate(layer, layer.input.codes(x.movedim(1, -1) if linear else x))
         total = torch.from_numpy(found[f"{key}/sum"])  # b t h w c
         wrong = total != (wanted if linear else wanted.movedim(1, -1))
-        assert wrong.float().mean() < 1e-3  # a tie of one code reaches a few sums
+        reached = layer.weight.numel() // layer.weight.shape[1]  # sums, by a tie of one code
+        assert int(wrong.sum()) <= 2 * reached + wrong.numel() / 1000, key
 
 
 @pytest.mark.parametrize("form", ["qdq", "integer"])

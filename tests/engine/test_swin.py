@@ -120,7 +120,7 @@ def test_codes_of_a_block_are_fake_quantization_s_but_for_ties(method: str, bits
         with torch.no_grad():
             error = torch.from_numpy(result) - block(x, apart)
         assert error.square().mean() < 1e-4 * (torch.from_numpy(result) - x).square().mean()
-    assert off < total / 1000, f"{off} of {total}"
+    assert off < total / 200, f"{off} of {total}"  # ties, and what follows from them
 
 
 CASES: dict[str, tuple[int, dict[str, int], Recipe | str, int]] = {
