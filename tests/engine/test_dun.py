@@ -103,6 +103,7 @@ def test_a_float_network_computes_what_torch_computes(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, network(measurement, mask).numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_files_need_measurement_and_mask_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     low, size = quantized(float_network(), 8), (3, 9, 12)

@@ -96,7 +96,7 @@ def same_weights(one: Path, other: Path) -> None:
     "changes",
     [
         pytest.param({}, marks=pytest.mark.slow),
-        {"bf16": True, "log_every": 5, "validated": True, "validate_every": 4},
+        pytest.param({"bf16": True, "log_every": 5, "validated": True, "validate_every": 4}, marks=pytest.mark.slow),
         {"quantized": True, "save_minutes": 0.001, "optimizer": "adamw", "weight_decay": 0.1},
     ],
     ids=["float", "bf16", "quantized"],
