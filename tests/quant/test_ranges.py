@@ -22,6 +22,7 @@ from bitlens.quant.ranges import (
     minmax,
     mse,
     percentile,
+    places,
     squared_errors,
     summarize,
 )  # fmt: skip
@@ -211,6 +212,13 @@ def plain(values: Tensor, bits: int, one_sided: bool) -> Tensor:
     return torch.stack(errors)
 
 
+@pytest.mark.parametrize("n", [EXACT, EXACT + 1])
+def test_places_count_what_is_below(n: int) -> None:
+    """Of short rows and of long ones, which are searched in another order."""
+    row, values = torch.randn(1, n, dtype=torch.float64).sort().values, torch.randn(1, 50, dtype=torch.float64)
+    assert torch.equal(places(row, values), (row[:, None] < values[:, :, None]).sum(2))
+
+
 @pytest.mark.parametrize("name", distributions(100))
 @pytest.mark.parametrize("one_sided", [True, False])
 def test_dobi_in_bins_is_the_plain_loop(name: str, one_sided: bool) -> None:
@@ -266,6 +274,7 @@ def test_mse_knows_the_grid_that_rounds_its_zero_point(bits: int) -> None:
     assert losses[True] < 0.99 * losses[False]
 
 
+@pytest.mark.slow
 def test_dobi_is_much_faster_than_the_loop() -> None:
     """In processor time, measured in turn against a tenth of the loop: 40 times and more were seen, 10 are asserted."""
     values = torch.randn(1_000_000)
