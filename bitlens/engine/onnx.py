@@ -56,6 +56,8 @@ ABOUT = {
     "large": "The enlarged RGB picture, black 0 and white 1; values may go a little beyond and are to be clipped.",
 }
 """Inputs and outputs of files, for the people who run them: as their `doc_string`, and in the file's metadata."""
+OF_ONE_SIZE = "measurement and mask must have one height and one width"
+"""What runtimes name when they differ."""
 
 
 @cache
@@ -102,6 +104,10 @@ class Nodes:
     def integers_of(self, *values: int) -> str:
         """Axes, positions or a shape."""
         return self.constant(values, np.int64)
+
+    def of_one_size(self, measurement: str, mask: str) -> str:
+        """The measurement; with a mask of another height or width the runtime stops here, by the name of this node."""
+        return self.op("Expand", measurement, self.op("Shape", mask, start=2), name=OF_ONE_SIZE)
 
     def zero(self, grid: Operand, repeat: int = 1) -> str:
         """The u8 code of the value 0, of each head `repeat` times."""
@@ -387,7 +393,7 @@ def build(
     if form not in get_args(Form):
         raise ValueError(f"form {form!r}; wanted {' or '.join(get_args(Form))}; choose one")
     g = Graph(network, lowered, form)
-    video = g.reconstruct(network, g.estimate("measurement", "mask"))
+    video = g.reconstruct(network, g.estimate(g.of_one_size("measurement", "mask"), "mask"))
     size = g.sizes("measurement", 1)
     g.nodes.append(
         onnx().helper.make_node("Slice", [video, g.integers_of(0, 0), size, g.integers_of(3, 4)], ["video"], "video")

@@ -291,7 +291,9 @@ def build_traced(
         if not isinstance(symbol, int):
             g.computed[expression_of(symbol)] = g.op("Shape", task.inputs[-1], start=place, end=place + 1)
     with sizes.reading() if sizes is not None else nullcontext():
-        found = trace(network, g, *shapes.items())
+        first, *others = task.inputs
+        entered = [g.of_one_size(first, others[0]) if others else first, *others]
+        found = trace(network, g, *zip(entered, shapes.values(), strict=True))
     if sizes is not None:
         sizes.check()
     g.nodes.append(onnx().helper.make_node("Identity", [found.op], [task.output], task.output))

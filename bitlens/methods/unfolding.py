@@ -7,6 +7,7 @@ prior reads, the measurement (`head`) and the features of the stage before (`fus
 sec. 3.2, 3.3).
 """
 
+from dataclasses import replace
 from typing import Any
 
 from bitlens.methods.direct import layer_bits, starts
@@ -14,10 +15,15 @@ from bitlens.recipe import Recipe, Rule
 
 
 def recipe(bits: int, grid: str = "deployable") -> Recipe:
-    """Every convolution of the priors at `bits`, what reads and what writes at 8 bits."""
-    edge = layer_bits(8, grid)
+    """Every convolution of the priors at `bits`, what reads and what writes at 8 bits.
+
+    Below 8 bits the features that all the rest is made of have 8 too: those of the first level of the encoder, whose
+    weights have twice the bits, and what is brought to half the size.
+    """
+    low, edge = layer_bits(bits, grid), layer_bits(8, grid)
     edges = (Rule(f"*.{name}", edge) for name in ("head", "fuse", "tail"))
-    rules = (*edges, Rule("*", layer_bits(bits, grid)))
+    first = Rule("*.encoder.0.*", replace(edge, weight=min(2 * bits, 8)))
+    rules = (*edges, first, Rule("*.down.*", replace(edge, weight=bits)), Rule("*", low))
     if bits == 8 and grid == "deployable":  # nothing is clipped: other cameras have brighter light
         return Recipe("unfolding-w8a8", rules, "unfolding", "minmax", "minmax")
     return Recipe(f"unfolding-w{bits}a{bits}", rules, "unfolding", *starts(grid))

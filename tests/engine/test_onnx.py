@@ -19,13 +19,14 @@ from bitlens.engine import onnxruntime as runtime_module
 from bitlens.engine.checks import snr
 from bitlens.engine.export import export_onnx, export_openvino
 from bitlens.engine.lower import IntegerLayer, lower
-from bitlens.engine.onnx import Form, Graph, build, onnx
+from bitlens.engine.onnx import OF_ONE_SIZE, Form, Graph, build, onnx
 from bitlens.engine.onnxruntime import Engine, check_arrays, onnxruntime, open_session
 from bitlens.engine.openvino import WRONG
 from bitlens.engine.reference import accumulate
 from bitlens.engine.runtime import openvino
 from bitlens.methods import quantize, recipe_of
 from bitlens.networks.classical import GapTV
+from bitlens.networks.dun import DUN
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.quant.layers import Quantized, quantized_layers
 from bitlens.recipe import Bits, Recipe, Rule
@@ -109,6 +110,16 @@ def test_accumulators_are_the_references(name: str) -> None:
         wrong = total != (wanted if linear else wanted.movedim(1, -1))
         reached = layer.weight.numel() // layer.weight.shape[1]  # sums, by a tie of one code
         assert int(wrong.sum()) <= 2 * reached + wrong.numel() / 1000, key
+
+
+@pytest.mark.parametrize("network", [EfficientSCI(8, 1, 2), DUN(1, (4, 4, 4), (1, 1, 1), 1)], ids=["efficientsci", "dun"])
+def test_a_mask_of_another_size_is_refused_by_name(network: torch.nn.Module, tmp_path: Path) -> None:
+    export_onnx(network.eval(), tmp_path / "a.onnx")
+    measurement, mask = capture(3, 16, 24)
+    assert run(tmp_path / "a.onnx", measurement, mask).shape[-2:] == (16, 24)
+    for wrong in (mask[..., :16], mask[..., :12, :], mask.mT, torch.rand(1, 3, 32, 48), torch.rand(1, 3, 8, 48)):
+        with pytest.raises(Exception, match=OF_ONE_SIZE):
+            run(tmp_path / "a.onnx", measurement, wrong)
 
 
 @pytest.mark.parametrize("form", ["qdq", "integer"])
