@@ -6,8 +6,14 @@ The public names; everything else is reached through its module (`bitlens.operat
     save           a network into one, with its recipe and provenance
     from_official  a network from an official state dict, float or low-bit, with a key-by-key report
     quantize       a float network and a recipe (or a published method's name) -> a fake-quantized network
+    lower          a fake-quantized network -> the integers of every layer, and a report of how each runs
     VideoSCI       the camera: A, A_adjoint, A_dagger, prox_l2 for one mask
     measure        a video file or tensor -> the coded measurement that a camera would take of it
+    reconstruct    measurements and their mask, files or arrays -> the video, on any engine, in tiles that fit
+    upscale        an image or film, a file or an array -> a larger one, on any engine, in tiles that fit
+    start          a network made ready once, for many calls of the two above
+    evaluate       networks and a test set -> PSNR and SSIM
+    benchmark      low-bit networks -> their measured speed beside every float engine
 
 Nothing is imported before it is used: `import bitlens` takes milliseconds and does not import torch.
 """
@@ -17,15 +23,24 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitlens.bench.networks import benchmark
     from bitlens.checkpoint import load, save
     from bitlens.data.capture import measure
+    from bitlens.engine.lower import lower
+    from bitlens.inference.evaluation import evaluate
+    from bitlens.inference.images import upscale
+    from bitlens.inference.starting import start
+    from bitlens.inference.videos import reconstruct
     from bitlens.methods import quantize
     from bitlens.official import from_official
     from bitlens.operators import VideoSCI
 
 __version__ = "0.1.0"
 
-__all__ = ["VideoSCI", "__version__", "from_official", "load", "measure", "quantize", "save"]
+__all__ = [
+    "VideoSCI", "__version__", "benchmark", "evaluate", "from_official", "load", "lower", "measure", "quantize",
+    "reconstruct", "save", "start", "upscale",
+]  # fmt: skip
 
 _HOME = {
     "load": "bitlens.checkpoint",
@@ -34,6 +49,12 @@ _HOME = {
     "quantize": "bitlens.methods",
     "VideoSCI": "bitlens.operators",
     "measure": "bitlens.data.capture",
+    "lower": "bitlens.engine.lower",
+    "reconstruct": "bitlens.inference.videos",
+    "upscale": "bitlens.inference.images",
+    "start": "bitlens.inference.starting",
+    "evaluate": "bitlens.inference.evaluation",
+    "benchmark": "bitlens.bench.networks",
 }
 
 

@@ -35,7 +35,8 @@ class Bits:
     """One scale for the tensor, or one per output channel."""
     activation_granularity: Literal["tensor", "input_channel", "balanced"] = "tensor"
     """One scale for the input, one per input channel (Q-SCI's official code; no integer kernel can run it), or one
-    after each channel was multiplied by a factor of its own, which the weights take back (`bitlens.quant.balance`)."""
+    after each channel was multiplied by a factor of its own, which the weights take back
+    (`bitlens.quant.equalization`)."""
     product_granularity: Literal["tensor", "head"] = "head"
     """For attention products: one scale per factor, or one per head of each factor."""
     zero_point: Literal["none", "integer", "rounded", "free"] = "integer"
@@ -43,8 +44,8 @@ class Bits:
     parametrization: Literal["step", "bound", "truncation"] = "step"
     """Train step and zero-point (LSQ+), the two bounds (2DQuant), or one bound of activations on both sides (PAMS)."""
     rank: int = 0
-    """Channels of a path of 8 bits beside the layer, which takes the strongest part of its weights over
-    (`bitlens.quant.side`); 0: none. Layers too small for it, grouped convolutions and products have none."""
+    """Channels of a low-rank branch of 8 bits beside the layer, which takes the strongest part of its weights over
+    (`bitlens.quant.low_rank`); 0: none. Layers too small for it, grouped convolutions and products have none."""
 
     def __post_init__(self):
         for name in ("weight", "activation"):

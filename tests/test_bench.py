@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitlens.bench import THREADS, Contestant, Timing, environment, interleave, peak_memory, thread_limit
+from bitlens.bench.turns import (
+    THREADS,
+    Contestant,
+    Timing,
+    environment,
+    interleave,
+    peak_memory,
+    thread_limit,
+)
 
 
 def test_contestants_take_turns(tmp_path: Path) -> None:

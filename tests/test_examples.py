@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 import bitlens
 from bitlens.cli import VERBS
 from bitlens.engine.export import export_onnx, export_openvino
+from bitlens.inference.videos import Reconstruction
 from bitlens.networks.efficientsci import EfficientSCI
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -38,9 +40,18 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert image.width > 5 * 192
 
 
+def test_functions_of_the_readme_take_what_it_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, *_ = blocks(REPOSITORY / "README.md", "python")
+    for name in (names := ("reconstruct", "start", "upscale", "evaluate", "benchmark")):
+        monkeypatch.setattr(bitlens, name, create_autospec(getattr(bitlens, name)))
+    exec(compile(code, "README.md", "exec"), {})
+    assert all(getattr(bitlens, name).called for name in names)
+    assert set(re.findall(r"found\.(\w+)", code)) <= {field.name for field in fields(Reconstruction)}
+
+
 def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it stands, but on 32 x 32 pixels, with a tiny network in place of the shipped one."""
-    code, *_ = blocks(REPOSITORY / "README.md", "python")
+    _, code, *_ = blocks(REPOSITORY / "README.md", "python")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bitlens, "load", lambda name: EfficientSCI(in_ch=4, units=1, group_num=1).eval())
     monkeypatch.setattr("bitlens.quant.calibrate.KEPT", 1 << 10)  # fewer values to search ranges on
@@ -61,7 +72,7 @@ def test_the_readme_deploys_with_nothing_but_the_engine(tmp_path: Path, monkeypa
     np.savez(tmp_path / "y.npz", measurement=measurement.numpy(), mask=mask.numpy())
     with torch.no_grad():
         wanted = network(measurement, mask[None]).numpy()
-    _, *snippets = blocks(REPOSITORY / "README.md", "python")
+    _, _, *snippets = blocks(REPOSITORY / "README.md", "python")
     assert len(snippets) == 2
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)  # with AVX2, OpenVINO still chooses bf16, and fails
     for code, tolerance in zip(snippets, (1e-5, 0.1), strict=True):  # OpenVINO may choose bf16

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from bitlens.cli.pictures import enlarge
 from bitlens.data.pairs import load_pairs
+from bitlens.inference.images import enlarge
 from bitlens.metrics import psnr_y
 from bitlens.networks.edsr import EDSR
 from bitlens.networks.imdn import IMDN

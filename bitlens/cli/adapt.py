@@ -84,8 +84,9 @@ class Adapt:
         from rich.progress import Progress
 
         from bitlens import checkpoint
-        from bitlens.cli.shared import check_positive, check_seed, keep_freed_memory
+        from bitlens.cli.shared import check_positive, check_seed
         from bitlens.cli.train import check_target
+        from bitlens.inference.machine import keep_freed_memory
         from bitlens.report import console, table
         from bitlens.training.adapt import adapt
 
@@ -171,26 +172,25 @@ class Adapt:
 
     def scored(self, result: "Adaptation") -> list[tuple[str, str]]:
         """PSNR over all measurements of the scenes: the teacher's, before and after; written as JSON too."""
-        from bitlens.cli.evaluate import Evaluate
         from bitlens.cli.shared import output_file
+        from bitlens.inference.evaluation import evaluate
 
         assert self.scenes is not None
         models = [*([self.teacher] if self.teacher else []), self.model, str(self.out)]
-        how = dict(data=self.scenes, mask=self.mask, ssim=False, engine="auto")
-        scores = [Evaluate(models=(model,), **how).results()[0] for model in models]  # type: ignore[arg-type]
+        scores = evaluate(models, self.scenes, mask=self.mask, ssim=False, engine="auto")
         labels = [*(["float"] if self.teacher else []), "as it came", "adapted"]
-        psnr = {label: score["average"]["psnr"] for label, score in zip(labels, scores, strict=True)}
+        psnr = {label: score.average.psnr for label, score in zip(labels, scores, strict=True)}
         with output_file(self.json, ".json") as path:
             if path is not None:
                 names = ("teacher", "steps", "learning_rate", "distill", "pairs", "seed")
                 content = {
-                    "model": scores[-2]["settings"]["model"],
+                    "model": scores[-2].model,
                     "mask": self.mask.name,
                     "data": self.scenes,
                     "psnr": psnr,
                     "residual": asdict(result),
                     "settings": {name: getattr(self, name) for name in names},
-                    "run": {**scores[-1]["settings"], "mask": self.mask.name},
+                    "run": {**scores[-1].settings, "mask": self.mask.name},
                 }
                 path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return [(label, f"{value:.2f}") for label, value in psnr.items()]
@@ -229,7 +229,7 @@ class Adapt:
     def provenance(self, count: int, result: "Adaptation") -> dict[str, Any]:
         """What the checkpoint will say about its origin; claims of the one it came from do not hold for it."""
         from bitlens import checkpoint
-        from bitlens.cli.shared import describe_run
+        from bitlens.inference.machine import describe_run
 
         about = checkpoint.describe(self.model)
         settings = (

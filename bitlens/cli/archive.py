@@ -224,8 +224,8 @@ def attempt(item: Item, work: Work, room: Path) -> Row:
 
     What is there already was made in this run, by a worker that died before it could tell.
     """
-    from bitlens.cli.shared import quietly
     from bitlens.files import FileRemark
+    from bitlens.progress import quietly
 
     there = finished(item)
     if there is not None:
@@ -283,7 +283,7 @@ def over(items: Sequence[Item], work: Work, room: Path, cluster: str | None = No
     Raises:
         ValueError: Dask is missing, nothing answers at the address, or all workers are gone.
     """
-    from bitlens.cli.shared import progress
+    from bitlens.progress import progress
 
     todo = partial(attempt, work=work, room=room)
     rows = map(todo, items) if cluster is None else _on_cluster(items, todo, cluster, workers)

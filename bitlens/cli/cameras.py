@@ -47,9 +47,10 @@ class Cameras:
 
     def run(self) -> None:
         from bitlens import checkpoint
-        from bitlens.cli.shared import check_seed, describe_run, output_file
+        from bitlens.cli.shared import check_seed, output_file
         from bitlens.data.benchmarks import load_scenes
         from bitlens.engine.registry import choose_engine
+        from bitlens.inference.machine import describe_run
         from bitlens.report import console, table
 
         if not self.models:
@@ -106,9 +107,9 @@ class Cameras:
         import numpy as np
         import torch
 
-        from bitlens.cli.shared import reconstruct
         from bitlens.data.cameras import sensed
         from bitlens.data.clips import to_and_fro
+        from bitlens.inference.videos import rebuilt
         from bitlens.metrics import psnr_sci
 
         found, frames = {}, len(mask)
@@ -119,8 +120,8 @@ class Cameras:
             if noise is not None:
                 random = np.random.default_rng(self.seed)
                 measured = np.stack([sensed(torch.from_numpy(one), *noise, random).numpy() for one in measured])
-            rebuilt, _ = reconstruct(running, measured, mask, f"{label}, {scene.name}")
-            found[scene.name] = psnr_sci(rebuilt, video)
+            result, _ = rebuilt(running, measured, mask, f"{label}, {scene.name}")
+            found[scene.name] = psnr_sci(result, video)
         return found
 
 

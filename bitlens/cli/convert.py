@@ -29,8 +29,9 @@ class Convert:
 
     def run(self) -> None:
         from bitlens import checkpoint
-        from bitlens.cli.shared import check_other, describe_run
+        from bitlens.cli.shared import check_other
         from bitlens.cli.train import check_target
+        from bitlens.inference.machine import describe_run
         from bitlens.official import from_official, read_official
         from bitlens.report import console, table
 

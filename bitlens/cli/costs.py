@@ -46,9 +46,11 @@ class Costs:
         import torch
 
         from bitlens.bench import environment
-        from bitlens.cli.shared import check_positive, describe_run, output_file, progress
+        from bitlens.cli.shared import check_positive, output_file
         from bitlens.engine.costs import measure
+        from bitlens.inference.machine import describe_run
         from bitlens.networks.catalog import entry_of
+        from bitlens.progress import progress
         from bitlens.report import console
 
         for flag in ("size", "frames", "threads", "rounds"):

@@ -90,11 +90,11 @@ class Demo:
         """Reconstruct with every network, write the two pictures, print the table."""
         from statistics import fmean
 
-        from bitlens.cli.reconstruct import for_mosaics
-        from bitlens.cli.shared import output_file, reconstruct, score
+        from bitlens.cli.shared import output_file
         from bitlens.data.bayer import demosaic, pattern_at
         from bitlens.data.images import to_grey
         from bitlens.engine.registry import choose_engine
+        from bitlens.inference.videos import for_mosaics, rebuilt, score
         from bitlens.report import Panel, exposed, table, write_contact_sheet, write_side_by_side
 
         truth = capture.reference
@@ -107,8 +107,8 @@ class Demo:
                 running, how = choose_engine(network, "auto")
                 if self.bayer is not None:
                     running = for_mosaics(running, None, about.name)
-                reconstruct(running, capture.measurement[:1], capture.mask, f"{about.name}, first run")  # compiles
-                video, seconds = reconstruct(running, capture.measurement, capture.mask, about.name)
+                rebuilt(running, capture.measurement[:1], capture.mask, f"{about.name}, first run")  # compiles
+                video, seconds = rebuilt(running, capture.measurement, capture.mask, about.name)
                 if self.bayer is not None:
                     video = to_grey(demosaic(video, pattern_at(self.bayer)))
                 quality, caption = [], f"{about.bytes / 1e6:.2f} MB" if about.path else "no weights"

@@ -1,7 +1,4 @@
-"""`bitlens evaluate`: PSNR and SSIM of networks on a test set, scene by scene, as a table and as JSON.
-
-Video networks are scored on scenes here, super-resolution networks on pictures by `pictures.py`.
-"""
+"""`bitlens evaluate`: PSNR and SSIM of networks on a test set, scene by scene, as a table and as JSON."""
 
 import json
 from dataclasses import dataclass
@@ -13,9 +10,7 @@ import tyro
 from bitlens.engine.registry import Name
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from bitlens.data.benchmarks import Scene
+    from bitlens.inference.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -59,135 +54,47 @@ class Evaluate:
         with output_file(self.json) as json_path:
             results = self.results()
             if json_path is not None:
-                content = results[0] if len(results) == 1 else results
+                several = [{"model": result.model, **result.to_dict()} for result in results]
+                content = results[0].to_dict() if len(results) == 1 else several
                 json_path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         out = console()
         out.print(self._table(results))
         for result in results:
-            if "stages" in result:
-                reached = ", ".join(f"{psnr:.2f}" for psnr in result["stages"])
-                out.print(f"{result['settings']['model']}: {reached} dB after each stage")
-            out.print(speed_in_words(result["settings"]))
+            if result.stages is not None:
+                reached = ", ".join(f"{psnr:.2f}" for psnr in result.stages)
+                out.print(f"{result.model}: {reached} dB after each stage")
+            out.print(speed_in_words(result.settings))
         if self.json:
             out.print(f"settings and scores: {self.json}")
 
-    def results(self) -> list[dict[str, Any]]:
-        """Scores of the scenes, their average, and all settings: one for each model, as written to the file."""
-        from bitlens import checkpoint
-        from bitlens.cli.pictures import evaluate_pictures, scale_of
+    def results(self) -> "list[Evaluation]":
+        """The evaluation of each model.
+
+        Raises:
+            FileNotFoundError, ValueError: as `evaluate`.
+        """
         from bitlens.cli.shared import check_seed
-        from bitlens.data.benchmarks import load_scenes
+        from bitlens.inference.evaluation import evaluate
 
-        if not self.models:
-            raise ValueError("no model; wanted at least one name or path; for example gap-tv")
-        check_seed(self.seed)
-        networks = [(checkpoint.describe(model), checkpoint.load(model)) for model in self.models]
-        if any(scale_of(network) for _, network in networks):
-            return evaluate_pictures(networks, self.data, self.engine, self.ssim)
-        scenes = load_scenes(self.data)
-        masks, source = self._masks(scenes)
-        return [self._evaluate(about, network, scenes, masks, source) for about, network in networks]
+        return evaluate(
+            self.models, self.data, mask=self.mask, frames=self.frames, seed=check_seed(self.seed), ssim=self.ssim,
+            engine=self.engine, stages=self.stages,
+        )  # fmt: skip
 
-    def _masks(self, scenes: "list[Scene]") -> "tuple[list[np.ndarray], str]":
-        """The mask of every scene, and where it comes from in words."""
-        from bitlens.data.benchmarks import BENCHMARKS, benchmark_mask
-        from bitlens.data.masks import random_mask, read_mask
-
-        if self.mask is not None:
-            return [read_mask(self.mask)] * len(scenes), f"mask from {self.mask}"
-        if self.data in BENCHMARKS:
-            return [benchmark_mask()] * len(scenes), "mask benchmark.npz, stored with the scenes"
-        sizes = [scene.video.shape[1:] for scene in scenes]
-        masks = [random_mask(self.frames, height, width, self.seed) for height, width in sizes]
-        return masks, f"random mask with half the pixels open, seed {self.seed}"
-
-    def _evaluate(self, about: Any, network: Any, scenes: "list[Scene]", masks: list, source: str) -> dict[str, Any]:
-        """One model's result, as it is written to the file."""
-        from statistics import fmean, median
-
-        from bitlens.checkpoint import weights_sha256
-        from bitlens.cli.shared import describe_run, reconstruct, score
-        from bitlens.data.capture import simulate
-        from bitlens.engine.registry import choose_engine
-
-        stages = stages_psnr(network, about.name, scenes, masks) if self.stages else None
-        network, how = choose_engine(network, self.engine)
-        scores: dict[str, Any] = {}
-        seconds, used = [], {}
-        for scene, mask in zip(scenes, masks, strict=True):
-            if scene.name in scores:
-                raise ValueError(f"{scene.source}: a second scene '{scene.name}'; wanted one of each name; rename one")
-            try:
-                capture = simulate(scene.video, mask)
-            except ValueError as error:
-                raise ValueError(f"{scene.source}: {error}") from error
-            label = f"{about.name}: {scene.name}"
-            video, times = reconstruct(network, capture.measurement, capture.mask, label)
-            assert capture.reference is not None
-            scores[scene.name] = score(video, capture.reference, self.ssim)
-            used[scene.name] = len(video)
-            seconds += times
-        average: dict[str, Any] = {"psnr": fmean(one["psnr"] for one in scores.values())}
-        average["ssim"] = fmean(one["ssim"] for one in scores.values()) if self.ssim else None
-        settings = {
-            "model": about.name,
-            "checkpoint": None if about.path is None else about.path.name,
-            "sha256": None if about.path is None else weights_sha256(about.path),
-            "data": self.data,
-            "mask": source,
-            "frames_per_measurement": len(masks[0]),
-            "frames_used": used,
-            "psnr": "psnr_sci: grey floats, not rounded, not clipped, mean over frames, then over scenes",
-            "ssim": "ssim_sci: as psnr_sci, Gaussian window 11x11, sigma 1.5" if self.ssim else None,
-            "engine": how,
-            "seconds_per_measurement": median(seconds),
-            **describe_run(),
-        }
-        head = {} if len(self.models) == 1 else {"model": about.name}
-        more = {} if stages is None else {"stages": stages}
-        return head | {"scenes": scores, "average": average, **more, "settings": settings}
-
-    def _table(self, results: list[dict[str, Any]]) -> Any:
+    def _table(self, results: "list[Evaluation]") -> Any:
         from bitlens.report import table
 
         columns = ["scene"]
         for result in results:
-            columns += [f"{result['settings']['model']}\nPSNR (dB)", *(["\nSSIM"] if self.ssim else [])]
+            columns += [f"{result.model}\nPSNR (dB)", *(["\nSSIM"] if self.ssim else [])]
         rows = []
-        for name in [*results[0]["scenes"], "average"]:
+        for name in [*results[0].scenes, "average"]:
             row = [name]
             for result in results:
-                one = result["average"] if name == "average" else result["scenes"][name]
-                row += [f"{one['psnr']:.2f}", *([f"{one['ssim']:.4f}"] if self.ssim else [])]
+                one = result.average if name == "average" else result.scenes[name]
+                row += [f"{one.psnr:.2f}", *([] if one.ssim is None else [f"{one.ssim:.4f}"])]
             rows.append(row)
         return table(f"{self.data}", columns, rows)
-
-
-def stages_psnr(network: Any, label: str, scenes: "list[Scene]", masks: "list[np.ndarray]") -> list[float]:
-    """PSNR of the video after each stage of an unfolding network, mean over scenes.
-
-    Raises:
-        ValueError: the network has no stages.
-    """
-    from statistics import fmean
-
-    import torch
-
-    from bitlens.cli.shared import progress
-    from bitlens.data.capture import simulate
-    from bitlens.metrics import psnr_sci
-
-    if not hasattr(network, "priors"):
-        raise ValueError(f"{label} has no stages; wanted an unfolding network; leave --stages out")
-    found: list[list[float]] = []
-    with progress("scenes") as bar:
-        for scene, mask in zip(bar.track(scenes, description=f"{label}, stage by stage"), masks, strict=True):
-            capture = simulate(scene.video, mask)
-            assert capture.reference is not None
-            with torch.inference_mode():
-                videos = network(torch.from_numpy(capture.measurement), torch.from_numpy(mask)[None], True)
-            found.append([psnr_sci(video.flatten(0, 2).numpy(), capture.reference) for video in videos])
-    return [fmean(scores) for scores in zip(*found, strict=True)]
 
 
 def speed_in_words(settings: dict[str, Any]) -> str:

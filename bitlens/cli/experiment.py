@@ -62,10 +62,11 @@ class Experiment:
 
     def run(self) -> int:
         from bitlens import checkpoint
-        from bitlens.cli.evaluate import Evaluate
-        from bitlens.cli.shared import check_seed, keep_freed_memory, output_file
+        from bitlens.cli.shared import check_seed, output_file
         from bitlens.data.clips import ClipSampler, load_clips
         from bitlens.experiments import BUDGETS, EXPERIMENTS
+        from bitlens.inference.evaluation import evaluate
+        from bitlens.inference.machine import keep_freed_memory
 
         check_seed(self.seed)
         keep_freed_memory()
@@ -83,7 +84,7 @@ class Experiment:
             split = "train" if (self.clips / "manifest.json").is_file() else None
             clips = load_clips(self.clips, split)
             sampler = ClipSampler(clips, crop=budget.crop, batch=budget.batch, seed=self.seed)
-            reference = Evaluate(models=(self.start,), data=data).results()[0]["average"]
+            reference = asdict(evaluate(self.start, data)[0].average)
             rows = []
             for variant in experiment.variants:
                 result = self.measured(variant, sampler, experiment.drift)
@@ -126,10 +127,10 @@ class Experiment:
     def measured(self, variant: "Variant", sampler: "ClipSampler", drift: bool) -> dict[str, Any] | None:
         """A variant's scores: read if it is finished, else trained and evaluated; None where it was stopped."""
         from bitlens import checkpoint
-        from bitlens.cli.evaluate import Evaluate
         from bitlens.cli.shared import output_file
         from bitlens.cli.train import train_in_sight
         from bitlens.data.clips import measurements
+        from bitlens.inference.evaluation import evaluate
 
         settings = replace(self.settings(), **variant.settings)
         run = self.run_folder / variant.network
@@ -158,7 +159,7 @@ class Experiment:
                     return None
             self.run_folder.mkdir(parents=True, exist_ok=True)
             checkpoint.save(network.cpu().eval(), weights, provenance=identity)
-            result = dict(Evaluate(models=(str(weights),), data=identity["data"]).results()[0]["average"])
+            result = asdict(evaluate(weights, identity["data"])[0].average)
             with output_file(result_path) as path:
                 assert path is not None
                 path.write_text(json.dumps({"identity": identity, "result": result}, indent=1) + "\n")

@@ -69,7 +69,8 @@ class Matrix:
     def run(self) -> None:
         import torch
 
-        from bitlens.cli.shared import check_positive, check_seed, keep_freed_memory
+        from bitlens.cli.shared import check_positive, check_seed
+        from bitlens.inference.machine import keep_freed_memory
 
         for flag in ("size", "frames", "threads", "rounds"):
             check_positive(f"--{flag}", getattr(self, flag))
@@ -100,7 +101,7 @@ class Matrix:
             ValueError: another kind of file, or measured with other settings.
         """
         from bitlens.bench import environment
-        from bitlens.cli.shared import describe_run
+        from bitlens.inference.machine import describe_run
 
         if self.json.suffix != ".json":
             raise ValueError(f"cannot write {self.json}; wanted a name that ends in .json; change it")
@@ -185,9 +186,9 @@ class Matrix:
         """Inputs of a network, and PSNR to the truth as results of such networks are scored; None: not `scored`."""
         import torch
 
-        from bitlens.cli.contestants import alone
-        from bitlens.cli.pictures import scale_of
-        from bitlens.cli.subjects import measured_scene, small_picture
+        from bitlens.bench.contestants import alone
+        from bitlens.bench.subjects import measured_scene, small_picture
+        from bitlens.inference.images import scale_of
 
         side, drawn, scale = size or self.size, self.seed if seed is None else seed, scale_of(network)
         one = measured_scene(self.frames, side, drawn) if scale is None else small_picture(scale, side, drawn)

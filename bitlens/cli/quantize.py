@@ -55,8 +55,9 @@ class Quantize:
 
     def run(self) -> int:
         from bitlens import checkpoint
-        from bitlens.cli.shared import check_positive, check_seed, describe_run, keep_freed_memory
+        from bitlens.cli.shared import check_positive, check_seed
         from bitlens.cli.train import check_target
+        from bitlens.inference.machine import describe_run, keep_freed_memory
         from bitlens.methods import METHODS, quantize
         from bitlens.recipe import Recipe
         from bitlens.report import console, table
@@ -93,7 +94,7 @@ class Quantize:
 
     def data(self, network: "nn.Module") -> tuple[list[Any], dict[str, Any], list[Any]]:
         """What the network is calibrated on, what to say of it, and what it is refined on."""
-        from bitlens.cli.pictures import scale_of
+        from bitlens.inference.images import scale_of
 
         scale = scale_of(network)
         if scale is None:
@@ -122,7 +123,7 @@ class Quantize:
         """Refine under a progress bar, which shows the share of the time or of the steps; says what was done."""
         import time
 
-        from bitlens.cli.shared import progress
+        from bitlens.progress import progress
 
         with progress("% of the time") as bar:
             task, started = bar.add_task("refining", total=100), time.monotonic()

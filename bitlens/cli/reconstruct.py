@@ -15,8 +15,8 @@ from bitlens.engine.registry import Name
 
 if TYPE_CHECKING:
     from bitlens.cli.archive import Item, Row, Work
-    from bitlens.cli.tiling import Tiling
-    from bitlens.data.recording import Recording
+    from bitlens.inference.starting import Started
+    from bitlens.inference.videos import Reconstruction
 
 
 CAPTURE_SUFFIXES = (".npz", ".mat", ".npy", ".zarr")
@@ -26,8 +26,11 @@ PAGED = (".tif", ".tiff")
 SAME_RESULT = ("measurements", "out", "json", "format", "cluster", "workers", "watch", "stop_after", "idle")
 """Flags that do not change a video."""
 
-Started = tuple[Any, Any, Any, str]
-"""A checkpoint's description, its network, what runs it, and a line that says so."""
+HOW = (
+    "mask", "engine", "fps", "memory_mb", "key", "axes", "mask_key", "mask_axes", "gain", "brightness",
+    "allow_saturated", "dark", "flat", "bayer",
+)  # fmt: skip
+"""Flags that `bitlens.reconstruct` takes by the same names."""
 
 
 @dataclass(frozen=True)
@@ -137,82 +140,63 @@ class Reconstruct:
     def rebuild_one(self, measurement: Path) -> None:
         """One capture, with all that there is to say."""
         from bitlens import checkpoint
-        from bitlens.cli import shared
+        from bitlens.cli import in_flags, shared
+        from bitlens.inference.machine import describe_run
         from bitlens.report import console
 
         out = console()
 
-        def say(line: str, style: str | None = None) -> None:
-            out.print(line, style=style)
+        def say(line: str) -> None:
+            out.print(in_flags(line), style="yellow" if line.startswith("warning:") else None)
 
         with shared.output_video(self.out) as video_path, shared.output_file(self.json) as json_path:
-            about, result = self.rebuild(measurement, video_path, start, say)
+            found = self.rebuild(measurement, video_path, self.model, say)
             if json_path is not None:
+                about = checkpoint.describe(self.model or checkpoint.default("video-sci"))
+                result = self.result(measurement, found)
                 result["settings"] |= {
-                    "model": about.name,
+                    "model": found.model,
                     "sha256": None if about.path is None else checkpoint.weights_sha256(about.path),
-                    **shared.describe_run(),
+                    **describe_run(),
                 }
                 json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
-        seconds, (frames, height, width) = result["seconds_per_measurement"], result["settings"]["size"]
+        seconds, (frames, height, width) = found.seconds_per_measurement, found.size
         times = ", ".join(f"{value:.2f}" for value in seconds[:8]) + (", ..." if len(seconds) > 8 else "")
-        out.print(f"{about.name}: {times} s per measurement of {frames} frames")
-        if "psnr" in result:
-            similar = "" if result["ssim"] is None else f", SSIM {result['ssim']:.4f}"
-            out.print(f"PSNR {result['psnr']:.2f} dB{similar} (psnr_sci: grey floats, mean over frames)")
-        out.print(f"{self.out}: {result['frames']} frames of {height}x{width}")
+        out.print(f"{found.model}: {times} s per measurement of {frames} frames")
+        if found.psnr is not None:
+            similar = "" if found.ssim is None else f", SSIM {found.ssim:.4f}"
+            out.print(f"PSNR {found.psnr:.2f} dB{similar} (psnr_sci: grey floats, mean over frames)")
+        out.print(f"{self.out}: {found.frames} frames of {height}x{width}")
 
     def rebuild(
-        self, measurement: Path, video_path: str, started: Callable[[str, str], Started], say: Callable[..., None]
-    ) -> tuple[Any, dict[str, Any]]:
-        """Read, reconstruct and write one capture.
+        self, measurement: Path, out: str, model: "str | Started | None", say: Callable[[str], None] | None = None
+    ) -> "Reconstruction":
+        """One capture by the flags that say how, into a file."""
+        from bitlens.cli import shared
+        from bitlens.inference.videos import reconstruct
 
-        Args:
-            measurement: its file or folder.
-            video_path: as `video_writer` takes it.
-            started: gives what runs a model on an engine.
-            say: is handed lines for people, and their style.
+        how: dict[str, Any] = {name: getattr(self, name) for name in HOW}
+        return reconstruct(measurement, model=model, out=out, crop=shared.parse_crop(self.crop), say=say, **how)
 
-        Returns:
-            (the checkpoint's description, frames, times, scores and what was decided).
-        """
-        from bitlens import checkpoint
-        from bitlens.cli import in_flags, shared, tiling
-        from bitlens.data.arrays import NAMED_SUFFIXES, array_names
-        from bitlens.data.bayer import pattern_at
-        from bitlens.data.recording import open_recording
-
-        recording = open_recording(
-            measurement, self.mask, key=self.key, axes=self.axes, mask_axes=self.mask_axes, mask_key=self.mask_key,
-            crop=shared.parse_crop(self.crop), gain=self.gain, brightness=self.brightness,
-            allow_saturated=self.allow_saturated, dark=self.dark, flat=self.flat, bayer=self.bayer,
-        )  # fmt: skip
-        beside = measurement.suffix.lower() in NAMED_SUFFIXES and array_names(measurement)
-        if self.mask and beside and (self.mask_key or "mask") in beside:
-            say(f"mask: {self.mask}, not the one in {measurement}")
-        for note in recording.notes:
-            say(in_flags(note), style="yellow" if note.startswith("warning:") else None)
-        about, network, running, how = started(self.model or checkpoint.default("video-sci"), self.engine)
-        say(f"engine: {how}")
-        frames, height, width = recording.mask.shape
-        size = (height, width) if self.bayer is None else (height // 2, width // 2)
-        tiles = tiling.choose_tiling(network, running, (frames, *size), self.memory_mb)
-        if tiles.note:
-            say(tiles.note)
-        pattern = self.bayer and pattern_at(self.bayer, *(shared.parse_crop(self.crop) or (0, 0))[:2])
-        result = self.stream(running, recording, about.name, tiles, video_path, pattern)
-        result["settings"] = {
-            "measurement": str(measurement),
-            "mask": str(self.mask or measurement),
-            "size": list(recording.mask.shape),
-            "gain": recording.gain,
-            "gain_source": recording.gain_source,
-            "notes": list(recording.notes),
-            "engine": how,
-            "tiles": tiles.note or None,
+    def result(self, measurement: Path, found: "Reconstruction") -> dict[str, Any]:
+        """What the .json says."""
+        scores = {} if found.psnr is None else {"psnr": found.psnr, "ssim": found.ssim}
+        return {
+            "frames": found.frames,
+            "seconds_per_measurement": found.seconds_per_measurement,
+            **scores,
+            "settings": {
+                "measurement": str(measurement),
+                "mask": str(self.mask or measurement),
+                "size": list(found.size),
+                "gain": found.gain,
+                "gain_source": found.gain_source,
+                "notes": list(found.notes),
+                "engine": found.engine,
+                "tiles": found.tiles or None,
+            },
         }
-        return about, result
 
     def planned(self) -> "Callable[[str, Path], Item]":
         """What gives the result of a named capture among several, in the folder `out`.
@@ -223,7 +207,8 @@ class Reconstruct:
         """
         from bitlens import __version__, checkpoint
         from bitlens.cli import archive, shared
-        from bitlens.data.writers import WRITE_SUFFIXES
+        from bitlens.data.writers import WRITE_SUFFIXES, check_target
+        from bitlens.inference.starting import describe
 
         folder = Path(self.out)
         if folder.suffix.lower() in WRITE_SUFFIXES and not folder.is_dir():
@@ -238,7 +223,7 @@ class Reconstruct:
             shared.check_other(folder, path)
         kind = (self.format or ".mp4").lower()
         suffix = "" if kind == "folder" else "." + kind.lstrip(".")
-        shared.check_video(f"video{suffix}")
+        check_target(f"video{suffix}")
         about = describe(self.model or checkpoint.default("video-sci"))
         settings = {flag: value for flag, value in vars(self).items() if flag not in SAME_RESULT} | {
             "model": about.name,
@@ -274,7 +259,8 @@ class Reconstruct:
     def described(self) -> dict[str, Any]:
         """The settings of several captures, for the .json."""
         from bitlens import checkpoint
-        from bitlens.cli import shared
+        from bitlens.inference.machine import describe_run
+        from bitlens.inference.starting import describe
 
         if self.json is None:
             return {}
@@ -282,7 +268,7 @@ class Reconstruct:
         sha256 = None if about.path is None else checkpoint.weights_sha256(about.path)
         flags = {flag: value for flag, value in vars(self).items() if flag not in ("json", "measurements")}
         plain = {flag: str(value) if isinstance(value, Path) else value for flag, value in flags.items()}
-        return {**plain, "model": about.name, "sha256": sha256, **shared.describe_run()}
+        return {**plain, "model": about.name, "sha256": sha256, **describe_run()}
 
     def rebuild_arriving(self, folder: Path) -> None:
         """The captures of a folder, as they arrive; the engine stays."""
@@ -339,112 +325,22 @@ class Reconstruct:
                 found += [path] if held is None else held
         return found
 
-    def stream(
-        self,
-        running: Any,
-        recording: "Recording",
-        label: str,
-        tiles: "Tiling | None",
-        video_path: str,
-        bayer: str | None = None,
-    ) -> dict[str, Any]:
-        """Reconstruct, write and score one measurement after the other, and hold no more than one."""
-        from statistics import fmean
-
-        from bitlens.cli import shared
-        from bitlens.data.bayer import demosaic
-        from bitlens.data.writers import About, video_writer
-
-        frames, height, width = recording.mask.shape
-        total = frames * len(recording.measurement)
-        truth = iter(()) if recording.reference is None else recording.reference.groups(frames)
-        seconds, scores = [], []
-        seams = None if tiles is None else tiles.seams
-        if bayer is not None:
-            running, tiles = for_mosaics(running, tiles, label), None
-        with video_writer(video_path, total, self.fps, About(group=frames)) as write:
-            for video, time in shared.reconstructions(running, recording.measurement, recording.mask, label, tiles):
-                seconds.append(time)
-                write(video if bayer is None else demosaic(video, bayer))
-                known = next(truth, None)
-                if known is not None and video.ndim == 3:
-                    scores.append(shared.score(video, known, ssim=min(height, width) >= 11))
-        if seams is not None:
-            seams.remark(label)
-        result: dict[str, Any] = {"frames": total, "seconds_per_measurement": seconds}
-        if scores:
-            result["psnr"] = fmean(score["psnr"] for score in scores)
-            result["ssim"] = None if scores[0]["ssim"] is None else fmean(score["ssim"] for score in scores)
-        return result
-
-
-def for_mosaics(running: Any, tiles: "Tiling | None", label: str) -> Any:
-    """A grey network as one for mosaics: each of the four sites is a capture of its own, and they are joined again."""
-    import numpy as np
-    import torch
-
-    from bitlens.data.bayer import join, split
-
-    def run(measurement: Any, mask: Any) -> Any:
-        parts = []
-        for site in zip(split(measurement.numpy()), split(mask.numpy()), strict=True):
-            part, part_mask = (torch.from_numpy(np.ascontiguousarray(array)) for array in site)
-            video = running(part, part_mask) if tiles is None else tiles.run(running, part, part_mask)  # 1 c t h/2 w/2
-            if video.shape[1] != 1:
-                raise ValueError(
-                    f"--bayer with {label}, which makes colours of a mosaic itself; wanted a network for grey video; "
-                    "leave --bayer out, or choose another network"
-                )
-            parts.append(video.numpy())
-        return torch.from_numpy(join(parts))
-
-    return run
-
-
-def start(model: str, engine: str) -> Started:
-    """What runs a model that reconstructs video.
-
-    Raises:
-        FileNotFoundError, TypeError, ValueError: as `describe`, `checkpoint.load` and `choose_engine`.
-    """
-    from bitlens import checkpoint
-    from bitlens.engine.registry import choose_engine
-
-    about = describe(model)
-    network = checkpoint.load(model)
-    return about, network, *choose_engine(network, engine)
-
 
 @lru_cache(maxsize=1)
-def start_once(model: str, engine: str, run: str) -> Started:
-    """As `start`, once for each run in each process."""
+def start_once(model: str, engine: Name, run: str) -> "Started":
+    """What runs a model, started once for each run in each process."""
+    from bitlens.inference.starting import start
+
     return start(model, engine)
-
-
-def describe(model: str) -> Any:
-    """A checkpoint's description.
-
-    Raises:
-        FileNotFoundError: no such model.
-        ValueError: it does not reconstruct video.
-    """
-    from bitlens import checkpoint
-
-    about = checkpoint.describe(model)
-    if about.task != "video-sci":
-        raise ValueError(
-            f"{about.name} is a network for {about.task}; wanted one that reconstructs video; enlarge pictures "
-            "with bitlens upscale, or choose a model of bitlens models"
-        )
-    return about
 
 
 def rebuild_item(settings: Reconstruct, run: str, item: "Item", place: Path) -> dict[str, Any]:
     """One of several captures, in whatever process: what there is to say of it."""
+    from bitlens import checkpoint
+
     path = str(place) if place.suffix else f"{place}/"
-    _, result = settings.rebuild(
-        item.source, path, lambda model, engine: start_once(model, engine, run), lambda *_, **__: None
-    )
+    started = start_once(settings.model or checkpoint.default("video-sci"), settings.engine, run)
+    result = settings.result(item.source, settings.rebuild(item.source, path, started))
     decided = result.pop("settings")
     warned = [note.removeprefix("warning: ") for note in decided["notes"] if note.startswith("warning:")]
     return {**result, **decided, "warnings": warned}

@@ -25,9 +25,9 @@ HELD_OUT = 12
 def run_table(command: "Experiment") -> int:
     """Quantize, then evaluate, then show; the same command goes on where the last one stopped."""
     from bitlens import checkpoint
-    from bitlens.cli.pictures import scale_of
     from bitlens.cli.shared import output_file
     from bitlens.experiments import SR_BUDGETS, SR_PAPER, SR_SETS
+    from bitlens.inference.images import scale_of
 
     about = checkpoint.describe(command.start)
     network = checkpoint.load(command.start).eval()
@@ -122,8 +122,9 @@ def quantized(
 ) -> dict[str, Any]:
     """A variant's checkpoint, times and fidelity on held-out crops: read where it is finished, else made."""
     from bitlens import checkpoint
-    from bitlens.cli.shared import describe_run, output_file
+    from bitlens.cli.shared import output_file
     from bitlens.experiments import SR_BUDGETS
+    from bitlens.inference.machine import describe_run
     from bitlens.methods import METHODS, quantize
 
     stem = f"{method}-{grid}-w{bits}a{bits}"
@@ -173,7 +174,7 @@ def in_sight(
     command: "Experiment",
 ) -> list[Any]:
     """Refine under a progress bar."""
-    from bitlens.cli.shared import progress
+    from bitlens.progress import progress
 
     with progress("steps at most") as bar:
         task = bar.add_task(label, total=budget.steps)
@@ -201,12 +202,12 @@ def fidelity(student: "nn.Module", teacher: "nn.Module", batches: "list[tuple[Te
 
 def score_of(path: Path, model: str, name: str) -> float:
     """PSNR in dB on a test set: read where it was measured, else measured."""
-    from bitlens.cli.evaluate import Evaluate
     from bitlens.cli.shared import output_file
+    from bitlens.inference.evaluation import evaluate
 
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if name not in found:
-        found[name] = Evaluate(models=(model,), data=name, ssim=False).results()[0]
+        found[name] = evaluate(model, name, ssim=False)[0].to_dict()
         with output_file(path) as temporary:
             assert temporary is not None
             temporary.write_text(json.dumps(found, indent=1) + "\n")

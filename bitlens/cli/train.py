@@ -89,9 +89,10 @@ class Train:
     loop: Annotated[Training, tyro.conf.arg(name="")] = field(default_factory=Training)
 
     def run(self) -> int:
-        from bitlens.cli.shared import keep_freed_memory, output_file
+        from bitlens.cli.shared import output_file
         from bitlens.data.cameras import Cameras
         from bitlens.data.clips import ClipSampler, load_clips, load_mask
+        from bitlens.inference.machine import keep_freed_memory
 
         settings = self.settings()
         check_target(self.out)
@@ -197,7 +198,7 @@ class Train:
 
     def provenance(self, clips: "Clips", settings: Training, result: "Result") -> dict[str, Any]:
         """What the checkpoint will say about its origin."""
-        from bitlens.cli.shared import describe_run
+        from bitlens.inference.machine import describe_run
 
         return {
             "trained": f"{result.step} steps of {self.samples} samples of {self.frames}x{self.crop}x{self.crop}",

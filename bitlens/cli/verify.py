@@ -43,8 +43,8 @@ class Verify:
 
     def run(self) -> int:
         from bitlens import checkpoint
-        from bitlens.cli.evaluate import Evaluate
         from bitlens.cli.shared import output_file
+        from bitlens.inference.evaluation import evaluate
         from bitlens.report import console, table
 
         with output_file(self.json) as json_path:
@@ -52,7 +52,7 @@ class Verify:
             claims, settings = self.claims(about), []
             checks = size_checks(about, checkpoint.stored_layers(self.model))
             for data, claim in claims.items():
-                result = Evaluate(models=(self.model,), data=data, ssim="ssim" in claim).results()[0]
+                result = evaluate(self.model, data, ssim="ssim" in claim)[0].to_dict()
                 checks += score_checks(data, claim, result)
                 settings.append(result["settings"])
             holds = all(check.holds for check in checks)

@@ -48,8 +48,8 @@ class Recording:
 
 
 def open_recording(
-    measurement_path: str | os.PathLike[str],
-    mask_path: str | os.PathLike[str] | None = None,
+    measurement_path: str | os.PathLike[str] | np.ndarray,
+    mask_path: str | os.PathLike[str] | np.ndarray | None = None,
     *,
     key: str | None = None,
     axes: str | None = None,
@@ -67,18 +67,21 @@ def open_recording(
 
     They are read twice: once to be checked here, and again by whoever iterates. .npy, .npz, .tif and folders of images
     are read picture by picture, .zarr chunk by chunk (`stored_stack`, `tif_stack`); the arrays of other files are held
-    as they are stored.
+    as they are stored. Arrays may come in the place of files: measurements (h, w) or (n, h, w), the mask (t, h, w).
     """
-    path = Path(measurement_path)
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise ValueError(f"gain={gain}; wanted a positive number; pass the raw value of one white open frame, or None")
     if not 0 < brightness <= 1:
         raise ValueError(f"brightness={brightness}; wanted the mean brightness of the scene in (0, 1]; pass 0.4, say")
-    raw = open_raw(path, key, axes)  # n h w
+    if isinstance(measurement_path, np.ndarray):
+        path, raw = Path("the measurement"), array_stack(_stacked(measurement_path))
+    else:
+        path = Path(measurement_path)
+        raw = open_raw(path, key, axes)  # n h w
     beside = array_names(path) if path.suffix.lower() in NAMED_SUFFIXES else []
     mask = _find_mask(path, mask_path, mask_key, mask_axes, raw, beside)
     reference = _open_reference(path) if "orig" in beside else None
-    _check_sizes(raw, mask, reference, crop, path, mask_path or path)
+    _check_sizes(raw, mask, reference, crop, path, path if mask_path is None else _named(mask_path))
     correction = None if dark is None and flat is None else open_correction(dark, flat, raw)
     if crop is not None:
         raw, mask = cut_stack(raw, crop, "measurement"), cut(mask, crop, "mask")
@@ -165,15 +168,34 @@ def size_of(array: np.ndarray | Stack) -> str:
     return f"{array.shape[-2]}x{array.shape[-1]}"
 
 
+def _stacked(array: np.ndarray) -> np.ndarray:
+    """Measurements in memory as (n, h, w)."""
+    stacked = array[None] if array.ndim == 2 else array
+    if stacked.ndim != 3 or stacked.dtype.kind not in "biuf":
+        raise ValueError(
+            f"measurements {array.shape} of {array.dtype} came; wanted real numbers (h, w) or (n, h, w); convert them"
+        )
+    return stacked
+
+
+def _named(mask: str | os.PathLike[str] | np.ndarray) -> str:
+    """What to call a mask in messages."""
+    return "that came" if isinstance(mask, np.ndarray) else os.fspath(mask)
+
+
 def _find_mask(
     path: Path,
-    mask_path: str | os.PathLike[str] | None,
+    mask_path: str | os.PathLike[str] | np.ndarray | None,
     key: str | None,
     axes: str | None,
     raw: Stack,
     beside: list[str],
 ) -> np.ndarray:
     """The mask (t, h, w) from its own file, or from the measurement's."""
+    if isinstance(mask_path, np.ndarray):
+        if mask_path.ndim != 3:
+            raise ValueError(f"a mask {mask_path.shape} came; wanted (t, h, w), one mask for each frame; stack them")
+        return scale_mask(mask_path, "the mask")
     if mask_path is not None:
         return read_mask(mask_path, key=key, axes=axes)
     if (key or "mask") not in beside:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from bitlens.data.chunks import ZARR, zarr_writer
+from bitlens.data.chunks import ZARR, import_zarr, zarr_writer
 from bitlens.data.images import TIF_SUFFIXES, import_tifffile, to_levels
 from bitlens.data.pictures import write_picture
 from bitlens.files import atomic_folder, atomic_path, remark
 
-__all__ = ["WRITE_SUFFIXES", "About", "import_av", "video_writer"]
+__all__ = ["WRITE_SUFFIXES", "About", "check_target", "import_av", "video_writer"]
 
 WRITE_SUFFIXES = (".mp4", ".avi", ".mkv", ".gif", ".webp", ".png", ".npz", ".tif", ".tiff", ZARR)
 
@@ -27,7 +27,7 @@ MOST_PIXELS = {".gif": 65535, ".webp": 16383}
 """The largest height and width that a format can state."""
 
 KEEPS_TIMES = (".mp4", ".mkv", ".gif", ".webp", ".png")
-KEEPS_SOUND = (".mp4", ".mkv", ".avi")
+KEEPS_SOUND = MOVIES = (".mp4", ".mkv", ".avi")
 KEEPS_ASPECT = (".mp4",)
 KEEPS_ALPHA = (".gif", ".webp", ".png", "")
 KEEPS_DEPTH = (".mp4", ".mkv", ".avi", ".npz", ".tif", ".tiff", ZARR, "")
@@ -134,6 +134,28 @@ def video_writer(
         count = sum(shape[0] for shape in came)
         if count != frames:
             raise ValueError(f"{count} frames were written to {path}; wanted {frames}; announce as many as will come")
+
+
+def check_target(out: str) -> str:
+    """The suffix of a target of `video_writer`, small; nothing for a folder.
+
+    Raises:
+        ValueError: it cannot be written here.
+    """
+    path = Path(out)
+    suffix = "" if out.endswith("/") else path.suffix.lower()
+    if not suffix:
+        return suffix
+    if suffix not in WRITE_SUFFIXES:
+        raise ValueError(
+            f"cannot write a video to {path}; wanted {', '.join(WRITE_SUFFIXES)}, or a folder for PNG "
+            "frames; change the suffix"
+        )
+    if suffix in MOVIES:
+        import_av(path)
+    if suffix == ZARR:
+        import_zarr(path)
+    return suffix
 
 
 def _remark_left_out(about: About, suffix: str) -> None:

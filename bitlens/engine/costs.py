@@ -195,8 +195,8 @@ class Run:
         """The fastest time of each layer; two that one call computes share it by their number of weights."""
         assert self.plan is not None
         found = {}
-        for index, (name, _, wanted) in self.plan.layers.items():
-            together = [name, *([wanted.side.name] if wanted.side else [])]
+        for index, (name, _, epilogue) in self.plan.layers.items():
+            together = [name, *([epilogue.side.name] if epilogue.side else [])]
             weights = {one: self.engine.integers[one].weight.numel() for one in together}  # type: ignore[union-attr]
             found |= {one: min(self.steps[index]) * count / sum(weights.values()) for one, count in weights.items()}
         return found

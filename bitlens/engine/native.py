@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, lower
-from bitlens.engine.plan import Grid, Part, Plan, Side, Wanted, kernels
+from bitlens.engine.plan import Epilogue, Grid, Part, Plan, Side, kernels
 from bitlens.engine.refusals import VIDEO_NETWORKS, check_settings, unfit
 from bitlens.engine.registry import own_graph
-from bitlens.engine.twins import check_attention, check_layers, codes_and_geometry
+from bitlens.engine.selfcheck import check_attention, check_layers, codes_and_geometry
 from bitlens.networks.efficientsci import TemporalAttention, initial_estimate
 from bitlens.networks.parts import HeadShift
 
@@ -145,12 +145,12 @@ class Engine(Packed):
         precision: of residual sums in memory, "f32" or "bf16"; everything else is integers, or float32 in registers.
         threads: CPU threads; None: as many as this process may use.
         level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
-        check: compare each kind of layer with its scalar twin first.
+        check: compare each kind of layer with its scalar reference first.
 
     Raises:
         TypeError: `missing` names a reason why the kernels cannot run the network.
         ValueError: unknown precision, threads below 1, or a grid without a range.
-        ComputesWrongly: a kernel differs from its twin on this machine.
+        ComputesWrongly: a kernel differs from its scalar reference on this machine.
 
     >>> engine = Engine(bitlens.load("efficientsci-t-qsci-w4a4"), threads=2)  # doctest: +SKIP
     >>> video = engine(measurement, mask)  # doctest: +SKIP
@@ -177,7 +177,7 @@ class Engine(Packed):
             self.check()
 
     def check(self) -> None:
-        """Refuse kernels that differ from their scalar twins, by one layer of each kind.
+        """Refuse kernels that differ from their scalar references, by one layer of each kind.
 
         Raises:
             ComputesWrongly: one does.
@@ -298,11 +298,11 @@ class Network:
         parts = {name: self.plan.new(size, channels) for name in names}
         return parts, [self.grid(name, part) for name, part in parts.items()]
 
-    def stage(self, main: str, side: str | None, inputs: dict[str, Part], wanted: Wanted) -> None:
+    def stage(self, main: str, side: str | None, inputs: dict[str, Part], epilogue: Epilogue) -> None:
         """A layer, and where there is one, its shortcut, which is added; both through LeakyReLU if wanted."""
         if side is not None:
-            wanted = replace(wanted, side=Side(side, inputs[side], wanted.slope))
-        self.plan.convolve(main, inputs[main], wanted)
+            epilogue = replace(epilogue, side=Side(side, inputs[side], epilogue.slope))
+        self.plan.convolve(main, inputs[main], epilogue)
 
     def extract_features(
         self, estimate: Part, size: tuple[int, int, int], half: tuple[int, int, int], c: int
@@ -310,14 +310,14 @@ class Network:
         """FEM: values (t, h/2, w/2, 4c) and the codes that the first block wants of them."""
         sides = [f"fem_shortcut.{i}" if self.network.config["shortcuts"] else None for i in range(3)]
         inputs, grids = self.inputs([name for name in ("fem.0", sides[0]) if name], size, 1)
-        self.plan.finish(estimate, Wanted(grids=grids))
+        self.plan.finish(estimate, Epilogue(grids=grids))
         for i in range(2):
             following, grids = self.inputs([n for n in (f"fem.{2 * i + 2}", sides[i + 1]) if n], size, (i + 1) * c)
-            self.stage(f"fem.{2 * i}", sides[i], inputs, Wanted(LEAKY, grids=grids))
+            self.stage(f"fem.{2 * i}", sides[i], inputs, Epilogue(LEAKY, grids=grids))
             inputs = following
         values = self.plan.new(half, 4 * c, self.kind)
         following, grids = self.block_inputs("resdnet_list.0", half)
-        self.stage("fem.4", sides[2], inputs, Wanted(LEAKY, values=values, grids=grids))
+        self.stage("fem.4", sides[2], inputs, Epilogue(LEAKY, values=values, grids=grids))
         return values, following
 
     def block_inputs(self, block: str, size: tuple[int, int, int]) -> tuple[dict[str, Part], list[Grid]]:
@@ -353,17 +353,17 @@ class Network:
                 inputs |= parts
                 group = self.plan.new(size, width, self.kind)
                 merge = f"{block}.dense_conv.{i - 1}.0"
-                self.plan.convolve(merge, inputs[merge], Wanted(LEAKY, values=group, grids=grids))
+                self.plan.convolve(merge, inputs[merge], Epilogue(LEAKY, values=group, grids=grids))
             after = [final, *(f"{block}.dense_conv.{j - 1}.0" for j in range(i + 1, groups))]
             ends = [self.grid(name, inputs[name][i * width : (i + 1) * width]) for name in after]
             both = group if i else self.plan.new(size, width, self.kind)  # the first group is still needed
             self.cformer(former, group, both, inputs, size, width, ends)
         if last:
             following, grids = self.inputs(["up_conv"], size, channels)
-            self.plan.convolve(final, inputs[final], Wanted(add=[values], grids=grids))
+            self.plan.convolve(final, inputs[final], Epilogue(add=[values], grids=grids))
             return values, following
         following, grids = self.block_inputs(f"resdnet_list.{int(block.split('.')[1]) + 1}", size)
-        self.plan.convolve(final, inputs[final], Wanted(add=[values], values=values, grids=grids))
+        self.plan.convolve(final, inputs[final], Epilogue(add=[values], values=values, grids=grids))
         return values, following
 
     def cformer(
@@ -379,13 +379,13 @@ class Network:
         """Space branch + time branch + x in `both`, then a feed-forward network on it, whose result goes to `ends`."""
         time_branch = self.attention(f"{name}.tsab", inputs[f"{name}.tsab.qkv"], size, width)
         hidden, grids = self.inputs([f"{name}.scb.2"], size, width)
-        self.plan.convolve(f"{name}.scb.0", inputs[f"{name}.scb.0"], Wanted(LEAKY, grids=grids))
+        self.plan.convolve(f"{name}.scb.0", inputs[f"{name}.scb.0"], Epilogue(LEAKY, grids=grids))
         entering, grids = self.inputs([f"{name}.ffn.0"], size, width)
-        wanted = Wanted(side=time_branch, add=[x], values=both, grids=grids)
-        self.plan.convolve(f"{name}.scb.2", hidden[f"{name}.scb.2"], wanted)
+        epilogue = Epilogue(side=time_branch, add=[x], values=both, grids=grids)
+        self.plan.convolve(f"{name}.scb.2", hidden[f"{name}.scb.2"], epilogue)
         hidden, grids = self.inputs([f"{name}.ffn.2"], size, width)
-        self.plan.convolve(f"{name}.ffn.0", entering[f"{name}.ffn.0"], Wanted(LEAKY, grids=grids))
-        self.plan.convolve(f"{name}.ffn.2", hidden[f"{name}.ffn.2"], Wanted(add=[both], grids=ends))
+        self.plan.convolve(f"{name}.ffn.0", entering[f"{name}.ffn.0"], Epilogue(LEAKY, grids=grids))
+        self.plan.convolve(f"{name}.ffn.2", hidden[f"{name}.ffn.2"], Epilogue(add=[both], grids=ends))
 
     def attention(self, name: str, inputs: Part, size: tuple[int, int, int], width: int) -> Side:
         """Temporal attention; its projection is what is added."""
@@ -400,7 +400,7 @@ class Network:
             Grid(codes[i * inner : (i + 1) * inner], operand, i * inner, inner // heads)
             for i, operand in enumerate(operands)
         ]
-        self.plan.convolve(f"{name}.qkv", inputs, Wanted(grids=grids))
+        self.plan.convolve(f"{name}.qkv", inputs, Epilogue(grids=grids))
         constants = attention_constants(scores, mix, heads, module.scale)
         target = self.grid(f"{name}.proj", mixed)
         self.plan.attend(constants, codes, target)
@@ -411,16 +411,16 @@ class Network:
         sides = [f"vrm_shortcut.{i}" if self.network.config["shortcuts"] is True else None for i in range(3)]
         names = [name for name in ("vrm.0", sides[0]) if name]
         small, grids = self.inputs(names, half, 8 * c)
-        self.plan.convolve("up_conv", codes, Wanted(grids=grids))
+        self.plan.convolve("up_conv", codes, Epilogue(grids=grids))
         inputs, _ = self.inputs(names, size, 2 * c)
         for name in names:
             self.plan.shuffle(small[name], inputs[name])
         for i, channels in enumerate((2 * c, c)):
             following, grids = self.inputs([n for n in (f"vrm.{2 * i + 2}", sides[i + 1]) if n], size, channels)
-            self.stage(f"vrm.{2 * i}", sides[i], inputs, Wanted(LEAKY, grids=grids))
+            self.stage(f"vrm.{2 * i}", sides[i], inputs, Epilogue(LEAKY, grids=grids))
             inputs = following
         video = self.plan.new(size, self.network.config["color_ch"], np.float32)
-        self.stage("vrm.4", sides[2], inputs, Wanted(values=video))
+        self.stage("vrm.4", sides[2], inputs, Epilogue(values=video))
         return video
 
 

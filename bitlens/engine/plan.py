@@ -93,7 +93,7 @@ class Side:
 
 
 @dataclass
-class Wanted:
+class Epilogue:
     """What becomes of a layer's sums; `slope` 1 is no LeakyReLU."""
 
     slope: float = 1.0
@@ -116,7 +116,7 @@ class Plan:
         self.steps: list[Callable[[np.ndarray], Callable[[], None]]] = []
         self.kinds: list[str] = []
         """Of each step: "layer", "grids", "attention", "shuffle" or "other"."""
-        self.layers: dict[int, tuple[str, Part, Wanted]] = {}
+        self.layers: dict[int, tuple[str, Part, Epilogue]] = {}
         """Of the steps that are convolutions: name, input and what becomes of the sums."""
         self.memories: list[Memory] = []
         self.workspace = 0
@@ -137,35 +137,35 @@ class Plan:
         self.steps.append(bind)
         self.kinds.append(kind)
 
-    def convolve(self, name: str, codes: Part, wanted: Wanted) -> None:
+    def convolve(self, name: str, codes: Part, epilogue: Epilogue) -> None:
         """The layer `name`."""
         convolution, scale, bias = self.engine.convolution(name, codes.memory.shape)
-        threads, side, beside = self.engine.threads, wanted.side, None
+        threads, side, beside = self.engine.threads, epilogue.side, None
         if side is not None:
             beside, *numbers = self.engine.convolution(side.name, side.codes.memory.shape, "direct")
         self.workspace = max(self.workspace, convolution.workspace(codes.memory.shape[:3], threads, beside))
 
         def bind(block: np.ndarray) -> Callable[[], None]:
-            output = self.output(block, wanted, scale, bias)
+            output = self.output(block, epilogue, scale, bias)
             if side is not None:
                 source = side.codes.view(block)
                 output = replace(output, side=kernels().Side(beside, source, *numbers, slope=side.slope))
             return convolution.bind(codes.view(block), output, block[: self.workspace], threads)
 
-        self.layers[len(self.steps)] = name, codes, wanted
-        self.step(bind, [codes, *wanted.parts], "layer")
+        self.layers[len(self.steps)] = name, codes, epilogue
+        self.step(bind, [codes, *epilogue.parts], "layer")
 
-    def finish(self, values: Part, wanted: Wanted) -> None:
+    def finish(self, values: Part, epilogue: Epilogue) -> None:
         """The output stage on values, on grids; values of one channel as rows of pixels, which fill vectors."""
 
         def bind(block: np.ndarray) -> Callable[[], None]:
-            output, source = self.output(block, wanted, None, None), values.view(block)
+            output, source = self.output(block, epilogue, None, None), values.view(block)
             if source.shape[-1] == 1:
                 targets = [replace(target, codes=target.codes[..., 0][None]) for target in output.targets]
                 output, source = replace(output, targets=targets), source[..., 0][None]
             return kernels().bind_finish(source, output, self.engine.level, self.engine.threads)
 
-        self.step(bind, [values, *wanted.parts], "grids")
+        self.step(bind, [values, *epilogue.parts], "grids")
 
     def attend(self, constants: Any, codes: Part, target: Grid) -> None:
         """Temporal attention on codes of q, k and v."""
@@ -190,16 +190,16 @@ class Plan:
 
         self.step(bind, [codes, result], "shuffle")
 
-    def output(self, block: np.ndarray, wanted: Wanted, scale: Any, bias: Any) -> Any:
+    def output(self, block: np.ndarray, epilogue: Epilogue, scale: Any, bias: Any) -> Any:
         """What the kernels call an output."""
         bk = kernels()
         targets = [
             bk.Target(grid.codes.view(block), *per_channel(grid), grid.operand.qmin, grid.operand.qmax, grid.begin)
-            for grid in wanted.grids
+            for grid in epilogue.grids
         ]
-        values = wanted.values.view(block) if wanted.values else None
-        add = [part.view(block) for part in wanted.add]
-        return bk.Output(scale=scale, bias=bias, slope=wanted.slope, add=add, values=values, targets=targets)
+        values = epilogue.values.view(block) if epilogue.values else None
+        add = [part.view(block) for part in epilogue.add]
+        return bk.Output(scale=scale, bias=bias, slope=epilogue.slope, add=add, values=values, targets=targets)
 
     def place(self) -> None:
         """Give every array its place, in the order of ORDERS that takes the least memory. Then bind the calls."""

@@ -7,7 +7,7 @@ from torch import nn
 from bitlens.engine import plan
 from bitlens.engine.lower import Outcome, lower
 from bitlens.quant.layers import Quantized, quantized_layers
-from bitlens.quant.side import SidePath
+from bitlens.quant.low_rank import LowRankBranch
 
 VIDEO_NETWORKS = "EfficientSCI without Q-ViT's normalization"
 """The network whose graph is written by hand, in words."""
@@ -30,7 +30,7 @@ def unfit(
     if not known:
         return unknown(network, wanted)
     if sides := sides_of(network):
-        return f"{len(sides)} layers ({sides[0]} first) have a path beside them; wanted none"
+        return f"{len(sides)} layers ({sides[0]} first) have a low-rank branch beside them; wanted none"
     others = [outcome for outcome in lower(network).report if outcome.way != "direct" and not allowed(outcome)]
     if others:
         return f"{len(others)} layers ({others[0].name} first, {others[0].way}) are not direct; wanted integers only"
@@ -43,13 +43,13 @@ def unfit(
 
 def sides_of(network: nn.Module) -> list[str]:
     """The layers that have a path of few channels beside them."""
-    return [name for name, module in network.named_modules() if isinstance(module, SidePath)]
+    return [name for name, module in network.named_modules() if isinstance(module, LowRankBranch)]
 
 
 def additions(network: nn.Module) -> str | None:
     """What a graph that is written by hand does not know: paths beside layers, balanced channels; None: it has none."""
     if sides := sides_of(network):
-        return f"{len(sides)} layers ({sides[0]} first) have a path beside them"
+        return f"{len(sides)} layers ({sides[0]} first) have a low-rank branch beside them"
     layers = quantized_layers(network).items()
     balanced = [name for name, layer in layers if isinstance(layer, Quantized) and layer.balance is not None]
     return f"{len(balanced)} layers ({balanced[0]} first) have balanced input channels" if balanced else None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "ENGINES", "NATIVE", "Entry", "Name", "choose_engine", "describe", "fast_here", "in_order", "memory_of",
+    "ENGINES", "NATIVE", "TIMED", "Entry", "Name", "choose_engine", "describe", "fast_here", "in_order", "memory_of",
     "native_engine", "native_module", "own_graph", "start_engine",
 ]  # fmt: skip
 
@@ -197,6 +197,8 @@ ENGINES = {
     "reference": Entry("reference", _reference_missing, _reference),
 }  # fmt: skip
 """By the name that --engine takes."""
+TIMED = tuple(name for name in ENGINES if name != "reference")
+"""Those that are made to be fast."""
 if TYPE_CHECKING:
     Name = str
 else:

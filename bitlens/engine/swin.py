@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, Operand, Outcome, lower
 from bitlens.engine.native import LEAKY, Packed
-from bitlens.engine.plan import Grid, Part, Plan, Wanted, kernels
+from bitlens.engine.plan import Epilogue, Grid, Part, Plan, kernels
 from bitlens.engine.refusals import unfit
 from bitlens.engine.registry import own_graph
-from bitlens.engine.twins import check_layers, refuse_unless_equal
+from bitlens.engine.selfcheck import check_layers, refuse_unless_equal
 from bitlens.networks.swinir import Block
 from bitlens.networks.windows import mirror_pad
 
@@ -51,12 +51,12 @@ class Engine(Packed):
         precision: of the convolutions that are not quantized, "f32" or "bf16"; between blocks all is float32.
         threads: CPU threads; None: as many as this process may use.
         level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
-        check: compare a block and each kind of layer with their scalar twins first.
+        check: compare a block and each kind of layer with their scalar references first.
 
     Raises:
         TypeError: `missing` names a reason why the kernels cannot run the network.
         ValueError: unknown precision, threads below 1, or a grid without a range.
-        ComputesWrongly: a kernel differs from its twin on this machine.
+        ComputesWrongly: a kernel differs from its scalar reference on this machine.
 
     >>> engine = Engine(network, threads=2)  # doctest: +SKIP
     >>> large = engine(image)  # doctest: +SKIP
@@ -85,7 +85,7 @@ class Engine(Packed):
             self.check()
 
     def check(self) -> None:
-        """Refuse kernels that differ from their scalar twins: of the convolutions, and of a block of each shift.
+        """Refuse kernels that differ from their scalar references: of the convolutions, and of a block of each shift.
 
         Raises:
             ComputesWrongly: one does.
@@ -221,8 +221,8 @@ class Network:
         if not isinstance(layer, IntegerLayer):
             return self.convolve_floats(name, x, added, slope)
         result, codes = self.new_like(x, len(layer.weight)), self.plan.new(x.memory.shape[:3], x.memory.shape[3])
-        self.plan.finish(x, Wanted(grids=[Grid(codes, layer.input)]))
-        self.plan.convolve(name, codes, Wanted(slope, add=added, values=result))
+        self.plan.finish(x, Epilogue(grids=[Grid(codes, layer.input)]))
+        self.plan.convolve(name, codes, Epilogue(slope, add=added, values=result))
         return result
 
     def convolve_floats(self, name: str, x: Part, added: Sequence[Part], slope: float) -> Part:

@@ -13,9 +13,9 @@ from bitlens.engine.fusion import codes_first, fused, reached, users_of
 from bitlens.engine.lower import IntegerLayer, IntegerProduct, lower, runs_in_integers
 from bitlens.engine.native import Packed
 from bitlens.engine.plan import Memory, Part, Plan, kernels
+from bitlens.engine.selfcheck import check_layers
 from bitlens.engine.swin import as_volumes, torch_threads
 from bitlens.engine.traced_native import Codes, Constant, Denoising, Layer, Op, View, on_kernels, unreadable, write
-from bitlens.engine.twins import check_layers
 from bitlens.quant.layers import Quantized, quantized_layers
 
 __all__ = ["Engine", "missing"]
@@ -37,12 +37,12 @@ class Engine(Packed):
         precision: "f32", of all that is not integers.
         threads: CPU threads; None: as many as this process may use.
         level: instruction set, one of `bitlens_kernels.levels()`; None: the best.
-        check: compare each kind of layer with its scalar twin first.
+        check: compare each kind of layer with its scalar reference first.
 
     Raises:
         TypeError: `missing` names a reason why the kernels cannot run the network.
         ValueError: unknown precision, threads below 1, or a grid without a range.
-        ComputesWrongly: a kernel differs from its twin on this machine.
+        ComputesWrongly: a kernel differs from its scalar reference on this machine.
     """
 
     def __init__(

@@ -54,9 +54,10 @@ class TwoStage:
     stages: tuple[Refinement, ...]
     """Trainings one after the other; they share the steps and the time."""
     balanced: bool = False
-    """Whether input channels of networks that enlarge pictures are balanced (`bitlens.quant.balance`)."""
+    """Whether input channels of networks that enlarge pictures are balanced (`bitlens.quant.equalization`)."""
     rank: int = 0
-    """Channels of a path of 8 bits beside each layer of networks that enlarge pictures (`bitlens.quant.side`)."""
+    """Channels of a low-rank branch of 8 bits beside each layer of networks that enlarge pictures
+    (`bitlens.quant.low_rank`)."""
     conditioned: bool = False
     """Whether weights are conditioned before (`bitlens.methods.condiquant`)."""
     fitted: bool = False

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitlens.quant.balance import balance_channels
+from bitlens.quant.equalization import equalize_channels
 from bitlens.quant.grid import Grid, StepGrid, TruncationGrid
 from bitlens.quant.inputs import See, watch
 from bitlens.quant.layers import Quantized, float_mode, quantized_layers
+from bitlens.quant.low_rank import split_low_rank
 from bitlens.quant.ranges import choose_range, ema
-from bitlens.quant.side import split_sides
 from bitlens.recipe import Recipe
 
 KEPT = 1 << 13
@@ -62,8 +62,8 @@ def calibrate(network: nn.Module, batches: Iterable[tuple[Any, ...]], recipe: Re
     batches = list(batches)
     training = network.training
     with float_mode(network.eval()), torch.no_grad():
-        split_sides(network, batches)
-        balance_channels(network, batches)
+        split_low_rank(network, batches)
+        equalize_channels(network, batches)
     network.train(training)
     calibrate_activations(network, batches, recipe.activation_range)
     for layer in quantized_layers(network).values():

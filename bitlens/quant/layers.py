@@ -3,8 +3,8 @@
     y = layer(input_grid(balance x); weight = weight_grid(w), bias)          product(left_grid(a), right_grid(b))
 
 `balance`, where a recipe asks for it, is one factor for each input channel, by which w was divided
-(`bitlens.quant.balance`). Zero padding happens after quantization, with the real value 0: integer kernels pad with the
-code of zero.
+(`bitlens.quant.equalization`). Zero padding happens after quantization, with the real value 0: integer kernels pad with
+the code of zero.
 """
 
 import os

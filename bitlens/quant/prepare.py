@@ -14,7 +14,7 @@ from bitlens.quant.layers import (
     real_weight,
     times_inputs,
 )
-from bitlens.quant.side import SidePath, has_room
+from bitlens.quant.low_rank import LowRankBranch, has_room
 from bitlens.recipe import Bits, Recipe
 
 
@@ -85,7 +85,7 @@ def unprepare(network: nn.Module) -> None:
             back = weight if wrapped.balance is None else times_inputs(wrapped.layer, weight, wrapped.balance)
             wrapped.layer.get_parameter("weight").copy_(back)
     for name, module in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(module, SidePath):
+        if isinstance(module, LowRankBranch):
             weight = module.main.layer.get_parameter("weight")
             weight.copy_(module.weight.view_as(weight))
             put(network, name, module.main)
@@ -119,7 +119,7 @@ def put(network: nn.Module, name: str, module: nn.Module) -> None:
 def wrap(network: nn.Module, name: str, module: nn.Module, bits: Bits) -> nn.Module:
     """The fake-quantized stand-in of one layer."""
     if isinstance(module, LAYERS):
-        return SidePath(module, bits) if bits.rank else Quantized(module, bits)
+        return LowRankBranch(module, bits) if bits.rank else Quantized(module, bits)
     parent = network.get_submodule(name.rpartition(".")[0])
     return QuantizedMatMul(module, bits, getattr(parent, "heads", None))
 

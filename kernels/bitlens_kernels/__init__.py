@@ -2,7 +2,7 @@
 
     codes (t, h, w, c) u8  ->  Convolution  ->  sums, values, and codes of the next layers' grids
 
-Memory is channels-last; a range of an array's channels is an array too. Every kernel has a scalar twin (level "scalar")
+Memory is channels-last; a range of an array's channels is an array too. Every kernel has a scalar reference (level "scalar")
 and equals it exactly, at every level that the CPU has. See docs/kernels.md for the mathematics.
 
 >>> import numpy as np, bitlens_kernels as bk  # doctest: +SKIP

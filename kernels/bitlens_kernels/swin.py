@@ -2,7 +2,7 @@
 
     x (t, h, w, c) f32  ->  SwinBlock  ->  x + attention + feed-forward (t, h, w, c) f32
 
-Every level equals the scalar twin bit for bit. See docs/kernels.md.
+Every level equals the scalar reference bit for bit. See docs/kernels.md.
 """
 
 import ctypes

@@ -1,5 +1,5 @@
 // exp(x) for x <= 0: 2^n times a polynomial of the rest (Cephes' expf, relative error 2e-7), in an order of operations
-// that vectors and the scalar twin share, so that their results are equal to the last bit.
+// that vectors and the scalar reference share, so that their results are equal to the last bit.
 #pragma once
 
 static const float EXP_LOWEST = -80.0f, EXP_LOG2E = 1.44269504088896f;

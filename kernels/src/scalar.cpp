@@ -1,4 +1,4 @@
-// The scalar twins: the definition of correct for every kernel, in plain loops, and what runs on any CPU.
+// The scalar references: the definition of correct for every kernel, in plain loops, and what runs on any CPU.
 
 #include "convolution.hpp"
 #include "exponential.hpp"

@@ -79,6 +79,6 @@ static inline int find_tokens(const bk_swin_block &b, const bk_swin_call &call, 
 
 static inline int round_to(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
-// The scalar twin.
+// The scalar reference.
 int64_t scalar_swin_workspace(const bk_swin_block &block);
 void scalar_swin(const bk_swin_block &block, const bk_swin_call &call, uint8_t *workspace, int threads);

@@ -1,4 +1,4 @@
-// The scalar twin of the fused Swin block: the definition of correct, one token and one sum after the other.
+// The scalar reference of the fused Swin block: the definition of correct, one token and one sum after the other.
 
 #include "swin.hpp"
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from bitlens import checkpoint
-from bitlens.cli import main, tiling
+from bitlens.cli import main
 from bitlens.data.arrays import read_arrays, write_npz
 from bitlens.data.capture import simulate, write_capture
 from bitlens.data.masks import random_mask
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.engine.memory import FIXED_MB, bytes_per_pixel, fixed_mb, patches_mb
+from bitlens.inference import tiling
 from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI, efficientsci
 

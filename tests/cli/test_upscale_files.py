@@ -12,12 +12,15 @@ import torch
 from PIL import Image, ImageCms
 
 from bitlens import checkpoint
-from bitlens.cli import main, upscale
+from bitlens.cli import main
 from bitlens.cli.interrupts import Terminated
-from bitlens.cli.upscale import Upscale, Watch, band_window, levels_last, window_of, without_hidden
-from bitlens.data.images import Picture, load_picture, read_image, to_float
+from bitlens.data.images import Picture, load_picture, read_image, to_float, to_levels
 from bitlens.data.pictures import write_picture
 from bitlens.data.video import open_movie
+from bitlens.inference import images
+from bitlens.inference.images import band_window, strips, window_of, without_hidden
+from bitlens.inference.plausible import Watch
+from bitlens.inference.starting import Started
 from bitlens.networks.pan import PAN
 
 RNG = np.random.default_rng(0)
@@ -258,7 +261,7 @@ def test_terminated_without_a_trace(
     def ended(*_: Any) -> None:
         raise Terminated(signal.SIGTERM)  # as its handler does: test_help.py has the signal itself
 
-    monkeypatch.setattr("bitlens.cli.pictures.enlarge", ended)
+    monkeypatch.setattr("bitlens.inference.images.enlarge", ended)
     assert run(source, model, tmp_path / out) == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "bitlens upscale: terminated\n" and set(tmp_path.iterdir()) == before
 
@@ -266,15 +269,12 @@ def test_terminated_without_a_trace(
 def test_strips_are_the_whole_picture(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = levels(height=200, width=90)
     Image.fromarray(values).save(tmp_path / "a.png")
-    whole = levels_last(enlarged(model, to_float(values)).transpose(2, 0, 1))
-    monkeypatch.setattr(upscale, "band_window", lambda *_: (80, 72))
+    whole = to_levels(enlarged(model, to_float(values)).transpose(2, 0, 1)).transpose(1, 2, 0)
+    monkeypatch.setattr(images, "band_window", lambda *_: (80, 72))
     assert run(tmp_path / "a.png", model, tmp_path / "large.png") == 0
     assert np.abs(read_image(tmp_path / "large.png").astype(int) - whole).max() <= 1
-    pieces = list(
-        Upscale((tmp_path / "a.png",), "", "").enlarged(
-            checkpoint.load(model), checkpoint.load(model), Picture(values), tmp_path / "a.png"
-        )
-    )
+    network = checkpoint.load(model)
+    pieces = list(strips(Started(None, network, network, ""), Picture(values), tmp_path / "a.png", 2000, None))
     assert max(len(piece) for piece in pieces) <= 64 and sum(len(piece) for piece in pieces) == 400
 
 
@@ -287,8 +287,8 @@ def test_tiles_that_differ_from_the_whole_are_said(
     """Of a network that adds something of the whole picture's mean: it sees everything, and says so or not."""
     frames = [Image.fromarray(np.roll(levels(height=200, width=90), shift, 0)) for shift in (0, 1)]
     frames[0].save(tmp_path / name, **({"save_all": True, "append_images": frames[1:]} if name == "a.gif" else {}))
-    monkeypatch.setattr(upscale, "band_window", lambda *_: (80, 72))
-    monkeypatch.setattr(upscale, "window_of", lambda *_: (80, 72))
+    monkeypatch.setattr(images, "band_window", lambda *_: (80, 72))
+    monkeypatch.setattr(images, "window_of", lambda *_: (80, 72))
     out, true = tmp_path / f"large{name[1:]}", PAN.forward
     assert run(tmp_path / name, model, out, "--engine", "torch") == 0
     assert "where they meet" not in capsys.readouterr().out
@@ -303,7 +303,7 @@ def test_tiles_that_differ_from_the_whole_are_said(
 @pytest.mark.parametrize("scale", [2, 4])
 def test_a_photograph_of_12_megapixels_fits_the_default_memory(monkeypatch: pytest.MonkeyPatch, scale: int) -> None:
     """What is held is a band of the result, not all of it: 2.3 GB at x4."""
-    monkeypatch.setattr("bitlens.cli.tiling.used_mb", lambda: 600.0)  # torch, and the picture
+    monkeypatch.setattr("bitlens.inference.images.used_mb", lambda: 600.0)  # torch, and the picture
     network = PAN(scale)
     tall, wide = band_window(network, (3000, 4000), 2000, network)
     band_mb = 3 * 4 * tall * 4000 * scale**2 / 2**20

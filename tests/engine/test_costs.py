@@ -82,7 +82,7 @@ def test_layers_of_one_call_share_its_time_by_their_weights() -> None:
     run = object.__new__(Run)
     run.engine = SimpleNamespace(integers={"a": layer(30), "b": layer(10), "c": layer(7)})  # type: ignore[assignment]
     codes = plan.Part(plan.Memory((1, 1, 1, 1), float))
-    layers = {0: ("a", codes, plan.Wanted(side=plan.Side("b", codes))), 2: ("c", codes, plan.Wanted())}
+    layers = {0: ("a", codes, plan.Epilogue(side=plan.Side("b", codes))), 2: ("c", codes, plan.Epilogue())}
     run.plan = SimpleNamespace(layers=layers, kinds=["layer", "attention", "layer"])  # type: ignore[assignment]
     run.steps, run.whole = [[8.0, 9.0], [2.0, 1.0], [5.0, 4.0]], [99.0, 16.0, 15.5]
     assert run.layers() == {"a": 6.0, "b": 2.0, "c": 4.0}

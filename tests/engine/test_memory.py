@@ -15,7 +15,7 @@ import json, re, sys
 from pathlib import Path
 import torch
 from bitlens import checkpoint
-from bitlens.cli import shared
+from bitlens.inference.machine import keep_freed_memory
 from bitlens.engine import registry
 from bitlens.engine.memory import bytes_per_pixel, fixed_mb, patches_mb
 
@@ -24,7 +24,7 @@ def status(name):
 
 model, engine, side, frames = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 network = checkpoint.load(model)
-shared.keep_freed_memory()
+keep_freed_memory()
 running, _ = registry.choose_engine(network, engine)
 mask = (torch.rand(1, frames, side, side) < 0.5).float()
 measurement = mask.sum(1)

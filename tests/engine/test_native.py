@@ -60,7 +60,7 @@ def layer_values(engine: Engine, name: str, codes: plan.Part, slope: float, bloc
 
 
 def check_layer(
-    engine: Engine, step: tuple[str, plan.Part, plan.Wanted], block: np.ndarray, added: list[Tensor]
+    engine: Engine, step: tuple[str, plan.Part, plan.Epilogue], block: np.ndarray, added: list[Tensor]
 ) -> tuple[int, int]:
     """Compare what a layer's call wrote with the reference, from the codes it read; (codes off, all codes).
 

@@ -97,7 +97,7 @@ def heard(block: Block, x: Tensor, apart: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("window", [8, 5])
 @pytest.mark.parametrize("method", ["minmax", "balanced"])
 def test_codes_of_a_block_are_fake_quantization_s_but_for_ties(method: str, bits: int, window: int) -> None:
-    """What the twin computes, from the same values; each code that differs is near a tie, or follows from one."""
+    """What the scalar reference computes, from the same values; codes that differ are near a tie or follow from one."""
     network = quantized(enlarger(2, window=window, dim=30), method, bits)
     integers, random = lower(network).layers, np.random.default_rng(0)
     off = total = 0

@@ -1,4 +1,4 @@
-"""Temporal attention: exact sums, every level equal to the scalar twin, and both near what torch computes."""
+"""Temporal attention: exact sums, every level equal to the scalar reference, and both near what torch computes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every method at every level of this CPU against the scalar twin, and the twin against the reference: 0 wrong."""
+"""Every method at every level of this CPU against the scalar reference, and that against the reference: 0 wrong."""
 
 import itertools
 

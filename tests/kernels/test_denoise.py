@@ -1,4 +1,4 @@
-"""Total-variation denoising: every level equals the scalar twin bit for bit, the twin torch's to the last bits."""
+"""Total-variation denoising: every level equals the scalar reference bit for bit, that torch's to the last bits."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The output stage: every level equals the scalar twin bit for bit; both equal the reference but for counted ties."""
+"""The output stage: every level equals the scalar one bit for bit; both equal the reference but for counted ties."""
 
 from dataclasses import replace
 

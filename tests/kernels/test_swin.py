@@ -1,4 +1,4 @@
-"""The fused Swin block: every level equals the scalar twin bit for bit, for any shape, grid and shift."""
+"""The fused Swin block: every level equals the scalar reference bit for bit, for any shape, grid and shift."""
 
 import dataclasses
 from typing import Any

@@ -16,8 +16,8 @@ from bitlens.engine.reference import reference_network
 from bitlens.methods import quantize
 from bitlens.methods.gptq import fit_weights
 from bitlens.networks.efficientsci import EfficientSCI
-from bitlens.quant.balance import MOST, factors_of
 from bitlens.quant.calibrate import calibrate
+from bitlens.quant.equalization import MOST, factors_of
 from bitlens.quant.layers import Quantized, float_mode, quantized_layers
 from bitlens.quant.prepare import prepare, unprepare
 from bitlens.recipe import Bits, Recipe, Rule

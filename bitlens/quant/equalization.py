@@ -44,7 +44,7 @@ class Power:
 
 
 @torch.no_grad()
-def balance_channels(network: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
+def equalize_channels(network: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
     """Set the factors of all layers that have some, in place; without its grids the network stays the same function.
 
     Args:

@@ -1,6 +1,6 @@
-"""Before the native kernels run a network, each kind of layer runs once beside its scalar twin, which it must equal.
+"""Before the native kernels run a network, each kind of layer runs once and must equal its scalar reference.
 
-The twins are plain C++ and define what is correct (docs/kernels.md). A compiler or a CPU that gets a vector kernel
+The references are plain C++ and define what is correct (docs/kernels.md). A compiler or a CPU that gets a vector kernel
 wrong is found here, in a fraction of a second, on codes of the layer's own range.
 """
 
@@ -32,7 +32,7 @@ def codes_and_geometry(layer: IntegerLayer) -> tuple[np.ndarray, dict[str, Any]]
 
 
 def check_layers(layers: Mapping[str, IntegerLayer | IntegerProduct], level: str, kind: Any) -> int:
-    """Compare every method of each kind of convolution with its twin; the number of kinds.
+    """Compare every method of each kind of convolution with its scalar reference; the number of kinds.
 
     Layers of one kind have weights of one shape and one geometry, but for the zero-point.
 
@@ -42,7 +42,7 @@ def check_layers(layers: Mapping[str, IntegerLayer | IntegerProduct], level: str
         kind: of values in memory, float32 or uint16 (bfloat16).
 
     Raises:
-        ComputesWrongly: a kernel differs from its twin; it names the layer.
+        ComputesWrongly: a kernel differs from its scalar reference; it names the layer.
     """
     seen = set()
     for name, layer in layers.items():
@@ -80,7 +80,7 @@ def written(convolution: Any, x: np.ndarray, scale: np.ndarray, kind: Any) -> li
 
 
 def check_attention(name: str, constants: Any, depth: int, level: str) -> None:
-    """Compare temporal attention, of heads of `depth` channels, with its twin.
+    """Compare temporal attention, of heads of `depth` channels, with its scalar reference.
 
     Raises:
         ComputesWrongly: the kernel differs.
@@ -102,6 +102,6 @@ def refuse_unless_equal(what: str, level: str, found: list[np.ndarray], wanted: 
     wrong = max(float((a != b).mean()) for a, b in zip(found, wanted, strict=True))
     if wrong:
         raise ComputesWrongly(
-            f"the native kernels compute {what} wrongly at level {level}: {wrong:.1%} differ from the scalar twin; "
-            "wanted equal; set BITLENS_KERNELS_LEVEL to an older level, or choose another engine"
+            f"the native kernels compute {what} wrongly at level {level}: {wrong:.1%} differ from the scalar "
+            "reference; wanted equal; set BITLENS_KERNELS_LEVEL to an older level, or choose another engine"
         )

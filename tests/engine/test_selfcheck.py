@@ -1,4 +1,4 @@
-"""Kernels that differ from their scalar twins on this machine are refused before they run a network."""
+"""Kernels that differ from their scalar references on this machine are refused before they run a network."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from bitlens.engine import plan, swin
 from bitlens.engine.checks import ComputesWrongly
 from bitlens.engine.native import Engine
-from bitlens.engine.twins import check_layers, refuse_unless_equal
+from bitlens.engine.selfcheck import check_layers, refuse_unless_equal
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.swinir import SwinIR

@@ -1,4 +1,4 @@
-"""A path of few channels beside a layer, which takes the strongest part of its weights over, at 8 bits.
+"""A low-rank branch beside a layer, which takes the strongest part of its weights over, at 8 bits.
 
     W x = (W - U V) x + U (V x),      V: (rank, k), U: (out, rank)
 
@@ -8,8 +8,8 @@ a mean square of 1 and share one grid.
 
 [SVDQuant] Li et al.: "SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models", ICLR 2025.
 
-Differs: the paper's path has 16 bits and reads the float input, this one is in integers of 8 bits; the paper takes the
-singular vectors of the weights after smoothing, this one of the weights on the data.
+Differs: the paper's branch has 16 bits and reads the float input, this one is in integers of 8 bits; the paper takes
+the singular vectors of the weights after smoothing, this one of the weights on the data.
 """
 
 from collections.abc import Iterable
@@ -25,8 +25,8 @@ from bitlens.quant.layers import Quantized
 from bitlens.recipe import Bits
 
 
-class SidePath(nn.Module):
-    """A quantized layer with a path of `rank` channels beside it; together they start as the layer alone.
+class LowRankBranch(nn.Module):
+    """A quantized layer with a branch of `rank` channels beside it; together they start as the layer alone.
 
     Args:
         layer: the float layer, one that `has_room`; it stays inside, as `main.layer`.
@@ -61,7 +61,7 @@ class SidePath(nn.Module):
 
     @torch.no_grad()
     def split(self, second_moments: Float[Tensor, "k k"]) -> None:
-        """Divide the weights anew between the layer and the path, for inputs x with this E x x^T."""
+        """Divide the weights anew between the layer and the branch, for inputs x with this E x x^T."""
         weight = self.weight.double()
         up, down = strongest(weight, second_moments, self.down.layer.get_parameter("weight").shape[0])
         for part, values in ((self.main, weight - up @ down), (self.down, down), (self.up, up)):
@@ -70,7 +70,7 @@ class SidePath(nn.Module):
 
 
 def has_room(layer: nn.Module, rank: int) -> bool:
-    """Whether a path beside a layer would take at most half of the layer's own multiplications."""
+    """Whether a branch beside a layer would take at most half of the layer's own multiplications."""
     if isinstance(layer, nn.Conv2d):
         plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     else:
@@ -92,14 +92,14 @@ def strongest(
 
 
 @torch.no_grad()
-def split_sides(network: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
-    """Divide the weights of all layers that have a path beside them, in place.
+def split_low_rank(network: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
+    """Divide the weights of all layers that have a branch beside them, in place.
 
     Args:
         network: prepared, its grids switched off: what it computes does not change.
         batches: what it is called with.
     """
-    paths = [module for module in network.modules() if isinstance(module, SidePath)]
+    paths = [module for module in network.modules() if isinstance(module, LowRankBranch)]
     moments = [Moments(path.main.layer) for path in paths]
     watch(network, batches, [(path, each.see) for path, each in zip(paths, moments, strict=True)])
     for path, each in zip(paths, moments, strict=True):

@@ -5,6 +5,7 @@ threads. Inputs are a measurement (1, h, w) and its mask (1, t, h, w), or a pict
 that is timed, which returns the video (t, h, w) or the large picture (3, h, w).
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitlens import checkpoint
-from bitlens.cli.running import start
-from bitlens.cli.shared import keep_freed_memory
-from bitlens.engine.runtime import openvino
+from bitlens.engine.runtime import Compiled, Size, code_and_machine, openvino, user_cache
+from bitlens.inference.machine import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,8 +74,45 @@ def alone(result: np.ndarray) -> np.ndarray:
 
 def openvino_run(model: str, inputs: Inputs, threads: int, precision: str, cache: str) -> Run:
     """OpenVINO: integers where the network is quantized, `precision` elsewhere."""
-    running, _ = start(model, inputs[-1].shape[-3 if len(inputs) == 2 else -2 :], threads, precision, Path(cache))
+    running, _ = recalled_or_built(
+        model, inputs[-1].shape[-3 if len(inputs) == 2 else -2 :], threads, precision, Path(cache)
+    )
     return lambda: alone(running(*inputs))
+
+
+def recalled_or_built(
+    model: str | os.PathLike[str],
+    size: Size,
+    threads: int | None = None,
+    precision: str = "auto",
+    cache: Path | None = None,
+) -> tuple[Callable[..., np.ndarray], str]:
+    """What runs a checkpoint on OpenVINO, started as quickly as can be, and a line that says in what.
+
+    The first start builds, checks and compiles. Later ones recall that, for the same file, threads and precision, on
+    the same machine, with the same code; what ran before is found without torch and the network.
+
+    Args:
+        model: name or path of a checkpoint.
+        size: (frames, height, width) of a video, (height, width) of a picture.
+        threads, precision, cache: as `Engine` takes them.
+
+    Raises:
+        TypeError, ValueError: as `Engine`.
+    """
+    folder = user_cache("openvino") if cache is None else cache
+    facts = precision, threads, code_and_machine()
+    key = hashlib.sha256(checkpoint.find(model).read_bytes() + repr(facts).encode()).hexdigest()[:32]
+    recalled = Compiled.recall(key, folder, size)
+    if recalled is not None:
+        return recalled
+    from bitlens.engine.openvino import Engine
+    from bitlens.engine.registry import describe
+
+    engine = Engine(checkpoint.load(model), precision=precision, threads=threads, cache=folder)
+    note = describe(engine)
+    engine.runtime.remember(key, note)
+    return engine.runtime, note
 
 
 def engine_run(model: str, inputs: Inputs, threads: int, engine: str, cache: str) -> Run:

@@ -18,8 +18,8 @@ from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.swinir import SwinIR
 from bitlens.quant.calibrate import calibrate
 from bitlens.quant.layers import Quantized, float_mode
+from bitlens.quant.low_rank import LowRankBranch, has_room, strongest
 from bitlens.quant.prepare import prepare, unprepare
-from bitlens.quant.side import SidePath, has_room, strongest
 from bitlens.recipe import Bits, Recipe, Rule
 
 from .everywhere import KINDS, runs_everywhere
@@ -32,7 +32,7 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 
 
 def made(name: str, rank: int = 2, bits: int = 3) -> tuple[nn.Module, nn.Module, Tensor]:
-    """The float layer in a network, a quantized copy with a path, and inputs that it was calibrated on."""
+    """The float layer in a network, a quantized copy with a low-rank branch, and inputs that it was calibrated on."""
     layer, shape = CASES[name]
     layer.reset_parameters()  # type: ignore[operator]
     x = torch.randn(shape)
@@ -46,8 +46,8 @@ def made(name: str, rank: int = 2, bits: int = 3) -> tuple[nn.Module, nn.Module,
     return teacher, student.eval(), x
 
 
-def side_of(network: nn.Module) -> SidePath:
-    [side] = [module for module in network.modules() if isinstance(module, SidePath)]
+def side_of(network: nn.Module) -> LowRankBranch:
+    [side] = [module for module in network.modules() if isinstance(module, LowRankBranch)]
     return side
 
 
@@ -82,7 +82,7 @@ def test_the_float_function_stays(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
 def test_weights_of_few_dimensions_go_to_the_path_alone(name: str) -> None:
-    """Of rank 2: nothing is left beside a path of two channels, and 3 bits come out as 8."""
+    """Of rank 2: nothing is left beside a branch of two channels, and 3 bits come out as 8."""
     layer, shape = CASES[name]
     weight = layer.get_parameter("weight")
     weight.copy_((torch.randn(len(weight), 2) @ torch.randn(2, weight[0].numel())).view_as(weight))
@@ -111,7 +111,7 @@ def test_integers_compute_it_and_it_can_be_taken_away(name: str) -> None:
 
 
 def test_who_has_room() -> None:
-    """A path takes rank (k + out) multiplications, the layer k out."""
+    """A branch takes rank (k + out) multiplications, the layer k out."""
     assert has_room(nn.Linear(64, 64), 16) and not has_room(nn.Linear(64, 64), 17)
     assert has_room(nn.Conv2d(4, 12, 3), 4) and not has_room(nn.Conv2d(4, 12, 3), 5)
     assert not has_room(nn.Conv2d(64, 64, 3, groups=2), 1) and not has_room(nn.Conv3d(64, 64, 3), 1)
@@ -119,14 +119,14 @@ def test_who_has_room() -> None:
     network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4))
     decisions = prepare(network, Recipe("s", (Rule("*", Bits(rank=8)),)))
     assert [decision.bits.rank for decision in decisions if decision.bits] == [8, 0]
-    assert isinstance(network[0], SidePath) and isinstance(network[1], Quantized)
+    assert isinstance(network[0], LowRankBranch) and isinstance(network[1], Quantized)
     with pytest.raises(ValueError, match="rank = -1 channels"):
         Bits(rank=-1)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
-def test_gptq_rounds_the_layer_and_leaves_the_path(name: str) -> None:
+def test_gptq_rounds_the_layer_and_leaves_the_branch(name: str) -> None:
     teacher, student, x = made(name)
     side, before = side_of(student), float((student(x) - teacher(x)).norm())
     path = [part.layer.get_parameter("weight").clone() for part in (side.down, side.up)]
@@ -141,7 +141,7 @@ def test_engines_and_checkpoints(kind: str, tmp_path: Path) -> None:
     images = torch.rand(1, 3, 24, 24)
     bits = Bits(4, 4, activation_granularity="balanced", rank=2)
     low, _ = quantize(KINDS[kind](), Recipe("s", (Rule("*", bits),)), [(images,)])
-    assert any(isinstance(module, SidePath) for module in low.modules())
+    assert any(isinstance(module, LowRankBranch) for module in low.modules())
     runs_everywhere(low, images, tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_who_has_no_kernels_for_it_refuses_it(tmp_path: Path) -> None:
     low, _ = quantize(video, Recipe("s", rules), [(torch.rand(1, 16, 16), torch.ones(1, 2, 16, 16))])
     picture = SwinIR(2, dim=16, units=1, depth=2, heads=2, window=4, hidden=32).eval()
     wide, _ = quantize(picture, Recipe("s", rules), [(torch.rand(1, 3, 8, 8),)])
-    assert "tsab.qkv first) have a path beside them" in str(native.missing(low))
-    assert "attn.qkv first) have a path beside them" in str(swin.missing(wide))
+    assert "tsab.qkv first) have a low-rank branch beside them" in str(native.missing(low))
+    assert "attn.qkv first) have a low-rank branch beside them" in str(swin.missing(wide))
     pytest.importorskip("openvino")
     assert all(check.snr_f32 > WRONG["f32"] for check in Engine(low, threads=1, cache=tmp_path).checks)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitlens.cli.plausible import Seams
+from bitlens.inference.plausible import Seams
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
