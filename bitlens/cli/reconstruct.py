@@ -113,12 +113,13 @@ class Reconstruct:
 
     def run(self) -> None:
         from bitlens.cli import archive, shared
+        from bitlens.cli.clusters import check_cluster
         from bitlens.data.writers import WRITE_SUFFIXES
 
         shared.check_positive("--fps", self.fps)
         for flag, value in (("memory-mb", self.memory_mb), ("stop-after", self.stop_after), ("idle", self.idle)):
             shared.check_positive(f"--{flag}", 1 if value is None else value)
-        archive.check_cluster(self.cluster, self.workers)
+        check_cluster(self.cluster, self.workers)
         if self.watch is not None:
             self.rebuild_arriving(self.watch)
             return

@@ -69,13 +69,14 @@ class Upscale:
 
     def run(self) -> None:
         from bitlens.cli import archive
+        from bitlens.cli.clusters import check_cluster
         from bitlens.cli.shared import check_other, check_positive
         from bitlens.inference.starting import describe
 
         check_positive("--memory-mb", self.memory_mb)
         if self.white is not None:
             check_positive("--white", self.white)
-        archive.check_cluster(self.cluster, self.workers)
+        check_cluster(self.cluster, self.workers)
         if not self.sources:
             raise ValueError("no SOURCES; wanted images, films or folders of images; name what to enlarge")
         for source in self.sources:

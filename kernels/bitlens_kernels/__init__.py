@@ -2,8 +2,8 @@
 
     codes (t, h, w, c) u8  ->  Convolution  ->  sums, values, and codes of the next layers' grids
 
-Memory is channels-last; a range of an array's channels is an array too. Every kernel has a scalar reference (level "scalar")
-and equals it exactly, at every level that the CPU has. See docs/kernels.md for the mathematics.
+Memory is channels-last; a range of an array's channels is an array too. Every kernel has a scalar reference (level
+"scalar") and equals it exactly, at every level that the CPU has. See docs/kernels.md for the mathematics.
 
 >>> import numpy as np, bitlens_kernels as bk  # doctest: +SKIP
 >>> convolution = bk.Convolution(weights, padding=(1, 1, 1), zero=3, largest=15, method="winograd2")  # doctest: +SKIP

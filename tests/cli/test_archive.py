@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitlens.cli import archive, main, reconstruct, watching, with_values
+from bitlens.cli import clusters, main, reconstruct, watching, with_values
 from bitlens.cli.archive import Item, expand, item_of, over, room_in
 from bitlens.cli.reconstruct import Reconstruct, captures_in
 from bitlens.data.masks import random_mask
@@ -316,7 +316,7 @@ def test_a_result_that_is_lost_is_waited_for_again(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("secrets.token_hex", lambda count: "run")
     [item], future = items_in(tmp_path, ["a"]), Lost()
     client = SimpleNamespace(map=lambda *_, **__: [future], cancel=lambda *_, **__: None)
-    assert list(archive._done(client, [item], dict, "local")) == [(future, item)]  # type: ignore[arg-type]
+    assert list(clusters._done(client, [item], dict, "local")) == [(future, item)]  # type: ignore[arg-type]
     assert (future.status, future.waited) == ("finished", 2)
 
 
@@ -333,7 +333,7 @@ def test_a_file_that_kills_every_worker(tmp_path: Path, by_value: None) -> None:
 def test_nothing_answers(
     captures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(archive, "CONNECT", 0.5)
+    monkeypatch.setattr(clusters, "CONNECT", 0.5)
     assert run(captures, "--out", tmp_path / "out", "--cluster", "tcp://127.0.0.1:9") == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "--cluster tcp://127.0.0.1:9 does not answer (" in said
@@ -343,7 +343,7 @@ def test_nothing_answers(
 def test_no_worker_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import distributed
 
-    monkeypatch.setattr(archive, "PATIENCE", 1.0)
+    monkeypatch.setattr(clusters, "PATIENCE", 1.0)
     settings: dict[str, Any] = dict(n_workers=0, processes=True, dashboard_address=None)
     with distributed.LocalCluster(**settings) as cluster, room_in(tmp_path / "out") as room:
         rows = over(items_in(tmp_path, ["a"]), dict, room, cluster.scheduler_address)  # type: ignore[arg-type]
@@ -356,8 +356,8 @@ def test_a_job_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     import dask
 
     with dask.config.set({"jobqueue.slurm.memory": "9 GB"}):
-        assert archive.slurm_jobs() == {"cores": 1, "processes": 1}
-    script = dask_jobqueue.slurm.SLURMJob(scheduler="tcp://host:1", name="a", **archive.slurm_jobs()).job_script()
+        assert clusters.slurm_jobs() == {"cores": 1, "processes": 1}
+    script = dask_jobqueue.slurm.SLURMJob(scheduler="tcp://host:1", name="a", **clusters.slurm_jobs()).job_script()
     assert "#SBATCH --cpus-per-task=1" in script and "--nthreads 1" in script
 
 

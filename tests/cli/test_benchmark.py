@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bitlens import checkpoint
+from bitlens.bench import networks
 from bitlens.cli import benchmark, main
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
@@ -26,7 +27,7 @@ def small(folder: Path, bits: int, **provenance: str) -> Path:
 def test_small_networks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, vnni: bool
 ) -> None:
-    monkeypatch.setattr(benchmark, "PEAKS", ())
+    monkeypatch.setattr(networks, "PEAKS", ())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model, out, picture = small(tmp_path, 8), tmp_path / "speed.json", tmp_path / "speed.png"
     command = ["benchmark", str(model), "--size", "32", "--frames", "4", "--rounds", "1", "--threads", "1"]
@@ -49,7 +50,7 @@ def test_small_networks(
 def test_networks_that_enlarge(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, vnni: bool
 ) -> None:
-    monkeypatch.setattr(benchmark, "PEAKS", ())
+    monkeypatch.setattr(networks, "PEAKS", ())
     network = PAN(2, 8, 4, 2).eval()
     models = [checkpoint.save(network, tmp_path / "pan.safetensors")]
     for bits in (8, 4):
@@ -77,17 +78,17 @@ def test_networks_that_enlarge(
 def test_rows_that_failed_have_no_first_start() -> None:
     """On a CPU without bf16, say: what shows a first start shows the later one too."""
     rows: list[dict[str, Any]] = [{"name": "a", "failure": None}, {"name": "b", "failure": "no bf16"}]
-    benchmark.add_first_starts(rows, {"a": 3.0, "b": 2.0})
+    networks.add_first_starts(rows, {"a": 3.0, "b": 2.0})
     assert rows == [{"name": "a", "failure": None, "first_start_s": 3.0}, {"name": "b", "failure": "no bf16"}]
 
 
 def test_float_network_is_the_one_it_was_made_from(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    assert benchmark.float_of(str(small(tmp_path, 4, start="efficientsci-t")), tmp_path) == "efficientsci-t"
-    assert benchmark.float_of("efficientsci-t-qsci-w8a8", tmp_path) == "efficientsci-t"  # trained on from 8 bits
-    path = benchmark.float_of(str(small(tmp_path, 4, start="of-another-machine")), tmp_path / "made")
-    assert checkpoint.describe(path).method is None and benchmark.bits_of(path) == 32
-    assert benchmark.bits_of(str(tmp_path / "small-w4.safetensors")) == 4
+    assert networks.float_of(str(small(tmp_path, 4, start="efficientsci-t")), tmp_path) == "efficientsci-t"
+    assert networks.float_of("efficientsci-t-qsci-w8a8", tmp_path) == "efficientsci-t"  # trained on from 8 bits
+    path = networks.float_of(str(small(tmp_path, 4, start="of-another-machine")), tmp_path / "made")
+    assert checkpoint.describe(path).method is None and networks.bits_of(path) == 32
+    assert networks.bits_of(str(tmp_path / "small-w4.safetensors")) == 4
 
 
 def row(kind: str, seconds: float, failure: str | None = None, model: str = "w8") -> dict[str, Any]:
@@ -100,8 +101,8 @@ def test_ratios_are_to_the_fastest_of_each_kind() -> None:
         row("bf16", 1.5), row("low-bit", 0.7), row("low-bit", 0.5),
         row("low-bit", 0.1, "no"), row("low-bit", 0.1, model="w4"),
     ]  # fmt: skip
-    assert benchmark.ratios(rows) == {"official_float32": 12.0, "best_float32": 6.0, "best_bf16": 3.0}
-    assert benchmark.ratios(rows[5:])["best_float32"] is None
+    assert networks.ratios(rows) == {"official_float32": 12.0, "best_float32": 6.0, "best_bf16": 3.0}
+    assert networks.ratios(rows[5:])["best_float32"] is None
 
 
 @pytest.mark.parametrize("model", ["gap-tv", "efficientsci-t"])

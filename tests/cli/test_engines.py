@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bitlens import checkpoint
-from bitlens.cli import benchmark
+from bitlens.bench import networks
 from bitlens.engine import native, openvino, plan, registry, speeds, swin, traced
 from bitlens.engine.checks import ComputesWrongly
 from bitlens.methods import quantize
@@ -93,7 +93,7 @@ def test_the_benchmark_remembers(tmp_path: Path) -> None:
     rows = [row, row | {"engine": "native kernels", "median_s": 0.25}, row | {"engine": "ONNX Runtime"}]
     rows += [row | {"precision": "4 bits, bf16 between", "median_s": 0.1}]
     rows += [row | {"model": "float", "median_s": 9.0}, row | {"failure": "died", "median_s": 8.0}]
-    benchmark.remember_engines(str(path), rows, threads=3)
+    networks.remember_engines(str(path), rows, threads=3)
     assert speeds.recall(checkpoint.load(path), 3) == {"openvino": 0.5, "native": 0.25}
     assert json.loads(speeds.file_of(checkpoint.load(path), 3).read_text())
 

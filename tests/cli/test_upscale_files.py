@@ -380,7 +380,7 @@ def test_several_sources_and_what_is_there(
     assert rows["d"]["facts"]["frames"] == 3 and Path(rows["d"]["out"]).name == "d.gif"
     given.remove("in/none.png")
     assert main(given) == 0 and "3 of 3 are there" in capsys.readouterr().out
-    monkeypatch.setattr("bitlens.cli.archive.CONNECT", 0.3)
+    monkeypatch.setattr("bitlens.cli.clusters.CONNECT", 0.3)
     assert main([*given, "in/c.tif", "--cluster", "tcp://127.0.0.1:9"]) == 2
     assert main(["upscale", "in/a.png", "in/c.tif", "--model", str(model), "--out", "in/b.jpg"]) == 2
     assert "in/b.jpg is a file; wanted a folder for the results" in capsys.readouterr().err

@@ -30,14 +30,20 @@ def data() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_bits(network: DUN, data: tuple[Tensor, Tensor], bits: int) -> None:
-    """Every convolution is quantized; those of a prior that read and write have 8 bits."""
+    """Every convolution is quantized; what reads and writes, and the features that all is made of, have more bits."""
     low, decisions = quantize(network, "unfolding", [data], bits=bits)
     layers = quantized_layers(low)
     convolutions = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
     assert list(layers) == convolutions
     for name, layer in layers.items():
-        wanted = 8 if name.rpartition(".")[2] in ("head", "fuse", "tail") else bits
-        assert (layer.weight_bits, layer.activation_bits) == (wanted, wanted), name
+        part, last = name.split(".")[2], name.rpartition(".")[2]
+        if last in ("head", "fuse", "tail"):
+            wanted = 8, 8
+        elif ".encoder.0." in name:
+            wanted = min(2 * bits, 8), 8
+        else:
+            wanted = bits, 8 if part == "down" else bits
+        assert (layer.weight_bits, layer.activation_bits) == wanted, name
     assert {decision.name for decision in decisions if decision.bits is None} == set()
     assert torch.equal(low.steps, network.steps)  # type: ignore[arg-type]
 
