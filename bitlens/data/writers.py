@@ -19,7 +19,7 @@ from bitlens.data.images import TIF_SUFFIXES, import_tifffile, to_levels
 from bitlens.data.pictures import write_picture
 from bitlens.files import atomic_folder, atomic_path, remark
 
-__all__ = ["WRITE_SUFFIXES", "About", "check_target", "import_av", "video_writer"]
+__all__ = ["WRITE_SUFFIXES", "About", "check_size", "check_target", "import_av", "video_writer"]
 
 WRITE_SUFFIXES = (".mp4", ".avi", ".mkv", ".gif", ".webp", ".png", ".npz", ".tif", ".tiff", ZARR)
 
@@ -121,7 +121,7 @@ def video_writer(
                     f"frames of shape {video.shape[1:]} after {came[0][1:]}; wanted one size; correct them"
                 )
             if not came:
-                _check_size(video, suffix)
+                check_size(*video.shape[1:3], suffix)
                 if video.shape[3:] == (4,) and suffix not in KEEPS_ALPHA:
                     remark(f"{suffix} holds no transparency, which is laid on black; wanted .webp, .png or a folder")
             came.append(video.shape)
@@ -171,12 +171,12 @@ def _remark_left_out(about: About, suffix: str) -> None:
         remark(f"{name} holds 8 bits, and these frames have more; wanted .mp4, .mkv, .tif or a folder to keep more")
 
 
-def _check_size(video: np.ndarray, suffix: str) -> None:
+def check_size(height: int, width: int, suffix: str) -> None:
     """Refuse frames that a format cannot hold."""
     most = MOST_PIXELS.get(suffix)
-    if most is not None and max(video.shape[1:3]) > most:
+    if most is not None and max(height, width) > most:
         raise ValueError(
-            f"frames of {video.shape[1]}x{video.shape[2]} pixels came; wanted at most {most} in height and width for "
+            f"frames of {height}x{width} pixels came; wanted at most {most} in height and width for "
             f"{suffix}; write .tif, .npz or a folder of frames"
         )
 

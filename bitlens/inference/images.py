@@ -20,7 +20,7 @@ from bitlens.data.images import (
 )
 from bitlens.data.pictures import PICTURE_SUFFIXES, write_picture
 from bitlens.data.video import ANIMATION_SUFFIXES, MOVIE_SUFFIXES, open_movie
-from bitlens.data.writers import check_target, video_writer
+from bitlens.data.writers import check_size, check_target, video_writer
 from bitlens.engine.registry import Name
 from bitlens.inference.plausible import Seams, Watch
 from bitlens.inference.starting import Started, start
@@ -201,7 +201,7 @@ def _film(
     say: Callable[[str], None],
 ) -> Enlarged:
     """A film, one frame after the other."""
-    check_target(out)
+    suffix = check_target(out)
     movie = open_movie(path, white)
     model = _started(model, engine, say)
     network, running = model.network, model.running
@@ -211,6 +211,7 @@ def _film(
         window = None
         for frame in movie:
             if window is None:  # that of all frames: the encoder's memory comes with the first ones
+                check_size(network.scale * frame.shape[0], network.scale * frame.shape[1], suffix)
                 held = ENCODED * 1.5 * frame[..., 0].size * network.scale**2 / 2**20
                 window = window_of(network, frame.shape[:2], memory_mb, running, held)
             alpha = frame[..., 3] if frame.shape[-1] == 4 else None
