@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str] | str] = {
     "tasks": {"networks"},
     "quant": {"recipe", "files"},
     "data": {"operators", "files"},
-    "methods": {"quant", "recipe"},
+    "methods": {"quant", "recipe", "files"},
     "training": {"quant", "data", "metrics", "operators", "files"},
     "engine": {"quant", "networks", "tasks", "files"},
     "checkpoint": {"recipe", "networks", "quant", "methods", "engine", "files"},

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from bitlens.files import remark
 from bitlens.methods.brecq import reconstruct
 from bitlens.methods.condiquant import condition_weights
 from bitlens.methods.direct import layer_bits
@@ -83,6 +84,12 @@ class TwoStage:
         if "scale" in getattr(network, "config", {}):
             rules = balanced(rules) if self.balanced else rules
             rules = tuple(replace(rule, bits=rule.bits and replace(rule.bits, rank=self.rank)) for rule in rules)
+        elif self.balanced or self.rank:
+            left = "balanced channels and low-rank branches" if self.rank else "balanced channels"
+            remark(
+                f"{self.name} gives {left} to networks that enlarge images, and {type(network).__name__} is none, so "
+                "these are left out; wanted such a network; choose a method that is made for this one to have all of it"
+            )
         return self.with_rules(rules, bits, grid)
 
     def layer(self, bits: int, grid: str) -> Bits:

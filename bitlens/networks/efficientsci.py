@@ -86,6 +86,10 @@ class EfficientSCI(nn.Module):
         normalize: bool = False,
     ):
         super().__init__()
+        if shortcuts not in (False, True, "fem"):
+            raise ValueError(
+                f"shortcuts={shortcuts!r} came; wanted False, True, or 'fem' for feature extraction alone; choose one"
+            )
         c = in_ch
         self.config: dict[str, Any] = dict(
             in_ch=in_ch,

@@ -90,6 +90,10 @@ class STFormer(nn.Module):
         shortcuts: bool = False,
     ):
         super().__init__()
+        if shortcuts not in (False, True):
+            raise ValueError(f"shortcuts={shortcuts!r} came; wanted False or True; choose one")
+        if shortcuts not in (False, True):
+            raise ValueError(f"shortcuts={shortcuts!r} came; wanted False or True; choose one")
         self.config = dict(
             dim=dim,
             units=units,

@@ -21,7 +21,10 @@ def test_every_method(method: str, tmp_path: Path, capsys: pytest.CaptureFixture
     out = tmp_path / "low.safetensors"
     command = ["quantize", str(tmp_path / "float.safetensors"), "--method", method, "--bits", "4", "--batches", "1"]
     assert main([*command, "--steps", "1", "--out", str(out)]) == 0
-    assert f"wrote {out}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"wrote {out}" in shown
+    less = method in ("balanced", "2dquant-plus", "svdquant", "brecq")
+    assert (f"note: {method} gives balanced channels" in shown and "EfficientSCI is none" in shown) == less
     about = checkpoint.describe(out)
     assert about.method == method and checkpoint.load(out).recipe == recipe_of(method, 4)
 

@@ -40,6 +40,7 @@ def test_options_and_bits(bits: int, shortcuts: bool) -> None:
     assert not made.training
 
 
+@pytest.mark.filterwarnings("ignore::bitlens.files.FileRemark")  # it gets less of some methods
 def test_float_network_is_not_changed() -> None:
     torch.manual_seed(1)
     original = network()

@@ -208,6 +208,11 @@ def test_widened_copies_learn_apart() -> None:
         assert float((copies[:, 0] - copies[:, 1]).abs().mean()) > 0.05 * float(gradient.abs().mean())
 
 
+def test_unknown_shortcuts_are_refused() -> None:
+    with pytest.raises(ValueError, match="shortcuts='vrm' came; wanted False, True, or 'fem'"):
+        EfficientSCI(8, 1, 2).with_options(shortcuts="vrm")
+
+
 def test_widened_refuses_additions() -> None:
     with pytest.raises(ValueError, match="shift and shortcuts"):
         widened(EfficientSCI(8, 1, 2, shift=True, shortcuts=True), 2)
