@@ -46,7 +46,7 @@ def small_picture(scale: int, size: int, seed: int) -> Subject:
     """A made picture made small: three frames of the made scene are its colours."""
     import torch
 
-    from bitlens.data.images import to_float, to_levels
+    from bitlens.data.levels import to_float, to_levels
     from bitlens.data.synthetic import high_speed_scene
     from bitlens.metrics import psnr_y
     from bitlens.operators import Downsample

@@ -92,7 +92,7 @@ class Demo:
 
         from bitlens.cli.shared import output_file
         from bitlens.data.bayer import demosaic, pattern_at
-        from bitlens.data.images import to_grey
+        from bitlens.data.levels import to_grey
         from bitlens.engine.registry import choose_engine
         from bitlens.inference.videos import for_mosaics, rebuilt, score
         from bitlens.report import Panel, exposed, table, write_contact_sheet, write_side_by_side

@@ -333,7 +333,8 @@ def read_settings(path: Path) -> Training:
 def read_images(folder: Path) -> list[Any]:
     """Grey photographs (h, w) in [0, 1] of a folder."""
     from bitlens.data.clips import IMAGE_SUFFIXES
-    from bitlens.data.images import read_image, to_float, to_grey
+    from bitlens.data.images import read_image
+    from bitlens.data.levels import to_float, to_grey
 
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
     if not paths:

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitlens.data.images import IMAGE_SUFFIXES, natural_key, to_float
+from bitlens.data.images import IMAGE_SUFFIXES, natural_key
+from bitlens.data.levels import to_float
 from bitlens.data.pairs import read_picture
 from bitlens.operators import Downsample
 

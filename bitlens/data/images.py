@@ -7,13 +7,10 @@ import logging
 import math
 import os
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from threading import RLock
@@ -21,19 +18,29 @@ from typing import Any
 
 import numpy as np
 
+from bitlens.data.levels import to_float, to_levels
+from bitlens.data.metadata import (
+    DAMAGE,
+    ORIENTATION,
+    PROFILE,
+    RESOLUTION,
+    RESOLUTION_UNIT,
+    dpi_of,
+    exif_of,
+    fitting_profile,
+    rgb_or_grey,
+    turned,
+)
 from bitlens.files import atomic_path, remark
 
 __all__ = [
-    "DAMAGE",
     "IMAGE_SUFFIXES",
     "MANY_FRAMES",
     "TIF_SUFFIXES",
     "Picture",
-    "check_white",
     "count_frames",
     "folder_images",
     "import_tifffile",
-    "in_unit_range",
     "libraries_silent",
     "load_picture",
     "natural_key",
@@ -43,27 +50,14 @@ __all__ = [
     "read_image",
     "read_tif",
     "stack_frames",
-    "to_float",
-    "to_grey",
-    "to_levels",
-    "turned",
     "write_png",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 TIF_SUFFIXES = (".tif", ".tiff")
 
-DAMAGE = (
-    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError,
-    AssertionError, RuntimeError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
-"""What Pillow and tifffile raise for files that are no whole images, beside their own errors."""
-
 MANY_FRAMES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
 """Formats, as Pillow calls them, whose further images are frames or pages; those of a phone's JPEG are previews."""
-
-ORIENTATION, RESOLUTION, RESOLUTION_UNIT, EXIF, PROFILE = 274, (282, 283), 296, 34665, 34675
-"""Tags of TIFF and EXIF."""
 
 
 SILENCE = RLock()
@@ -75,9 +69,6 @@ class Refused(ValueError):
 
 PLANE = ("height", "width", "sample")
 """What tifffile calls the axes of one picture."""
-
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""BT.601 luma of R, G, B, full range."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,32 +235,22 @@ def picture_of(image: Any, path: Path) -> Picture:
     with libraries_silent():
         image.load()
     gamma = image.info.get("gamma")  # of a .png
-    orientation, exif = _exif(image, path)
-    dpi, profile = _dpi(image.info.get("dpi")), image.info.get("icc_profile")
+    orientation, exif = exif_of(image, path)
+    dpi, profile = dpi_of(image.info.get("dpi")), image.info.get("icc_profile")
     if levels is None and (image.mode in ("F", "I") or image.mode.startswith("I;16")):
         colours, alpha = _as_levels(np.asarray(image)), None
         if image.mode != "F" and isinstance(image.info.get("transparency"), int):
             alpha = np.where(colours == image.info["transparency"], 0, 65535).astype(np.uint16)
     else:
         if levels is None:
-            image = _rgb_or_grey(image, profile, path)
+            image = rgb_or_grey(image, profile, path)
             levels = np.asarray(image)
         clear = levels.ndim == 3 and levels.shape[-1] in (2, 4)
         colours, alpha = (levels[..., :-1], levels[..., -1]) if clear else (levels, None)
         colours = colours[..., 0] if colours.ndim == 3 and colours.shape[-1] == 1 else colours
-    profile = _fitting_profile(profile, colours, path)
+    profile = fitting_profile(profile, colours, path)
     gamma = gamma if isinstance(gamma, float) and 0.01 < gamma < 100 else None
     return Picture(turned(colours, orientation), turned(alpha, orientation), profile, dpi, exif, gamma)
-
-
-def turned(levels: np.ndarray | None, orientation: int) -> Any:
-    """(h, w, ...) turned and mirrored as EXIF orientation 1 to 8 says that it is to be shown; None stays None."""
-    if levels is None or orientation not in range(2, 9):
-        return levels
-    if orientation >= 5:
-        levels = levels.swapaxes(0, 1)
-    down, across = (-1 if orientation in turns else 1 for turns in ((3, 4, 7, 8), (2, 3, 6, 7)))
-    return levels[::down, ::across]
 
 
 def read_tif(path: str | os.PathLike[str], start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -346,53 +327,6 @@ def folder_images(
     return sorted(files, key=lambda file: (file.parent, natural_key(file)))
 
 
-def to_float(levels: np.ndarray) -> np.ndarray:
-    """Levels to float32: integers are divided by their type's maximum (255, 65535), floats stay."""
-    if levels.dtype.kind in "iu":
-        return levels.astype(np.float32) / np.float32(np.iinfo(levels.dtype).max)
-    return levels.astype(np.float32)
-
-
-def in_unit_range(levels: np.ndarray, white: float | None = None) -> np.ndarray:
-    """Levels to float32 in [0, 1], clipped, `white` at 1; None: as `to_float`. White of 8 bits is 255 always."""
-    scaled = to_float(levels) if white is None or levels.dtype == np.uint8 else levels / np.float32(white)
-    return np.clip(scaled, 0, 1, dtype=np.float32)
-
-
-def check_white(levels: np.ndarray, path: Path, white: float | None = None) -> None:
-    """Refuse floats that are not in [0, white], and say so where levels of 16 bits use few of them, or go beyond white.
-
-    Raises:
-        ValueError: floats that are NaN or infinite, or beyond white by more than a hundredth of it.
-    """
-    low, high = float(levels.min()), float(levels.max())
-    if levels.dtype.kind == "f":
-        top = 1.0 if white is None else white
-        if not (np.isfinite(low) and np.isfinite(high)) or low < -0.01 * top or high > 1.01 * top:
-            raise ValueError(
-                f"{path} spans [{low:g}, {high:g}]; wanted finite values in [0, {top:g}]; pass white=... (the value of "
-                "white, 255 say), or save it so"
-            )
-    elif levels.dtype == np.uint16 and white is None and 0 < high < 4096:
-        remark(
-            f"{path} has 16 bits, and its brightest value is {high:.0f} of 65535: the result is nearly black; "
-            "wanted the value of white; pass white=... (4095 if a camera of 12 bits took it)"
-        )
-    elif levels.dtype == np.uint16 and white is not None and high > white:
-        remark(f"{path} has values up to {high:.0f}, beyond white, {white:g}; wanted none; they become white")
-
-
-def to_levels(values: np.ndarray, dtype: type[np.unsignedinteger] = np.uint8) -> np.ndarray:
-    """Values in [0, 1] to integer levels, clipped and rounded half to even."""
-    top = np.iinfo(dtype).max
-    return np.round(np.clip(values, 0.0, 1.0).astype(np.float64) * top).astype(dtype)
-
-
-def to_grey(values: np.ndarray) -> np.ndarray:
-    """Luma Y = 0.299 R + 0.587 G + 0.114 B (BT.601, full range) of values in [0, 1]; (..., 3) -> (...)."""
-    return np.minimum(values @ LUMA, np.float32(1)).astype(np.float32)  # white rounds to 1 + 1e-7 otherwise
-
-
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     """Write (h, w) or (h, w, 3) as an 8-bit PNG, whole or not at all: floats in [0, 1], or uint8 as they are."""
     from PIL import Image
@@ -430,7 +364,9 @@ def _plain_tif(path: Path) -> Picture | None:
             unit = {2: 1.0, 3: 2.54}.get(_tag(page, RESOLUTION_UNIT, 2))
             across, down = (_tag(page, tag, (0, 1)) for tag in RESOLUTION)
             dpi = (
-                None if unit is None else _dpi([unit * over / below if below else 0 for over, below in (across, down)])
+                None
+                if unit is None
+                else dpi_of([unit * over / below if below else 0 for over, below in (across, down)])
             )
             profile = _tag(page, PROFILE, None)
     except (*DAMAGE, tifffile.TiffFileError) as error:
@@ -460,7 +396,7 @@ def _plain_tif(path: Path) -> Picture | None:
         whole = to_float(alpha) if wanted == 1 else to_float(alpha)[..., None]
         plain = np.divide(to_float(colours), whole, out=np.zeros(colours.shape, np.float32), where=whole > 0)
         colours = plain if colours.dtype.kind == "f" else to_levels(plain, colours.dtype.type)
-    profile = _fitting_profile(profile, colours, path)
+    profile = fitting_profile(profile, colours, path)
     return Picture(turned(colours, orientation), turned(alpha, orientation), profile, dpi)
 
 
@@ -491,61 +427,6 @@ def _deep_png(path: Path) -> np.ndarray | None:
             return levels[..., [0, 3]] if frame.format.name.startswith("ya") else levels
     except (av.error.FFmpegError, StopIteration) as error:
         raise _unreadable(path, error) from error
-
-
-def _exif(image: Any, path: Path) -> tuple[int, bytes | None]:
-    """Orientation, 1 to 8, and EXIF without it; damaged EXIF is left out with a remark."""
-    try:
-        exif = image.getexif()
-        orientation = exif.get(ORIENTATION, 1)
-        exif.pop(ORIENTATION, None)
-        inner = exif.get_ifd(EXIF) if EXIF in exif else {}
-        for tag in (40962, 40963):  # width and height, which will be others
-            inner.pop(tag, None)
-        kept = exif.tobytes() if len(exif) and image.format != "TIFF" else None  # a .tif's are those of its strips
-    except DAMAGE as error:
-        remark(f"{path} has damaged EXIF, which is left out ({error}); wanted whole EXIF; write it again if it matters")
-        return 1, None
-    return (orientation if orientation in range(1, 9) else 1), kept
-
-
-def _dpi(stated: Any) -> tuple[float, float] | None:
-    """Pixels per inch, where they are two positive numbers."""
-    try:
-        across, down = (float(each) for each in stated)
-    except (TypeError, ValueError, ArithmeticError):
-        return None
-    return (across, down) if 1 < across < 1e6 and 1 < down < 1e6 else None  # 1: a .tif without a unit
-
-
-def _rgb_or_grey(image: Any, profile: bytes | None, path: Path) -> Any:
-    """A Pillow image of 8 bits in L, LA, RGB or RGBA. CMYK goes through its profile, where it has one."""
-    from PIL import ImageCms
-
-    if image.mode == "CMYK" and profile:
-        try:
-            source, target = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-            if converted is not None:
-                return converted
-        except (ImageCms.PyCMSError, *DAMAGE) as error:
-            remark(f"{path} has a CMYK profile that cannot be used ({error}); wanted a whole one; convert it to RGB")
-    clear = image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info
-    grey = image.mode in ("1", "L", "LA", "La")
-    return image.convert(("LA" if clear else "L") if grey else "RGBA" if clear else "RGB")
-
-
-def _fitting_profile(profile: bytes | None, colours: np.ndarray, path: Path) -> bytes | None:
-    """The ICC profile, where it is one of grey or RGB as the levels are. That of CMYK has been used."""
-    space = profile[16:20] if isinstance(profile, bytes) and len(profile) >= 128 else b""
-    if space == (b"RGB " if colours.ndim == 3 else b"GRAY"):
-        return profile
-    if profile and space != b"CMYK":
-        remark(
-            f"{path} has a colour profile that does not fit its levels, and is left out; wanted one of "
-            f"{'RGB' if colours.ndim == 3 else 'grey'}; convert the picture to sRGB if its colours matter"
-        )
-    return None
 
 
 def _tif_pages_pillow(path: Path) -> Iterator[np.ndarray]:

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from bitlens.data.benchmarks import data_root
-from bitlens.data.images import IMAGE_SUFFIXES, natural_key, read_image, to_float, to_levels
+from bitlens.data.images import IMAGE_SUFFIXES, natural_key, read_image
+from bitlens.data.levels import to_float, to_levels
 from bitlens.operators import Downsample
 
 __all__ = ["PICTURE_SETS", "Pair", "load_pairs", "picture_files", "read_picture"]

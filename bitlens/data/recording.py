@@ -15,7 +15,7 @@ from bitlens.data.arrays import NAMED_SUFFIXES, array_names, find_array, frames_
 from bitlens.data.bayer import pattern_at, split
 from bitlens.data.checks import LARGEST, check_measurement, depth_note, hot_note, lines_note
 from bitlens.data.correction import open_correction
-from bitlens.data.images import to_float
+from bitlens.data.levels import to_float
 from bitlens.data.masks import check_mask, read_mask, scale_mask
 from bitlens.data.matching import closed_note, gain_notes, match_note, mosaic_note, order_note, plate_note
 from bitlens.data.stacks import Stack, array_stack, open_raw, stored_stack

@@ -18,20 +18,17 @@ from bitlens.data.images import (
     TIF_SUFFIXES,
     Picture,
     Refused,
-    check_white,
     count_frames,
     first_frame,
-    in_unit_range,
     opened,
     picture_of,
     read_folder,
     read_image,
     read_tif,
     stack_frames,
-    to_float,
-    to_grey,
-    turned,
 )
+from bitlens.data.levels import check_white, in_unit_range, to_float, to_grey
+from bitlens.data.metadata import turned
 from bitlens.data.whole import lacks_bytes
 from bitlens.data.writers import About, import_av, video_writer
 from bitlens.files import remark

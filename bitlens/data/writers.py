@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from bitlens.data.chunks import ZARR, import_zarr, zarr_writer
-from bitlens.data.images import TIF_SUFFIXES, import_tifffile, to_levels
+from bitlens.data.images import TIF_SUFFIXES, import_tifffile
+from bitlens.data.levels import to_levels
 from bitlens.data.pictures import write_picture
 from bitlens.files import atomic_folder, atomic_path, remark
 
@@ -121,7 +122,7 @@ def video_writer(
                     f"frames of shape {video.shape[1:]} after {came[0][1:]}; wanted one size; correct them"
                 )
             if not came:
-                check_size(*video.shape[1:3], suffix)
+                check_size(video.shape[1], video.shape[2], suffix)
                 if video.shape[3:] == (4,) and suffix not in KEEPS_ALPHA:
                     remark(f"{suffix} holds no transparency, which is laid on black; wanted .webp, .png or a folder")
             came.append(video.shape)

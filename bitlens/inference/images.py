@@ -8,16 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bitlens.data.images import (
-    Picture,
-    check_white,
-    count_frames,
-    in_unit_range,
-    load_picture,
-    to_float,
-    to_grey,
-    to_levels,
-)
+from bitlens.data.images import Picture, count_frames, load_picture
+from bitlens.data.levels import check_white, in_unit_range, to_float, to_grey, to_levels
 from bitlens.data.pictures import PICTURE_SUFFIXES, write_picture
 from bitlens.data.video import ANIMATION_SUFFIXES, MOVIE_SUFFIXES, open_movie
 from bitlens.data.writers import check_size, check_target, video_writer

@@ -10,7 +10,8 @@ from PIL import Image
 
 from bitlens import checkpoint
 from bitlens.cli import main
-from bitlens.data.images import read_image, to_float, to_levels
+from bitlens.data.images import read_image
+from bitlens.data.levels import to_float, to_levels
 from bitlens.data.pairs import read_picture
 from bitlens.data.video import open_movie, read_video
 from bitlens.engine import speeds

@@ -14,7 +14,8 @@ from PIL import Image, ImageCms
 from bitlens import checkpoint
 from bitlens.cli import main
 from bitlens.cli.interrupts import Terminated
-from bitlens.data.images import Picture, load_picture, read_image, to_float, to_levels
+from bitlens.data.images import Picture, load_picture, read_image
+from bitlens.data.levels import to_float, to_levels
 from bitlens.data.pictures import write_picture
 from bitlens.data.video import open_movie
 from bitlens.inference import images

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from bitlens.data.images import Picture, count_frames, load_picture, read_image, read_tif, to_levels, turned
+from bitlens.data.images import Picture, count_frames, load_picture, read_image, read_tif
+from bitlens.data.levels import to_levels
+from bitlens.data.metadata import turned
 from bitlens.data.pictures import write_picture
 from bitlens.files import FileRemark
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from bitlens.data.images import natural_key, read_image, read_tif, to_grey, to_levels, write_png
+from bitlens.data.images import natural_key, read_image, read_tif, write_png
+from bitlens.data.levels import to_grey, to_levels
 from bitlens.data.video import read_video, write_video
 from bitlens.files import FileRemark
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitlens.data.images import read_image, to_float
+from bitlens.data.images import read_image
+from bitlens.data.levels import to_float
 from bitlens.engine import plan, swin
 from bitlens.engine.lower import lower
 from bitlens.engine.swin import Engine, block_of, missing
