@@ -1,4 +1,4 @@
-"""`bitlens train`: a float network from clips, or a low-bit one by quantization-aware training (QAT)."""
+"""`bitlens train`: a float network from clips or photographs, or a low-bit one by quantization-aware training (QAT)."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from bitlens.training.settings import Training
 if TYPE_CHECKING:
     from torch import nn
 
-    from bitlens.data.clips import Batch, Clips, ClipSampler
-    from bitlens.training.loop import Result, Validation
+    from bitlens.data.clips import Batch
+    from bitlens.training.loop import Result, Sampler, Validation
 
 CALIBRATION_BATCHES = 8
 VALIDATION_BATCHES = 4
@@ -32,25 +32,30 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network on clips. After Ctrl-C, a kill or --minutes the same command resumes from its --run folder.
+    """Train a network on clips, or on photographs. After Ctrl-C, a kill or --minutes the same command resumes from its
+    --run folder.
 
     Without --start a float --network is trained. With --start CHECKPOINT training goes on from those weights. With
     --method and --bits too, that float network is quantized, calibrated on the clips and trained with its grids, and
     the float network may teach it (--distill-output, --distill-features).
+
+    Networks that enlarge images learn from --images: crops of photographs, and of the same made small. One photograph
+    of twenty is held out for validation.
 
     Under `torchrun --nproc_per_node N -m -- bitlens train ...` N processes train together.
 
     Example:
         bitlens train --clips clips --run runs/t --out t.safetensors --network efficientsci-t --steps 5000 --compile
         bitlens train --clips clips --run runs/t4 --out t4.safetensors --start t.safetensors --method qsci --bits 4
+        bitlens train --images photos --run runs/x2 --out x2.safetensors --network abpn-x2 --recipe recipes/abpn.toml
     """
 
-    clips: Path
-    """Folder of training videos (files or folders of frames); where a manifest.json splits them, the split train."""
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
     """Folder of the run: state, log and settings. An unfinished run in it is resumed."""
     out: Path
     """The checkpoint that is written when the run has finished (.safetensors)."""
+    clips: Path | None = None
+    """Folder of training videos (files or folders of frames); where a manifest.json splits them, the split train."""
     network: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(FAMILIES) + "}")] = "dun"
     """Architecture and size for a run without --start."""
     start: str | None = None
@@ -73,7 +78,7 @@ class Train:
     mask: Path | None = None
     """Train for this fixed mask. Default: a fresh random mask for every sample."""
     crop: int = 64
-    """Height and width of a training sample."""
+    """Height and width of a training sample; of an image before it is enlarged."""
     batch: int = 4
     """Samples per step and process."""
     frames: int = 8
@@ -81,7 +86,7 @@ class Train:
     cameras: bool = False
     """Train for any camera: a mixture of masks, noise and numbers of frames instead of fresh random binary masks."""
     images: Path | None = None
-    """Folder of photographs for synthetic motion."""
+    """Folder of photographs: to enlarge, or for synthetic motion."""
     synthetic: float = 0.0
     """Share of the samples that are made from --images."""
     device: str = "cpu"
@@ -90,9 +95,8 @@ class Train:
 
     def run(self) -> int:
         from bitlens.cli.shared import output_file
-        from bitlens.data.cameras import Cameras
-        from bitlens.data.clips import ClipSampler, load_clips, load_mask
         from bitlens.inference.machine import keep_freed_memory
+        from bitlens.networks.catalog import SR
 
         settings = self.settings()
         check_target(self.out)
@@ -101,23 +105,12 @@ class Train:
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"--network {self.network}; {hint}wanted one of {', '.join(FAMILIES)}; change it")
         keep_freed_memory()
-        split = "train" if (self.clips / "manifest.json").is_file() else None
-        clips = load_clips(self.clips, split, self.frames)
-        sampler = ClipSampler(
-            clips,
-            frames=self.frames,
-            crop=self.crop,
-            batch=self.batch,
-            seed=settings.seed,
-            mask=load_mask(self.mask),
-            images=read_images(self.images) if self.images else (),
-            synthetic=self.synthetic,
-            cameras=Cameras() if self.cameras else None,
-        )
+        task, scale = self.task()
+        if task == SR:
+            sampler, data, validation = self.patches(scale, settings.seed)
+        else:
+            sampler, data, validation = self.videos(settings.seed)
         network, teacher = self.networks(sampler, settings.seed)
-        validation = None
-        if split:
-            validation = validation_crops(self.clips, self.frames, 2 * self.crop, self.cameras)
         result = train_in_sight(network, sampler, settings, self.run_folder, validation, teacher, self.device)
         if result.reason != "finished":
             print(f"stopped at step {result.step} of {settings.steps} ({result.reason}); the same command goes on")
@@ -125,12 +118,69 @@ class Train:
         from bitlens.checkpoint import save
 
         if result.writes:
-            save(network, self.out, provenance=self.provenance(clips, settings, result))
+            save(network, self.out, provenance=self.provenance(data, settings, result))
             with output_file(self.run_folder / "record.json") as path:
                 assert path is not None
                 path.write_text(json.dumps(self.record(settings, result), indent=1) + "\n")
             print(f"wrote {self.out} and {self.run_folder / 'record.json'}")
         return 0
+
+    def task(self) -> tuple[str, int]:
+        """What the network is for, and how many times it enlarges images (1: it does not)."""
+        from bitlens import checkpoint
+
+        if self.start is not None:
+            about = checkpoint.describe(self.start)
+            return about.task, about.config.get("scale", 1)
+        entry, size = FAMILIES[self.network]
+        return entry.task, getattr(entry.untrained(size, self.frames), "scale", 1)
+
+    def patches(self, scale: int, seed: int) -> "tuple[Sampler, dict[str, Any], Validation | None]":
+        """Crops of photographs, what the checkpoint says of them, and those that are held out."""
+        from bitlens.data.crops import photographs
+        from bitlens.data.patches import PatchSampler, held_out
+        from bitlens.training.loop import validation_batches
+
+        of_video = ("clips", "mask", "cameras", "synthetic")
+        if given := [name for name in of_video if getattr(self, name) != getattr(Train, name)]:
+            raise ValueError(
+                f"--{given[0]} and a network that enlarges images came; wanted --images FOLDER alone; leave it out"
+            )
+        if self.images is None:
+            raise ValueError("no --images; wanted a folder of photographs to enlarge; give it")
+        files, validated = held_out(photographs(self.images))
+        sampler = PatchSampler(files, scale, crop=self.crop, batch=self.batch, seed=seed)
+        validation = None
+        if validated:
+            checked = PatchSampler(validated, scale, crop=self.crop, batch=self.batch, seed=VALIDATION_SEED)
+            validation = {"photographs": validation_batches(checked, VALIDATION_BATCHES)}
+        data = {"photographs": len(sampler.pairs), "shrunk": f"Downsample({scale}).shrink_levels"}
+        return sampler, {"data": data}, validation
+
+    def videos(self, seed: int) -> "tuple[Sampler, dict[str, Any], Validation | None]":
+        """Crops of clips behind masks, what the checkpoint says of them, and those of the validation split."""
+        from bitlens.data.cameras import Cameras
+        from bitlens.data.clips import ClipSampler, load_clips, load_mask
+
+        if self.clips is None:
+            raise ValueError("no --clips; wanted a folder of videos to train on; give it")
+        split = "train" if (self.clips / "manifest.json").is_file() else None
+        clips = load_clips(self.clips, split, self.frames)
+        sampler = ClipSampler(
+            clips,
+            frames=self.frames,
+            crop=self.crop,
+            batch=self.batch,
+            seed=seed,
+            mask=load_mask(self.mask),
+            images=read_images(self.images) if self.images else (),
+            synthetic=self.synthetic,
+            cameras=Cameras() if self.cameras else None,
+        )
+        validation = validation_crops(self.clips, self.frames, 2 * self.crop, self.cameras) if split else None
+        data = {"clips": len(clips.videos), "identity": clips.identity(), "synthetic": self.synthetic}
+        masks = "a mixture of cameras" if self.cameras else self.mask.name if self.mask else "random binary, fresh"
+        return sampler, {"data": data, "masks": masks}, validation
 
     @property
     def samples(self) -> int:
@@ -146,7 +196,7 @@ class Train:
         given = {name: value for name, value in given.items() if value != getattr(default, name)}
         return replace(read_settings(self.recipe), **given)
 
-    def networks(self, sampler: "ClipSampler", seed: int) -> "tuple[nn.Module, nn.Module | None]":
+    def networks(self, sampler: "Sampler", seed: int) -> "tuple[nn.Module, nn.Module | None]":
         """The network to train and its float teacher."""
         import torch
 
@@ -178,7 +228,6 @@ class Train:
         teacher = load(self.teacher) if self.teacher else None
         if self.method is None:
             return start, teacher
-        from bitlens.data.clips import measurements
         from bitlens.methods import quantize
         from bitlens.quant.layers import quantized_layers
         from bitlens.quant.prepare import unprepare
@@ -192,26 +241,22 @@ class Train:
                 "anew and lose what they learned; wanted fewer bits; to train it on, leave --method out"
             )
         unprepare(start)
-        batches = measurements(sampler, CALIBRATION_BATCHES)
+        batches = [sampler.draw(step).inputs for step in range(CALIBRATION_BATCHES)]
         network, _ = quantize(start, self.method, batches, bits=self.bits, grid=self.grid)
         return network, teacher
 
-    def provenance(self, clips: "Clips", settings: Training, result: "Result") -> dict[str, Any]:
+    def provenance(self, data: dict[str, Any], settings: Training, result: "Result") -> dict[str, Any]:
         """What the checkpoint will say about its origin."""
         from bitlens.inference.machine import describe_run
 
+        size = f"{self.crop}x{self.crop}" if "photographs" in data["data"] else f"{self.frames}x{self.crop}x{self.crop}"
         return {
-            "trained": f"{result.step} steps of {self.samples} samples of {self.frames}x{self.crop}x{self.crop}",
+            "trained": f"{result.step} steps of {self.samples} samples of {size}",
             "start": self.start,
             "widened": self.widen,
             "deepened": self.deepen,
             "teacher": self.teacher,
-            "data": {"clips": len(clips.videos), "identity": clips.identity(), "synthetic": self.synthetic},
-            "masks": "a mixture of cameras"
-            if self.cameras
-            else self.mask.name
-            if self.mask
-            else "random binary, fresh",
+            **data,
             "settings": asdict(settings),
             "validation_psnr": result.psnr,
             "run": describe_run(),
@@ -260,7 +305,7 @@ def validation_crops(clips: Path, frames: int, crop: int, cameras: bool = False)
 
 def train_in_sight(
     network: "nn.Module",
-    sampler: "ClipSampler",
+    sampler: "Sampler",
     settings: Training,
     folder: Path,
     validation: "Validation | None" = None,

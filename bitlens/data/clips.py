@@ -140,6 +140,21 @@ class Batch(NamedTuple):
     measurements: Float[Tensor, "b h w"]
     """What each camera measured."""
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What a network is called with."""
+        return self.measurements, self.masks
+
+    @property
+    def truth(self) -> Tensor:
+        """What it should give, (b, 1, t, h, w)."""
+        return self.videos.unsqueeze(1)
+
+    @property
+    def error_axes(self) -> tuple[int, ...]:
+        """Over which squared errors are averaged for one PSNR: a frame."""
+        return (-2, -1)
+
 
 class ClipSampler:
     """Random crops of videos with masks, as batches that depend only on (seed, step, rank).

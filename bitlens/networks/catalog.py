@@ -132,6 +132,7 @@ ENTRIES = [
         "edsr", SR, "bitlens.networks.edsr:EDSR", mark="body.0.body.0.weight",
         idle=r"^(sub|add)_mean\.(weight|bias)$",
     ),
+    Entry("abpn", SR, "bitlens.networks.abpn:ABPN", sizes=("x2", "x3", "x4")),
     Entry("imdn", SR, "bitlens.networks.imdn:IMDN", mark="IMDB1.c1.weight"),
     Entry("pan", SR, "bitlens.networks.pan:PAN", mark="SCPA_trunk.0.conv3.weight"),
     Entry("smfanet", SR, "bitlens.networks.smfanet:SMFANet", mark="to_feat.weight"),

@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bitlens.data.clips import Batch, ClipSampler
 from bitlens.files import atomic_path
 from bitlens.quant.grid import Grid, StepGrid
 from bitlens.quant.layers import fuse_grids, quantized_layers
@@ -46,13 +45,46 @@ class Result:
     """Whether this process is the one that writes files (rank 0)."""
 
 
-Validation = Mapping[str, list[Batch]]
+class Drawn(Protocol):
+    """A batch: a tuple of tensors."""
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What a network is called with."""
+        ...
+
+    @property
+    def truth(self) -> Tensor:
+        """What it should give."""
+        ...
+
+    @property
+    def error_axes(self) -> tuple[int, ...]:
+        """Over which squared errors are averaged for one PSNR."""
+        ...
+
+
+class Sampler(Protocol):
+    """Where batches come from: `data.clips.ClipSampler`, `data.patches.PatchSampler`."""
+
+    def identity(self) -> dict[str, object]:
+        """What decides the batches, so that a run is only resumed on the same data."""
+        ...
+
+    def draw(self, step: int, rank: int = 0) -> Any:
+        """The batch of one step, a `Drawn`."""
+        ...
+
+
+Validation = Mapping[str, Sequence[Drawn]]
 """Batches of each kind that is validated and reported on its own; what counts is the mean over the kinds."""
 
 
 def train(
     network: nn.Module,
-    sampler: ClipSampler,
+    sampler: Sampler,
     settings: Training,
     folder: str | os.PathLike[str],
     *,
@@ -63,7 +95,7 @@ def train(
     on_log: Callable[[dict[str, Any]], None] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Result:
-    """Train a video-SCI network in place; resume from `folder` if a run with these settings stands there.
+    """Train a network in place; resume from `folder` if a run with these settings stands there.
 
     `folder` receives `state.pt` (atomic, every `save_minutes`, at the end, at SIGTERM and Ctrl-C), `log.jsonl`
     and `settings.json`. When the run has finished, `network` holds the averaged (EMA) weights.
@@ -71,7 +103,7 @@ def train(
     Under `torchrun` every process trains on its own samples and gradients are averaged; rank 0 writes.
 
     Args:
-        network: called as network(measurement, mask); float or fake-quantized.
+        network: for video, network(measurement, mask), or for images, network(image); float or fake-quantized.
         sampler: where batches come from.
         validation: batches for the PSNR in the log, by kind.
         teacher: float network for the distillation terms.
@@ -108,7 +140,8 @@ def train(
 
     with stop_requests() as stopped:
         while step < settings.steps:
-            batch = Batch(*(x.to(device) for x in sampler.draw(step, group.rank)))
+            drawn = sampler.draw(step, group.rank)
+            batch = type(drawn)(*(x.to(device) for x in drawn))
             state.set_rate(settings.rate(step))
             value, norm = one_step(model, state, batch, loss_of, distillation, settings)
             bad_steps = 0 if math.isfinite(norm) else bad_steps + 1
@@ -174,24 +207,24 @@ def compile_blocks(network: nn.Module) -> None:
 def one_step(
     model: nn.Module,
     state: "State",
-    batch: Batch,
+    batch: Drawn,
     loss_of: Callable[[Tensor, Tensor], Tensor],
     distillation: Distillation | None,
     settings: Training,
 ) -> tuple[float, float]:
     """Forward, backward, clip, update; returns the loss and the norm of its gradient."""
-    videos, masks, measurement = batch
-    with torch.autocast(videos.device.type, torch.bfloat16, enabled=settings.bf16):
+    inputs, truth = batch.inputs, batch.truth
+    with torch.autocast(truth.device.type, torch.bfloat16, enabled=settings.bf16):
         target = None
         if distillation:
             distillation.clear()
             with torch.no_grad():
-                target = distillation.teacher(measurement, masks).float()
-        found = model(measurement, masks, True) if settings.early_stages else [model(measurement, masks)]
-    *early, output = (video.float() for video in found)
-    loss = loss_of(output, videos.unsqueeze(1))
-    for video in early:
-        loss = loss + settings.early_stages * loss_of(video, videos.unsqueeze(1))
+                target = distillation.teacher(*inputs).float()
+        found = model(*inputs, True) if settings.early_stages else [model(*inputs)]
+    *early, output = (stage.float() for stage in found)
+    loss = loss_of(output, truth)
+    for stage in early:
+        loss = loss + settings.early_stages * loss_of(stage, truth)
     total = loss if target is None or distillation is None else loss + distillation.term(output, target)
     for optimizer in state.optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -207,22 +240,22 @@ def one_step(
     return float(loss.detach()), norm
 
 
-def validation_psnr(network: nn.Module, batches: Sequence[Batch], bf16: bool) -> float:
-    """Mean PSNR in dB over frames of batches (psnr_sci)."""
+def validation_psnr(network: nn.Module, batches: Sequence[Drawn], bf16: bool) -> float:
+    """Mean PSNR in dB over frames of batches (psnr_sci), or over images (all channels together)."""
     training = network.training
     network.eval()
     values = []
-    for video, mask, measurement in batches:
+    for batch in batches:
         device = next(network.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            output = network(measurement.to(device), mask.to(device)).float().cpu().squeeze(1)
-        errors = (output - video).square().mean(dim=(-2, -1)).clamp_min(1e-10)
+            output = network(*(x.to(device) for x in batch.inputs)).float().cpu()
+        errors = (output - batch.truth).square().mean(dim=batch.error_axes).clamp_min(1e-10)
         values.append(float(-10 * errors.log10().mean()))
     network.train(training)
     return sum(values) / len(values)
 
 
-def validation_batches(sampler: ClipSampler, count: int) -> list[Batch]:
+def validation_batches(sampler: Sampler, count: int) -> list[Any]:
     """The first `count` batches of a sampler, as a fixed validation set."""
     return [sampler.draw(step) for step in range(count)]
 

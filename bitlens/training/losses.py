@@ -1,6 +1,6 @@
 """The losses: RMSE (Q-SCI's code), MSE (its paper), and distillation from the float network.
 
-Losses take videos (b, c, t, h, w), distances the same tensor of student and teacher; each returns one number.
+Losses take videos (b, c, t, h, w) or images, distances the same tensor of student and teacher; each returns one number.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bitlens.operators import VideoSCI
 
-Video = Float[Tensor, "b c t h w"]
+Video = Float[Tensor, "b c *size"]
+"""Or images: size is (t, h, w), or (h, w)."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 EPSILON = 1e-8  # keeps the square root differentiable at zero
@@ -36,8 +37,18 @@ def sample_rmse(video: Video, reference: Video) -> Float[Tensor, ""]:
     return ((video - reference).square().flatten(1).mean(1) + EPSILON).sqrt().mean()
 
 
+def l1(video: Video, reference: Video) -> Float[Tensor, ""]:
+    """Mean absolute error."""
+    return (video - reference).abs().mean()
+
+
+def charbonnier(video: Video, reference: Video) -> Float[Tensor, ""]:
+    """Mean of sqrt(error^2 + 1e-6): the absolute error, smooth at 0 [Charbonnier et al., ICIP 1994]."""
+    return ((video - reference).square() + 1e-6).sqrt().mean()
+
+
 def data_residual(
-    video: Video, measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]
+    video: Float[Tensor, "b c t h w"], measurement: Float[Tensor, "b h w"], mask: Float[Tensor, "#b t h w"]
 ) -> Float[Tensor, ""]:
     """||A x - y|| / ||y||, mean over samples: how far a video is from explaining its measurement.
 
@@ -47,7 +58,9 @@ def data_residual(
     return ((difference.square().sum(1) + EPSILON).sqrt() / measurement.flatten(1).norm(dim=1)).mean()
 
 
-LOSSES: dict[str, Loss] = {"rmse": rmse, "mse": mse, "sample-rmse": sample_rmse}
+LOSSES: dict[str, Loss] = {
+    "rmse": rmse, "mse": mse, "sample-rmse": sample_rmse, "l1": l1, "charbonnier": charbonnier,
+}  # fmt: skip
 
 
 def feature_distance(student: Float[Tensor, "b ..."], teacher: Float[Tensor, "b ..."]) -> Float[Tensor, ""]:

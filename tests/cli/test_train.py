@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from bitlens import checkpoint
 from bitlens.cli import main
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.data.video import write_video
+from bitlens.networks.abpn import ABPN
 from bitlens.networks.dun import DUN
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.networks.stformer import STFormer
@@ -89,3 +92,41 @@ def test_deepen(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     network = checkpoint.load(deep)
     assert isinstance(network, DUN) and network.config["stages"] == 2
     assert checkpoint.describe(deep).provenance["deepened"] == 1
+
+
+def photographs(folder: Path, count: int = 20) -> Path:
+    """Small coloured images, of which one will be held out."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(count):
+        Image.fromarray(random.integers(0, 256, (36, 40, 3), np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network that enlarges images learns from photographs, resumes, and goes down to low bits."""
+    folder, start = photographs(tmp_path / "photographs"), tmp_path / "x2.safetensors"
+    command = ["train", "--images", str(folder), "--crop", "12", "--batch", "2", "--steps", "3"]
+    made = [*command, "--run", str(tmp_path / "run"), "--out", str(start), "--loss", "l1"]
+    assert main([*made, "--network", "abpn-x2"]) == 0
+    network = checkpoint.load(start)
+    assert isinstance(network, ABPN) and network.scale == 2
+    about = checkpoint.describe(start)
+    assert about.provenance["data"] == {"photographs": 19, "shrunk": "Downsample(2).shrink_levels"}
+    assert about.provenance["trained"] == "3 steps of 2 samples of 12x12" and about.provenance["validation_psnr"] > 5
+    first = network.get_parameter("body.0.weight")
+    assert not torch.equal(first, ABPN(2).get_parameter("body.0.weight"))
+    low = ["--run", str(tmp_path / "run4"), "--out", str(tmp_path / "x2-w4.safetensors"), "--start", str(start)]
+    assert main([*command, *low, "--method", "direct", "--bits", "4", "--distill-output", "1"]) == 0
+    assert all(layer.weight_bits == 4 for layer in checkpoint.describe(tmp_path / "x2-w4.safetensors").layers)
+    capsys.readouterr()
+    for more, said in (
+        (["--network", "abpn-x2", "--clips", str(folder)], "--clips and a network that enlarges images came"),
+        (["--network", "abpn-x2", "--cameras"], "--cameras and a network that enlarges images came"),
+        (["--network", "dun"], "no --clips; wanted a folder of videos to train on"),
+        (["--network", "abpn-x2", "--crop", "99"], "no photograph has 198 pixels in height and width"),
+    ):
+        assert main([*command, "--run", str(tmp_path / "no"), "--out", str(tmp_path / "no.safetensors"), *more]) == 2
+        assert said in capsys.readouterr().err
+    none = ["train", "--run", str(tmp_path / "no"), "--out", str(tmp_path / "no.safetensors"), "--network", "abpn-x2"]
+    assert main(none) == 2 and "no --images; wanted a folder of photographs" in capsys.readouterr().err

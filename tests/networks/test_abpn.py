@@ -1,0 +1,41 @@
+"""ABPN: what it is made of, where it starts, how far it sees."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bitlens.networks.abpn import ABPN
+from bitlens.networks.catalog import CATALOG
+
+
+def test_parameters() -> None:
+    """28 channels and 7 convolutions for x3: 3 28 9 + 28 and 5 (28 28 9 + 28), and 28 27 9 + 27."""
+    assert sum(p.numel() for p in ABPN(3, 28, 6).parameters()) == 784 + 5 * 7084 + 6831
+
+
+@pytest.mark.parametrize("size", CATALOG["abpn"].sizes)
+def test_it_starts_as_nearest_neighbour_enlargement(size: str) -> None:
+    network = CATALOG["abpn"].untrained(size, 8)
+    assert isinstance(network, ABPN) and f"x{network.scale}" == size
+    image = torch.rand(2, 3, 5, 7)
+    with torch.no_grad():
+        wanted = F.interpolate(image, scale_factor=network.scale, mode="nearest")
+        torch.testing.assert_close(network(image), wanted, rtol=0, atol=0)
+
+
+def test_every_output_depends_on_the_pixels_within_its_radius() -> None:
+    network = ABPN(2, 6, 3)
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.1)  # no ReLU is closed
+    image = torch.rand(1, 3, 21, 23).requires_grad_()
+    network(image)[0, 0, 20, 22].backward()
+    assert image.grad is not None
+    reached = image.grad[0].abs().amax(0).nonzero()
+    assert reached.amin(0).tolist() == [10 - network.radius, 11 - network.radius]
+    assert reached.amax(0).tolist() == [10 + network.radius, 11 + network.radius]
+
+
+def test_numbers_below_1_are_refused() -> None:
+    with pytest.raises(ValueError, match="scale=2, dim=0, depth=3 came; wanted whole numbers from 1"):
+        ABPN(2, 0, 3)
