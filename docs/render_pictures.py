@@ -2,6 +2,7 @@
 
 python docs/render_pictures.py            write the tables
 python docs/render_pictures.py --check    exit 1 and name the pages that are out of date
+python docs/render_pictures.py --claim    write the averages into the shipped checkpoints first
 
 results/sr/table-*.json      `bitlens experiment sr-table ... --json FILE` -> docs/twodquant.md
 results/sr/quantized-*.json  `bitlens evaluate START-METHOD-wNaN ...`, made by `bitlens quantize` -> docs/twodquant.md
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rendering import NOT_MEASURED, between_marks, bring_up_to_date, command, markdown, read_json
+
+from bitlens import checkpoint
+from bitlens.cli.info import bits_in_words
 
 PAPERS: dict[tuple[str, str], tuple[float, float]] = {
     ("ngswin-x2", "set5"): (38.05, 0.9610),
@@ -56,6 +60,27 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             row += [f"{psnr}, {paper[0]:.2f}", f"{ssim}, {paper[1]:.4f}", f"{average['psnr'] - paper[0]:+.3f} dB"]
         rows.append(row)
     return markdown(["network", "test set", "PSNR, published", "SSIM, published", "difference"], rows, texts=2)
+
+
+def shipped_table(results: Sequence[dict[str, Any]]) -> str:
+    """Averages of the networks that are shipped, on each test set, as Markdown."""
+    if not results:
+        return NOT_MEASURED
+    sets = list(
+        dict.fromkeys(one["settings"]["data"] for one in sorted(results, key=lambda one: len(one["settings"]["data"])))
+    )
+    rows = []
+    for model in sorted({one["settings"]["model"] for one in results}):
+        about = checkpoint.describe(model)
+        of = {one["settings"]["data"]: one for one in results if one["settings"]["model"] == model}
+        for name, one in of.items():
+            if about.path is None or checkpoint.weights_sha256(about.path) != one["settings"]["sha256"]:
+                raise ValueError(f"{model} on {name} was measured with other weights; wanted these; evaluate it again")
+        scores = [f"{of[name]['average']['psnr']:.2f}, {of[name]['average']['ssim']:.4f}" for name in sets]
+        rows.append([f"`{model}`", bits_in_words(about), f"{about.bytes / 1e6:.2f}", *scores])
+    return markdown(
+        ["network", "bits (weights, activations)", "MB", *(f"{name}: dB, SSIM" for name in sets)], rows, texts=2
+    )
 
 
 ORDER = ("2DQuant", "DOBI", "Percentile", "MinMax")
@@ -148,10 +173,12 @@ def render(root: Path, check: bool = False) -> list[Path]:
     read = {file.name: read_json(file) for file in sorted((root / "results" / "sr").glob("*.json"))}
     enlarging, twodquant = root / "docs" / "super-resolution.md", root / "docs" / "twodquant.md"
     made = [content for name, content in read.items() if name.startswith("quantized-")]
-    floats = [content for name, content in read.items() if not name.startswith(("table-", "quantized-"))]
+    measured = [content for name, content in read.items() if not name.startswith(("table-", "quantized-"))]
+    own = [content for content in measured if content["settings"]["model"] in checkpoint.shipped()]
+    floats = [content for content in measured if content not in own]
     methods = "\n\n".join(method_table(content) for name, content in read.items() if name.startswith("table-"))
     pages = {
-        enlarging: between_marks(enlarging, pictures=table(floats)),
+        enlarging: between_marks(enlarging, pictures=table(floats), shipped=shipped_table(own)),
         twodquant: between_marks(
             twodquant,
             pictures=methods or NOT_MEASURED,
@@ -161,9 +188,24 @@ def render(root: Path, check: bool = False) -> list[Path]:
     return bring_up_to_date(pages, check)
 
 
+def claim(root: Path) -> None:
+    """Write each shipped network's averages on the test sets into its header, as what it claims."""
+    shipped, claims = checkpoint.shipped(), {}
+    for file in sorted((root / "results" / "sr").glob("*.json")):
+        content = read_json(file)
+        model = content["settings"]["model"] if "settings" in content else None
+        if model in shipped:
+            average = content["average"]
+            scores = {"psnr": round(average["psnr"], 3), "ssim": round(average["ssim"], 4)}
+            claims.setdefault(model, {})[content["settings"]["data"]] = scores
+    for model, found in claims.items():
+        checkpoint.set_claims(shipped[model], found)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the top of this file."""
-    return command("render_pictures", __doc__ or "", render, arguments)
+    switch = "write measured averages into the shipped checkpoints", claim
+    return command("render_pictures", __doc__ or "", render, arguments, claim=switch)
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ def training_table(runs: Sequence[TrainingRun]) -> str:
         rows.append([f"`{run.name}`", f"{run.steps:,}", f"{run.samples:,}", f"{run.minutes:.0f}", *ends])
     table = markdown(["run", "steps", "samples", "minutes", "first dB", "last dB"], rows, texts=1)
     drawn = "\n\n![learning curves](learning-curve.png)" if any(run.curve for run in runs) else ""
-    about = "dB: PSNR on validation clips, which is not the PSNR on the six scenes."
+    about = "dB: PSNR on validation clips (of ABPN: photographs), which is not the PSNR on test sets."
     validated = [run for run in runs if run.kinds]
     if validated:
         kinds = list(dict.fromkeys(kind for run in validated for kind in run.kinds))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import bitlens
-from bitlens.checkpoint import describe, find, load, save, shipped
+from bitlens.checkpoint import default, describe, find, load, save, shipped
 from bitlens.methods import qsci, quantize, recipe_of
 from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI, efficientsci
@@ -252,6 +252,14 @@ def test_names() -> None:
     assert isinstance(load("gap-tv"), GapTV) and bitlens.load is load
     for name, path in shipped().items():
         assert find(name) == path and describe(name).name == name
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(describe(default(task)).task == task for task in ("video-sci", "super-resolution"))
+    monkeypatch.setattr("bitlens.checkpoint.header.shipped", dict)
+    assert default("video-sci") == "gap-tv"
+    with pytest.raises(ValueError, match="no network for super-resolution is shipped; wanted the name or path of one"):
+        default("super-resolution")
 
 
 @pytest.mark.parametrize(

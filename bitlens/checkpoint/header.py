@@ -15,7 +15,7 @@ from bitlens.networks.catalog import CATALOG, CLASSICAL
 
 FORMAT = "bitlens-1"
 WEIGHTS = Path(__file__).parents[1] / "weights"
-DEFAULTS = {"video-sci": "dun-w8a8"}
+DEFAULTS = {"video-sci": "dun-w8a8", "super-resolution": "abpn-x2-w8a8"}
 """The shipped network that a task's verbs take where none is named."""
 MAX_HEADER = 100_000_000
 METADATA: dict[str, Callable[[Any], bool]] = {
@@ -80,9 +80,17 @@ def shipped() -> dict[str, Path]:
 
 
 def default(task: str) -> str:
-    """The name of what a task's verbs take where no model is named; gap-tv where its network is not shipped."""
-    name = DEFAULTS.get(task, CLASSICAL)
-    return name if name in shipped() else CLASSICAL
+    """The name of what a task's verbs take where no model is named; for video gap-tv where its network is not shipped.
+
+    Raises:
+        ValueError: nothing is shipped for this task.
+    """
+    name = DEFAULTS.get(task)
+    if name in shipped():
+        return name
+    if CATALOG[CLASSICAL].task != task:
+        raise ValueError(f"no network for {task} is shipped; wanted the name or path of one; give a model")
+    return CLASSICAL
 
 
 def find(path_or_name: str | os.PathLike[str]) -> Path:

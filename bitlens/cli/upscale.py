@@ -36,6 +36,7 @@ class Upscale:
     the end, and the others are made.
 
     Example:
+        bitlens upscale photo.jpg
         bitlens upscale photo.jpg --model ngswin-x2.safetensors --out photo-x2.png
         bitlens upscale film.mp4 --model imdn-x2.safetensors --out film-x2.mp4
         bitlens upscale photos/ --model imdn-x2.safetensors --out large/ --recursive --cluster
@@ -44,11 +45,15 @@ class Upscale:
     sources: tyro.conf.Positional[tuple[Path, ...]]
     """An image (.png .jpg .bmp .tif .webp .gif .avif), or a video (.mp4 .avi .mkv .mov .webm; an animated .gif .webp
     .png .avif; a .tif of several pages); or several, a folder of images, or 'patterns*'."""
-    model: str
-    """A super-resolution network: a shipped name (see `bitlens models`) or the path of a .safetensors."""
-    out: str
+    model: str = ""
+    """A super-resolution network: a shipped name (see `bitlens models`) or the path of a .safetensors. Default: the one
+    that is marked in `bitlens models`."""
+    scale: int | None = None
+    """How many times to enlarge, as the network must. Default: as it does."""
+    out: str = ""
     """A .png or .tif to write; for a video a video (.mp4 .mkv with sound, .avi, .gif .webp .png, .tif, .npz .zarr) or a
-    folder of .png frames; for several sources a folder, which gets one .png for each picture."""
+    folder of .png frames; for several sources a folder, which gets one .png for each picture. Default for one image:
+    its name with -x2.png, in this folder."""
     engine: Name = "auto"
     """What computes: torch (low bits are simulated), openvino (int8 on the CPU; each size of tile is compiled once),
     native (our kernels, where they are built), onnxruntime (in float what low bits compute), or reference (integers in
@@ -79,6 +84,15 @@ class Upscale:
         check_cluster(self.cluster, self.workers)
         if not self.sources:
             raise ValueError("no SOURCES; wanted images, films or folders of images; name what to enlarge")
+        if not self.model or not self.out:
+            self.completed().run()
+            return
+        scale = describe(self.model, "super-resolution").config["scale"]
+        if self.scale not in (None, scale):
+            raise ValueError(
+                f"--scale {self.scale}, and {self.model} enlarges {scale} times; wanted one that does; name it with "
+                "--model, or leave --scale out"
+            )
         for source in self.sources:
             check_other(self.out, source)
         found, many = archive.expand(self.sources, self.pictures_in, [Path(self.out)])
@@ -90,9 +104,27 @@ class Upscale:
             raise FileNotFoundError(
                 f"no file or folder {source}; wanted an image or a folder of images, or a video; check the path"
             )
-        describe(self.model, "super-resolution")
         done = self.enlarge(source, self.out, self.model, print)
         print(f"wrote {done.frames} frames to {self.out}" if done.frames else f"wrote {self.out}")
+
+    def completed(self) -> "Upscale":
+        """The same, with the default network and the default name of the result where none was given.
+
+        Raises:
+            ValueError: several results have no default name.
+        """
+        from bitlens import checkpoint
+        from bitlens.inference.images import frames_of
+        from bitlens.inference.starting import describe
+
+        model = self.model or checkpoint.default("super-resolution")
+        if self.out:
+            return replace(self, model=model)
+        source, *others = self.sources
+        if others or not source.is_file() or frames_of(source) != 1:
+            raise ValueError("no --out; wanted a file for a film, or a folder for several results; give it")
+        scale = describe(model, "super-resolution").config["scale"]
+        return replace(self, model=model, out=f"{source.stem}-x{scale}.png")
 
     def enlarge(
         self, source: Path, out: str, model: "str | Started", say: Callable[[str], None] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bitlens import checkpoint
 from bitlens.data.images import Picture, count_frames, load_picture
 from bitlens.data.levels import check_white, in_unit_range, to_float, to_grey, to_levels
 from bitlens.data.pictures import PICTURE_SUFFIXES, write_picture
@@ -49,7 +50,7 @@ class Enlarged:
 
 def upscale(
     source: np.ndarray | str | os.PathLike[str],
-    model: str | os.PathLike[str] | Started,
+    model: str | os.PathLike[str] | Started | None = None,
     *,
     engine: Name = "auto",
     out: str | os.PathLike[str] | None = None,
@@ -61,7 +62,8 @@ def upscale(
 
     Args:
         source: (h, w) or (h, w, 3), uint8, uint16 or floats in [0, 1]; or the path of an image or film.
-        model: a shipped name, the path of a checkpoint, or what `start` returned, for several images.
+        model: a shipped name, the path of a checkpoint, or what `start` returned, for several images. None: the
+            default network.
         engine: what computes (`engine.registry`); not looked at where the model was started already.
         out: a file or folder to write; of an image .png or .tif. What the source says of itself (orientation,
             transparency, depth, profile, resolution; of films times, sound, shape of pixels) is kept as far as the kind
@@ -76,10 +78,11 @@ def upscale(
         MemoryError: the system has less memory than the budget.
 
     Example:
-        >>> bitlens.upscale("photo.jpg", "imdn-x2.safetensors").levels.shape  # doctest: +SKIP
+        >>> bitlens.upscale("photo.jpg").levels.shape  # doctest: +SKIP
         (1536, 2048, 3)
     """
     say = say or (lambda _: None)
+    model = checkpoint.default("super-resolution") if model is None else model
     if isinstance(source, np.ndarray):
         if source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,)) or source.dtype.kind not in "uf":
             raise ValueError(

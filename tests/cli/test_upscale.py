@@ -268,3 +268,22 @@ def test_networks_of_two_kinds(photo: Path, model: Path, tmp_path: Path, capsys:
     assert "; wanted one kind; evaluate them apart" in capsys.readouterr().err
     assert main(["evaluate", str(model), "--data", "six-scenes"]) == 2
     assert "no test set 'six-scenes' of pictures; wanted one of set5" in capsys.readouterr().err
+
+
+def test_without_model_and_name(
+    photo: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped network enlarges it, in integers, beside where one is."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["upscale", str(photo), "--scale", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "wrote " in shown and ("int8" in shown or "integers" in shown)
+    small, large = read_image(photo), read_image(tmp_path / "here" / f"{photo.stem}-x2.png")
+    assert large.shape == (2 * small.shape[0], 2 * small.shape[1], 3)
+    assert main(["upscale", str(photo), "--scale", "3"]) == 2
+    assert "--scale 3, and abpn-x2-w8a8 enlarges 2 times; wanted one that does" in capsys.readouterr().err
+    assert main(["upscale", str(photo), str(photo)]) == 2
+    assert "no --out; wanted a file for a film, or a folder for several results" in capsys.readouterr().err
+    assert len(list((tmp_path / "here").iterdir())) == 1
