@@ -6,7 +6,7 @@ python docs/render_pictures.py --claim    write the averages into the shipped ch
 
 results/sr/table-*.json      `bitlens experiment sr-table ... --json FILE` -> docs/twodquant.md
 results/sr/quantized-*.json  `bitlens evaluate START-METHOD-wNaN ...`, made by `bitlens quantize` -> docs/twodquant.md
-results/sr/*.json            `bitlens evaluate MODEL --data set5 --json FILE` -> docs/super-resolution.md
+results/sr/*.json            `bitlens evaluate MODEL --data set5 --json FILE` -> docs/super-resolution.md, README.md
 """
 
 import sys
@@ -172,6 +172,7 @@ def render(root: Path, check: bool = False) -> list[Path]:
     """Bring the pages up to date, or with `check` only find out; the pages that were (or are) out of date."""
     read = {file.name: read_json(file) for file in sorted((root / "results" / "sr").glob("*.json"))}
     enlarging, twodquant = root / "docs" / "super-resolution.md", root / "docs" / "twodquant.md"
+    readme = root / "README.md"
     made = [content for name, content in read.items() if name.startswith("quantized-")]
     measured = [content for name, content in read.items() if not name.startswith(("table-", "quantized-"))]
     own = [content for content in measured if content["settings"]["model"] in checkpoint.shipped()]
@@ -179,6 +180,7 @@ def render(root: Path, check: bool = False) -> list[Path]:
     methods = "\n\n".join(method_table(content) for name, content in read.items() if name.startswith("table-"))
     pages = {
         enlarging: between_marks(enlarging, pictures=table(floats), shipped=shipped_table(own)),
+        readme: between_marks(readme, shipped=shipped_table(own)),
         twodquant: between_marks(
             twodquant,
             pictures=methods or NOT_MEASURED,

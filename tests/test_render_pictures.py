@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import render_pictures as script
 
+from bitlens import checkpoint
+from bitlens.networks.abpn import ABPN
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = sorted((REPOSITORY / "results" / "sr").glob("*.json"))
 RESULTS = [file for file in FILES if not file.name.startswith(("table-", "quantized-"))]
@@ -29,16 +32,32 @@ def test_published_numbers_are_reached(file: Path) -> None:
 def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "super-resolution.md"
-    page.write_text("before\n<!-- pictures:begin -->\n<!-- pictures:end -->\nafter\n")
+    shown = "<!-- shipped:begin -->\n<!-- shipped:end -->\n"
+    page.write_text(f"before\n<!-- pictures:begin -->\n<!-- pictures:end -->\n{shown}after\n")
+    (tmp_path / "README.md").write_text(shown)
     page.with_name("twodquant.md").write_text(f"{page.read_text()}<!-- quantized:begin -->\n<!-- quantized:end -->\n")
     shutil.copytree(RESULTS[0].parent, tmp_path / "results" / "sr")
     assert script.main(["--check", "--root", str(tmp_path)]) == 1
     assert script.main(["--root", str(tmp_path)]) == 0 and script.main(["--check", "--root", str(tmp_path)]) == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "| pan-x4 | set5 | 32.131, 32.13 |" in text
+    assert "| `abpn-x2-w8a8` | 8, 8 | 0.18 |" in text and "| `abpn-x2-w8a8` |" in (tmp_path / "README.md").read_text()
     page.write_text("no marks")
     assert script.main(["--root", str(tmp_path)]) == 2
     assert "lacks the lines <!-- pictures:begin -->" in capsys.readouterr().err
+
+
+def test_what_ships_becomes_a_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results" / "sr").mkdir(parents=True)
+    own = checkpoint.save(ABPN(2, 4, 1), tmp_path / "own.safetensors")
+    monkeypatch.setattr(checkpoint, "shipped", lambda: {"own": own})
+    for data, psnr in (("set5", 37.12345), ("set14", 33.0)):
+        content = {"settings": {"model": "own", "data": data}, "average": {"psnr": psnr, "ssim": 0.95}}
+        (tmp_path / "results" / "sr" / f"own-{data}.json").write_text(json.dumps(content))
+    (tmp_path / "results" / "sr" / "table-a.json").write_text("{}")
+    script.claim(tmp_path)
+    wanted = {"set5": {"psnr": 37.123, "ssim": 0.95}, "set14": {"psnr": 33.0, "ssim": 0.95}}
+    assert checkpoint.describe(own).claims == wanted
 
 
 def test_what_quantize_made_is_beside_its_float_network() -> None:
