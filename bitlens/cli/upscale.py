@@ -87,10 +87,10 @@ class Upscale:
         if not self.model or not self.out:
             self.completed().run()
             return
-        scale = describe(self.model, "super-resolution").config["scale"]
-        if self.scale not in (None, scale):
+        describe(self.model, "super-resolution")
+        if self.scale is not None and self.scale != (own := scale_of(self.model)):
             raise ValueError(
-                f"--scale {self.scale}, and {self.model} enlarges {scale} times; wanted one that does; name it with "
+                f"--scale {self.scale}, and {self.model} enlarges {own} times; wanted one that does; name it with "
                 "--model, or leave --scale out"
             )
         for source in self.sources:
@@ -123,8 +123,8 @@ class Upscale:
         source, *others = self.sources
         if others or not source.is_file() or frames_of(source) != 1:
             raise ValueError("no --out; wanted a file for a film, or a folder for several results; give it")
-        scale = describe(model, "super-resolution").config["scale"]
-        return replace(self, model=model, out=f"{source.stem}-x{scale}.png")
+        describe(model, "super-resolution")
+        return replace(self, model=model, out=f"{source.stem}-x{scale_of(model)}.png")
 
     def enlarge(
         self, source: Path, out: str, model: "str | Started", say: Callable[[str], None] | None = None
@@ -194,6 +194,14 @@ class Upscale:
             return ".png" if frames_of(file) == 1 else MOVING.get(suffix, suffix)
         except (ValueError, OSError):
             return ".png"
+
+
+def scale_of(model: str) -> int:
+    """How many times a network enlarges images."""
+    from bitlens import checkpoint
+
+    network: Any = checkpoint.load(model)
+    return network.scale
 
 
 @lru_cache(maxsize=1)

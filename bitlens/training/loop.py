@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class Result:
     """Whether this process is the one that writes files (rank 0)."""
 
 
+@runtime_checkable
 class Drawn(Protocol):
     """A batch: a tuple of tensors."""
 
@@ -66,6 +67,7 @@ class Drawn(Protocol):
         ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Where batches come from: `data.clips.ClipSampler`, `data.patches.PatchSampler`."""
 

@@ -31,7 +31,7 @@ def test_what_is_trained_from_nothing(name: str) -> None:
     entry = CATALOG[name]
     network = entry.untrained(entry.sizes[0], 4)
     assert entry_of(network) is entry
-    assert task_of(network) == "video-sci"
+    assert task_of(network) == entry.task
 
 
 class Doubling(nn.Module):

@@ -9,7 +9,9 @@ from bitlens.training.losses import (
     LOSSES,
     Distillation,
     attention_distance,
+    charbonnier,
     feature_distance,
+    l1,
     mse,
     rmse,
     sample_rmse,
@@ -28,7 +30,10 @@ def test_formulas() -> None:
     assert float(mse(a, b)) == pytest.approx(sum(error) / 3)
     assert float(rmse(a, b)) == pytest.approx((sum(error) / 3) ** 0.5)
     assert float(sample_rmse(a, b)) == pytest.approx(sum(e**0.5 for e in error) / 3)
-    assert set(LOSSES) == {"rmse", "mse", "sample-rmse"}
+    assert float(l1(a, b)) == pytest.approx(float((a - b).abs().mean()))
+    assert float(charbonnier(a, b)) == pytest.approx(float(((a - b) ** 2 + 1e-6).sqrt().mean()))
+    assert float(charbonnier(a[:, :, 0], a[:, :, 0])) == pytest.approx(1e-3)  # images: smooth where they are equal
+    assert set(LOSSES) == {"rmse", "mse", "sample-rmse", "l1", "charbonnier"}
 
 
 @pytest.mark.parametrize("name", LOSSES)
