@@ -27,6 +27,7 @@ from rendering import NOT_MEASURED, between_marks, bring_up_to_date, command, dr
 
 from bitlens import checkpoint
 from bitlens.cli.info import bits_in_words
+from bitlens.inference.evaluation import Score
 
 BENCHMARK = "six-scenes"
 FINGERPRINT = "bitlens curves"
@@ -52,14 +53,6 @@ PAPER_NOTE = (
     "EfficientSCI-T; compare what it loses against its own float network. GAP-TV has no training, and is comparable. "
     "† quoted second hand, not checked against the paper."
 )
-
-
-@dataclass(frozen=True)
-class Score:
-    """PSNR in dB, and SSIM where it was computed."""
-
-    psnr: float
-    ssim: float | None
 
 
 @dataclass(frozen=True)

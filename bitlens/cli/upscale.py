@@ -73,9 +73,11 @@ class Upscale:
     """Also write the table of several results to this file."""
 
     def run(self) -> None:
+        from bitlens import checkpoint
         from bitlens.cli import archive
         from bitlens.cli.clusters import check_cluster
         from bitlens.cli.shared import check_other, check_positive
+        from bitlens.inference.images import scale_of
         from bitlens.inference.starting import describe
 
         check_positive("--memory-mb", self.memory_mb)
@@ -88,7 +90,7 @@ class Upscale:
             self.completed().run()
             return
         describe(self.model, "super-resolution")
-        if self.scale is not None and self.scale != (own := scale_of(self.model)):
+        if self.scale is not None and self.scale != (own := scale_of(checkpoint.load(self.model))):
             raise ValueError(
                 f"--scale {self.scale}, and {self.model} enlarges {own} times; wanted one that does; name it with "
                 "--model, or leave --scale out"
@@ -111,20 +113,22 @@ class Upscale:
         """The same, with the default network and the default name of the result where none was given.
 
         Raises:
-            ValueError: several results have no default name.
+            FileNotFoundError: no such image. ValueError: several results have no default name.
         """
         from bitlens import checkpoint
-        from bitlens.inference.images import frames_of
+        from bitlens.inference.images import frames_of, scale_of
         from bitlens.inference.starting import describe
 
         model = self.model or checkpoint.default("super-resolution")
         if self.out:
             return replace(self, model=model)
         source, *others = self.sources
+        if not others and not source.exists():
+            raise FileNotFoundError(f"no file {source}; wanted an image; check the path")
         if others or not source.is_file() or frames_of(source) != 1:
             raise ValueError("no --out; wanted a file for a film, or a folder for several results; give it")
         describe(model, "super-resolution")
-        return replace(self, model=model, out=f"{source.stem}-x{scale_of(model)}.png")
+        return replace(self, model=model, out=f"{source.stem}-x{scale_of(checkpoint.load(model))}.png")
 
     def enlarge(
         self, source: Path, out: str, model: "str | Started", say: Callable[[str], None] | None = None
@@ -194,14 +198,6 @@ class Upscale:
             return ".png" if frames_of(file) == 1 else MOVING.get(suffix, suffix)
         except (ValueError, OSError):
             return ".png"
-
-
-def scale_of(model: str) -> int:
-    """How many times a network enlarges images."""
-    from bitlens import checkpoint
-
-    network: Any = checkpoint.load(model)
-    return network.scale
 
 
 @lru_cache(maxsize=1)

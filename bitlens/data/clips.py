@@ -299,11 +299,8 @@ class ClipSampler:
 
 def measurements(sampler: ClipSampler, count: int) -> list[tuple[Tensor, Tensor]]:
     """(measurement, mask) of the first `count` batches: what a network is calibrated with."""
-    batches = []
-    for step in range(count):
-        batch = sampler.draw(step)
-        batches.append((batch.measurements, batch.masks))
-    return batches
+    batches = (sampler.draw(step) for step in range(count))
+    return [(batch.measurements, batch.masks) for batch in batches]
 
 
 def to_and_fro(start: int, speed: int, frames: int, length: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -58,8 +58,6 @@ class PatchSampler:
     Raises:
         ValueError: no photograph is large enough; smaller ones among others are left out.
     """
-
-    kinds: ClassVar[str] = "photographs"
 
     def __init__(self, files: Sequence[Path], scale: int, *, crop: int = 48, batch: int = 16, seed: int = 0):
         self.scale, self.crop, self.batch, self.seed = scale, crop, batch, seed

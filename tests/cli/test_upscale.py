@@ -286,4 +286,5 @@ def test_without_model_and_name(
     assert "--scale 3, and abpn-x2-w8a8 enlarges 2 times; wanted one that does" in capsys.readouterr().err
     assert main(["upscale", str(photo), str(photo)]) == 2
     assert "no --out; wanted a file for a film, or a folder for several results" in capsys.readouterr().err
+    assert main(["upscale", "none.png"]) == 2 and "no file none.png; wanted an image" in capsys.readouterr().err
     assert len(list((tmp_path / "here").iterdir())) == 1
