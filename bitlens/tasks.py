@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bitlens.networks.catalog import CATALOG, SCI, SR, task_of
+from bitlens.networks.catalog import CATALOG, RESTORATION, SCI, SR, task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,6 +57,10 @@ TASKS = {
         Task(
             SR, "upscale", "enlarge pictures", "picture", ("height", "width"),
             ("image",), "large", _picture,
+        ),
+        Task(
+            RESTORATION, "restore", "restore pictures", "picture", ("height", "width"),
+            ("image",), "restored", _picture,
         ),
     )
 }  # fmt: skip

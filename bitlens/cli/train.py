@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CALIBRATION_BATCHES = 8
 VALIDATION_BATCHES = 4
 VALIDATION_SEED = 7
+DAMAGES = ("noise-25", "jpeg-10", "jpeg-40")
+"""What restoration is validated on."""
 FAMILIES = {
     "-".join(filter(None, (entry.name, size))): (entry, size) for entry in CATALOG.values() for size in entry.sizes
 }
@@ -39,8 +41,8 @@ class Train:
     --method and --bits too, that float network is quantized, calibrated on the clips and trained with its grids, and
     the float network may teach it (--distill-output, --distill-features).
 
-    Networks that enlarge images learn from --images: crops of photographs, and of the same made small. One photograph
-    of twenty is held out for validation.
+    Networks that enlarge or restore images learn from --images: crops of photographs, and of the same made small, or
+    noisy, or JPEGs. One photograph of twenty is held out for validation. With --clips frames of films are among them.
 
     Under `torchrun --nproc_per_node N -m -- bitlens train ...` N processes train together.
 
@@ -86,7 +88,7 @@ class Train:
     cameras: bool = False
     """Train for any camera: a mixture of masks, noise and numbers of frames instead of fresh random binary masks."""
     images: Path | None = None
-    """Folder of photographs: to enlarge, or for synthetic motion."""
+    """Folder of photographs: to enlarge or restore, or for synthetic motion."""
     synthetic: float = 0.0
     """Share of the samples that are made from --images."""
     device: str = "cpu"
@@ -96,7 +98,8 @@ class Train:
     def run(self) -> int:
         from bitlens.cli.shared import output_file
         from bitlens.inference.machine import keep_freed_memory
-        from bitlens.networks.catalog import SR
+        from bitlens.networks.branches import branch, collapse
+        from bitlens.networks.catalog import SCI
 
         settings = self.settings()
         check_target(self.out)
@@ -106,17 +109,20 @@ class Train:
             raise ValueError(f"--network {self.network}; {hint}wanted one of {', '.join(FAMILIES)}; change it")
         keep_freed_memory()
         task, scale = self.task()
-        if task == SR:
-            sampler, data, validation = self.patches(scale, settings.seed)
-        else:
+        if task == SCI:
             sampler, data, validation = self.videos(settings.seed)
+        else:
+            sampler, data, validation = self.patches(scale, settings.seed)
         network, teacher = self.networks(sampler, settings.seed)
+        if self.method is None and getattr(network, "branches", False):
+            branch(network, fresh=self.start is None)
         result = train_in_sight(network, sampler, settings, self.run_folder, validation, teacher, self.device)
         if result.reason != "finished":
             print(f"stopped at step {result.step} of {settings.steps} ({result.reason}); the same command goes on")
             return 130 if result.reason == "interrupted" else 0
         from bitlens.checkpoint import save
 
+        collapse(network)
         if result.writes:
             save(network, self.out, provenance=self.provenance(data, settings, result))
             with output_file(self.run_folder / "record.json") as path:
@@ -137,25 +143,37 @@ class Train:
 
     def patches(self, scale: int, seed: int) -> "tuple[Sampler, dict[str, Any], Validation | None]":
         """Crops of photographs, what the checkpoint says of them, and those that are held out."""
+        from itertools import chain
+
+        from bitlens.data.clips import load_clips
         from bitlens.data.crops import photographs
-        from bitlens.data.patches import PatchSampler, held_out
+        from bitlens.data.damage import RestorationSampler
+        from bitlens.data.patches import SIZES, PatchSampler, frames_of, held_out, in_sizes
         from bitlens.training.loop import validation_batches
 
-        of_video = ("clips", "mask", "cameras", "synthetic")
+        of_video = ("mask", "cameras", "synthetic")
         if given := [name for name in of_video if getattr(self, name) != getattr(Train, name)]:
-            raise ValueError(
-                f"--{given[0]} and a network that enlarges images came; wanted --images FOLDER alone; leave it out"
-            )
+            raise ValueError(f"--{given[0]} and a network for images came; wanted --images FOLDER; leave it out")
         if self.images is None:
-            raise ValueError("no --images; wanted a folder of photographs to enlarge; give it")
+            raise ValueError("no --images; wanted a folder of photographs; give it")
         files, validated = held_out(photographs(self.images))
-        sampler = PatchSampler(files, scale, crop=self.crop, batch=self.batch, seed=seed)
-        validation = None
-        if validated:
-            checked = PatchSampler(validated, scale, crop=self.crop, batch=self.batch, seed=VALIDATION_SEED)
-            validation = {"photographs": validation_batches(checked, VALIDATION_BATCHES)}
-        data = {"photographs": len(sampler.pairs), "shrunk": f"Downsample({scale}).shrink_levels"}
-        return sampler, {"data": data}, validation
+        seen = in_sizes(files)
+        if self.clips is not None:
+            split = "train" if (self.clips / "manifest.json").is_file() else None
+            seen = chain(seen, frames_of(load_clips(self.clips, split)))
+        size = {"crop": self.crop, "batch": self.batch}
+        if scale > 1:
+            sampler: Sampler = PatchSampler(seen, scale, **size, seed=seed)
+            whole = in_sizes(validated, (1,))
+            checked = {"photographs": PatchSampler(whole, scale, **size, seed=VALIDATION_SEED)} if validated else {}
+        else:
+            sampler = RestorationSampler(seen, **size, seed=seed)
+            whole = list(in_sizes(validated, (1,)))
+            checked = {kind: RestorationSampler(whole, kind, **size, seed=VALIDATION_SEED) for kind in DAMAGES if whole}
+        validation = {kind: validation_batches(one, VALIDATION_BATCHES) for kind, one in checked.items()}
+        data = {"photographs": len(files), "in sizes": SIZES, "frames of films": self.clips is not None}
+        data["made"] = f"Downsample({scale}).shrink_levels" if scale > 1 else "noise and JPEG"
+        return sampler, {"data": data}, validation or None
 
     def videos(self, seed: int) -> "tuple[Sampler, dict[str, Any], Validation | None]":
         """Crops of clips behind masks, what the checkpoint says of them, and those of the validation split."""

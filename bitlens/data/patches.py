@@ -1,21 +1,27 @@
 """Pairs of crops to train super-resolution networks on: of photographs, and of the same made small."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from bitlens.data.clips import Clips
 from bitlens.data.pairs import read_picture
 from bitlens.operators import Downsample
 
-__all__ = ["PatchSampler", "Patches", "held_out"]
+__all__ = ["PatchSampler", "Patches", "frames_of", "held_out", "in_sizes", "turned"]
 
 EVERY = 20
 """Of so many photographs one is held out for validation."""
+SIZES = (1, 0.8, 0.6)
+"""Every photograph is trained on in these sizes: made smaller, one shows finer detail, and less of what JPEG did to it."""
+FILM_STEP, FILM_SIZE = 8, 0.6
+"""Of a film every eighth frame is taken, in this size: its compression shows less."""
 
 
 class Patches(NamedTuple):
@@ -49,7 +55,7 @@ class PatchSampler:
     and from the photograph at the same place.
 
     Args:
-        files: photographs.
+        photographs: with their names, RGB or grey.
         scale: how many times they are shrunk.
         crop: height and width of a shrunken crop.
         batch: crops of a batch.
@@ -59,19 +65,26 @@ class PatchSampler:
         ValueError: no photograph is large enough; smaller ones among others are left out.
     """
 
-    def __init__(self, files: Sequence[Path], scale: int, *, crop: int = 48, batch: int = 16, seed: int = 0):
+    def __init__(
+        self,
+        photographs: Iterable[tuple[str, UInt8[np.ndarray, "c h w"]]],
+        scale: int,
+        *,
+        crop: int = 48,
+        batch: int = 16,
+        seed: int = 0,
+    ):
         self.scale, self.crop, self.batch, self.seed = scale, crop, batch, seed
         self.names: list[str] = []
-        self.pairs: list[tuple[np.ndarray, np.ndarray]] = []  # (3, h, w) and (3, scale h, scale w), 8 bits
+        self.pairs: list[tuple[np.ndarray, np.ndarray]] = []  # (c, h, w) and (c, scale h, scale w), 8 bits
         shrink = Downsample(scale)
-        for file in files:
-            levels = read_picture(file)
+        for name, levels in photographs:
             height, width = (length // scale * scale for length in levels.shape[1:])
             if min(height, width) < scale * crop:
                 continue
             whole = np.ascontiguousarray(levels[:, :height, :width])
             self.pairs.append((shrink.shrink_levels(torch.from_numpy(whole)[None])[0].numpy(), whole))
-            self.names.append(f"{file.name} {height}x{width}")
+            self.names.append(f"{name} {height}x{width}")
         if not self.pairs:
             raise ValueError(
                 f"no photograph has {scale * crop} pixels in height and width; wanted larger ones; give others, or a "
@@ -104,11 +117,43 @@ class PatchSampler:
 
         def cut(levels: np.ndarray, factor: int) -> Tensor:
             rows, columns = (slice(factor * start, factor * (start + self.crop)) for start in (top, left))
-            turned = np.rot90(levels[:, rows, columns], turns, (1, 2))
-            turned = turned[:, :, ::-1] if mirrored else turned
-            return torch.from_numpy(np.ascontiguousarray(turned)).float().div_(255)
+            return turned(levels[:, rows, columns], turns, mirrored)
 
         return cut(small, 1), cut(large, self.scale)
+
+
+def turned(levels: UInt8[np.ndarray, "c h w"], turns: int, mirrored: bool) -> Float[Tensor, "3 h2 w2"]:
+    """Levels, RGB or grey, turned by right angles and mirrored, as RGB in [0, 1]."""
+    found = np.rot90(levels, turns, (1, 2))
+    found = np.ascontiguousarray(found[:, :, ::-1] if mirrored else found)
+    return torch.from_numpy(found).float().div_(255).expand(3, -1, -1)
+
+
+def in_sizes(
+    files: Sequence[Path], sizes: Sequence[float | int] = SIZES
+) -> Iterator[tuple[str, UInt8[np.ndarray, "3 h w"]]]:
+    """Photographs, each in several sizes, with their names."""
+    for file in files:
+        levels = read_picture(file)
+        for size in sizes:
+            yield f"{file.name} at {size}", resized(levels, size)
+
+
+def frames_of(clips: Clips) -> Iterator[tuple[str, UInt8[np.ndarray, "1 h w"]]]:
+    """Some frames of grey films, made smaller, with their names."""
+    for name, video in zip(clips.names, clips.videos, strict=True):
+        for index in range(0, len(video), FILM_STEP):
+            yield f"{name} {index}", resized(video[index][None], FILM_SIZE)
+
+
+def resized(levels: UInt8[np.ndarray, "c h w"], size: float | int) -> UInt8[np.ndarray, "c h2 w2"]:
+    """An image `size` times as high and wide, by antialiased bicubic interpolation; 1: as it is."""
+    if size == 1:
+        return levels
+    values = torch.from_numpy(np.array(levels))[None].float()
+    shape = [max(1, round(size * length)) for length in levels.shape[1:]]
+    found = F.interpolate(values, shape, mode="bicubic", antialias=True, align_corners=False)
+    return found[0].round().clamp(0, 255).byte().numpy()
 
 
 def held_out(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:

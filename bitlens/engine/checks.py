@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitlens import tasks
 from bitlens.engine.lower import IntegerProduct, Lowered, runs_in_integers
 from bitlens.engine.reference import reference_network
-from bitlens.networks.catalog import task_of
 
 CHECK_SIZE = (4, 16, 16)
 """Frames, height and width of the video on which layers are checked."""
@@ -48,7 +48,7 @@ def example(network: nn.Module, *size: int) -> tuple[Tensor, ...]:
     Args:
         size: of a picture, or of a video, in place of the usual one.
     """
-    if task_of(network) == "super-resolution":
+    if len(tasks.of(network).axes) == 2:
         return (check_picture(size or PICTURE_SIZE),)
     return check_capture(size or (made_for(network) or CHECK_SIZE[0], *CHECK_SIZE[1:]))
 

@@ -33,7 +33,7 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 
 WRONG = 40.0
 """dB. A layer further from the reference is wrong; one code that falls to the other side of a tie is not."""
-CHECKED = {"super-resolution": (24, 16)}
+CHECKED = {"super-resolution": (24, 16), "restoration": (24, 16)}
 """Height and width of the picture on which ONNX is checked: multiples of 8, which SMFANet's pooling needs there."""
 
 

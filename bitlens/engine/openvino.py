@@ -80,9 +80,11 @@ class Kind:
 
 
 BY_HAND = Kind(build, Runtime, 1, "bf16", (2, 16, 16))
+PICTURES = Kind(build_picture, PictureRuntime, -1, "f32", (16, 16))
 TRACED = {
     "video-sci": Kind(build_video, VideoRuntime, -1, "f32", (2, 16, 16)),
-    "super-resolution": Kind(build_picture, PictureRuntime, -1, "f32", (16, 16)),
+    "super-resolution": PICTURES,
+    "restoration": PICTURES,
 }
 """By task, of networks whose graph is read off their code."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class ABPN(nn.Module):
-    """A plain network of any width and depth.
+    """A plain network of any width and depth. It is trained with branches (`networks/branches.py`), which it has not.
 
     >>> sum(p.numel() for p in ABPN(3, 28, 6).parameters())
     43035
@@ -32,7 +32,10 @@ class ABPN(nn.Module):
         `network(image)`: image (b, 3, h, w), RGB in [0, 1], any h and w, gives (b, 3, scale h, scale w), not clipped.
     """
 
-    def __init__(self, scale: int, dim: int = 48, depth: int = 9):
+    branches = True
+    """Whether training gives its convolutions branches."""
+
+    def __init__(self, scale: int, dim: int = 64, depth: int = 9):
         super().__init__()
         if min(scale, dim, depth) < 1:
             raise ValueError(f"scale={scale}, dim={dim}, depth={depth} came; wanted whole numbers from 1; correct them")

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["CATALOG", "CLASSICAL", "SCI", "SR", "Entry", "entry_of", "recognised", "task_of"]
+__all__ = ["CATALOG", "CLASSICAL", "RESTORATION", "SCI", "SR", "Entry", "entry_of", "recognised", "task_of"]
 
 CLASSICAL = "gap-tv"
 """The reconstruction without weights; it can be named wherever a checkpoint can."""
-SCI, SR = "video-sci", "super-resolution"
+SCI, SR, RESTORATION = "video-sci", "super-resolution", "restoration"
 """Names of tasks, which `bitlens.tasks` describes."""
 
 
@@ -133,6 +133,7 @@ ENTRIES = [
         idle=r"^(sub|add)_mean\.(weight|bias)$",
     ),
     Entry("abpn", SR, "bitlens.networks.abpn:ABPN", sizes=("x2", "x3", "x4")),
+    Entry("ffdnet", RESTORATION, "bitlens.networks.ffdnet:FFDNet", mark="model.0.weight", sizes=("",)),
     Entry("imdn", SR, "bitlens.networks.imdn:IMDN", mark="IMDB1.c1.weight"),
     Entry("pan", SR, "bitlens.networks.pan:PAN", mark="SCPA_trunk.0.conv3.weight"),
     Entry("smfanet", SR, "bitlens.networks.smfanet:SMFANet", mark="to_feat.weight"),
