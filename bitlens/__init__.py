@@ -11,7 +11,8 @@ The public names; everything else is reached through its module (`bitlens.operat
     measure        a video file or tensor -> the coded measurement that a camera would take of it
     reconstruct    measurements and their mask, files or arrays -> the video, on any engine, in tiles that fit
     upscale        an image or film, a file or an array -> a larger one, on any engine, in tiles that fit
-    start          a network made ready once, for many calls of the two above
+    restore        an image or film -> the same without noise and what JPEG left behind
+    start          a network made ready once, for many calls of the three above
     evaluate       networks and a test set -> PSNR and SSIM
     benchmark      low-bit networks -> their measured speed beside every float engine
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from bitlens.data.capture import measure
     from bitlens.engine.lower import lower
     from bitlens.inference.evaluation import evaluate
-    from bitlens.inference.images import upscale
+    from bitlens.inference.images import restore, upscale
     from bitlens.inference.starting import start
     from bitlens.inference.videos import reconstruct
     from bitlens.methods import quantize
@@ -39,7 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VideoSCI", "__version__", "benchmark", "evaluate", "from_official", "load", "lower", "measure", "quantize",
-    "reconstruct", "save", "start", "upscale",
+    "reconstruct", "restore", "save", "start", "upscale",
 ]  # fmt: skip
 
 _HOME = {
@@ -52,6 +53,7 @@ _HOME = {
     "lower": "bitlens.engine.lower",
     "reconstruct": "bitlens.inference.videos",
     "upscale": "bitlens.inference.images",
+    "restore": "bitlens.inference.images",
     "start": "bitlens.inference.starting",
     "evaluate": "bitlens.inference.evaluation",
     "benchmark": "bitlens.bench.networks",

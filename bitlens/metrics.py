@@ -81,6 +81,20 @@ def psnr_y(
     return _psnr(*_shaved_luma(image, reference, shave), peak=255.0)
 
 
+def psnr_rgb(
+    image: Float[Tensor, "3 h w"] | Float[np.ndarray, "3 h w"],
+    reference: Float[Tensor, "3 h w"] | Float[np.ndarray, "3 h w"],
+) -> float:
+    """PSNR in dB over all three colours of images that are clipped and rounded to 8 bits, as in colour denoising.
+
+    Raises:
+        TypeError: integers came, which would be taken for values in [0, 255].
+        ValueError: the shapes differ or are not (3, h, w).
+    """
+    a, b = (np.rint(np.clip(each, 0, 1) * 255) for each in _alike(image, reference))
+    return _psnr(a, b, peak=255.0)
+
+
 def ssim_y(
     image: Float[Tensor, "3 h w"] | Float[np.ndarray, "3 h w"],
     reference: Float[Tensor, "3 h w"] | Float[np.ndarray, "3 h w"],
@@ -146,12 +160,7 @@ def _shaved_luma(
     image: Tensor | np.ndarray, reference: Tensor | np.ndarray, shave: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Y (h - 2 shave, w - 2 shave) of both pictures, on the scale 16 to 235."""
-    a, b = _float64(image, "image"), _float64(reference, "reference")
-    if a.shape != b.shape or a.ndim != 3 or len(a) != 3:
-        raise ValueError(
-            f"the image has shape {a.shape} and the reference {b.shape}; wanted the same (3, h, w) for both: "
-            "choose one batch item, and repeat a grey picture three times"
-        )
+    a, b = _alike(image, reference)
     height, width = a.shape[1:]
     if shave < 0 or 2 * shave >= min(height, width):
         raise ValueError(
@@ -160,6 +169,17 @@ def _shaved_luma(
         )
     inside = np.s_[shave : height - shave, shave : width - shave]
     return _luma(a)[inside], _luma(b)[inside]
+
+
+def _alike(image: Tensor | np.ndarray, reference: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both images (3, h, w) in float64."""
+    a, b = _float64(image, "image"), _float64(reference, "reference")
+    if a.shape != b.shape or a.ndim != 3 or len(a) != 3:
+        raise ValueError(
+            f"the image has shape {a.shape} and the reference {b.shape}; wanted the same (3, h, w) for both: "
+            "choose one batch item, and repeat a grey picture three times"
+        )
+    return a, b
 
 
 def _luma(image: Float[np.ndarray, "3 h w"]) -> Float[np.ndarray, "h w"]:

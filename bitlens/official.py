@@ -60,7 +60,7 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Any
 
     Args:
         state_dict: of EfficientSCI or STFormer (grey or colour, any size), or of Q-SCI's low-bit networks; of SwinIR
-            (classical or light), NGswin, EDSR, IMDN, PAN or SMFANet, any size and scale.
+            (classical or light), NGswin, EDSR, IMDN, PAN or SMFANet, any size and scale; of FFDNet.
         bits: 8, 4, 3 or 2 for a low-bit state dict (it does not say); None for a float one.
 
     Returns:
@@ -89,6 +89,10 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Any
         raise ValueError(
             f"bits={bits} was given with float weights; wanted none; import first, then use bitlens.quantize"
         )
+    named = entry.translated(named)
+    renamed = {name: key for name, key in renamed.items() if name in named} | {
+        name: name for name in named if name not in renamed
+    }
     network = built(entry, entry.config(named), named)
     if low_bit and bits is not None:
         recipe = recipe_of("qsci", bits, "official")
@@ -102,7 +106,7 @@ def from_official(state_dict: dict[str, Tensor], bits: int | None = None) -> Any
         elif place is None:
             flags.append(key)
         else:
-            values[place], mapped[key] = state[key], place
+            values[place], mapped[key] = named[name], place
     place_all(network, values, mapped)
     network.key_report = KeyReport(mapped, flags, idle)  # type: ignore[assignment]
     return network.eval()
@@ -133,6 +137,7 @@ def bitlens_name(key: str) -> str:
         module, number, branch = match[1], int(match[2]), match[3]
         return f"{module}.{2 * (number - 1)}" if branch == "1" else f"{module}_shortcut.{number - 1}"
 
+    key = re.sub(r"^intermediate_dncnn\.itermediate_dncnn\.", "model.", key)  # FFDNet's, misspelt as published
     return re.sub(r"^(fem|vrm)_conv([123])_([12])(?:\.0(?=\.))?", layer, key)
 
 

@@ -34,6 +34,11 @@ class Task:
     ones: "Callable[..., tuple[Tensor, ...]]"
     """Inputs for a network, of ones, for a batch of one of a size."""
 
+    @property
+    def still(self) -> bool:
+        """Whether its networks take images, not captures of moving scenes."""
+        return len(self.axes) == 2
+
 
 def _capture(frames: int, height: int, width: int) -> "tuple[Tensor, ...]":
     import torch

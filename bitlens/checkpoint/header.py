@@ -15,7 +15,7 @@ from bitlens.networks.catalog import CATALOG, CLASSICAL
 
 FORMAT = "bitlens-1"
 WEIGHTS = Path(__file__).parents[1] / "weights"
-DEFAULTS = {"video-sci": "dun-w8a8", "super-resolution": "abpn-x2-w8a8"}
+DEFAULTS = {"video-sci": "dun-w8a8", "super-resolution": "abpn-x2-w8a8", "restoration": "ffdnet-w8a8"}
 """The shipped network that a task's verbs take where none is named."""
 MAX_HEADER = 100_000_000
 METADATA: dict[str, Callable[[Any], bool]] = {
@@ -61,7 +61,7 @@ class Description:
 
     @property
     def task(self) -> str:
-        """What the network is for: "video-sci" or "super-resolution"."""
+        """What the network is for: a name of `bitlens.tasks`."""
         return CATALOG[self.network].task
 
     @property
@@ -79,15 +79,29 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(WEIGHTS.glob("[!.]*.safetensors"))}
 
 
-def default(task: str) -> str:
+def default(task: str, scale: int | None = None) -> str:
     """The name of what a task's verbs take where no model is named; for video gap-tv where its network is not shipped.
 
+    Args:
+        task: a name of `bitlens.tasks`.
+        scale: of super-resolution: how many times it must enlarge, if not as the default does.
+
     Raises:
-        ValueError: nothing is shipped for this task.
+        ValueError: nothing is shipped for this task, or this scale.
     """
     name = DEFAULTS.get(task)
-    if name in shipped():
+    if name in shipped() and scale in (None, describe(name).config.get("scale")):
         return name
+    if scale is not None:
+        found = [about for about in map(describe, shipped()) if about.task == task]
+        fitting = [about for about in found if about.config.get("scale") == scale]
+        if not fitting:
+            known = ", ".join(sorted({str(about.config["scale"]) for about in found}))
+            raise ValueError(
+                f"no network that enlarges {scale} times is shipped; wanted one of --scale {known}; change it, or give "
+                "a --model"
+            )
+        return min(fitting, key=lambda about: abs((about.bits[0] or 32) - 8)).name
     if CATALOG[CLASSICAL].task != task:
         raise ValueError(f"no network for {task} is shipped; wanted the name or path of one; give a model")
     return CLASSICAL

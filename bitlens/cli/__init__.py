@@ -29,6 +29,7 @@ VERBS = {
     "calibrate": "the mask of a camera, from recordings of a white scene",
     "reconstruct": "turn measurements, simulated or from a camera, into a video",
     "upscale": "enlarge pictures and videos with a super-resolution network",
+    "restore": "take noise and what JPEG left behind out of pictures and videos",
     "evaluate": "PSNR and SSIM of networks on a test set, as a table and JSON",
     "cameras": "PSNR of networks through many cameras: other masks, more frames, noise",
     "benchmark": "measured speed, beside every float engine on this machine",

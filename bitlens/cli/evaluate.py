@@ -21,7 +21,8 @@ class Evaluate:
     then mean over the scenes. Numbers are comparable only with the same mask.
 
     Super-resolution networks enlarge the pictures of a test set, made small by bicubic interpolation. PSNR and SSIM are
-    then super-resolution's: luma of pictures rounded to 8 bits, a border as wide as the scale left out.
+    then super-resolution's: luma of pictures rounded to 8 bits, a border as wide as the scale left out. Networks for
+    restoration get the pictures of a test set with noise or as JPEGs: set14+noise-25, set14+jpeg-10.
 
     Example:
         bitlens evaluate gap-tv efficientsci-t-qsci-w4a4 --data six-scenes --json results.json
@@ -31,7 +32,8 @@ class Evaluate:
     """One or more checkpoints: shipped names (see `bitlens models`), paths of .safetensors, or gap-tv."""
     data: str = "six-scenes"
     """A named test set (six-scenes), or a folder or file of scenes (.npz .mat .mp4 .avi .mkv .gif .avif); for
-    super-resolution set5, set14, b100, urban100, manga109 or urban10, or a folder of large pictures."""
+    super-resolution set5, set14, b100, urban100, manga109 or urban10, or a folder of large pictures; for restoration
+    such a set with its damage."""
     json: Path | None = None
     """Write scenes, average and settings to this file: one object, or for several models a list of them."""
     mask: Path | None = None
@@ -99,10 +101,11 @@ class Evaluate:
 
 def speed_in_words(settings: dict[str, Any]) -> str:
     """How long one model took, and on what."""
-    if "scale" in settings:
+    if "seconds_per_megapixel" in settings:
+        more = f"; small pictures {settings['low_resolution']}" if "scale" in settings else f"; {settings['damage']}"
         return (
-            f"{settings['model']}: {settings['seconds_per_megapixel']:.1f} s per million pixels of the small pictures, "
-            f"{settings['threads']} threads, {settings['engine']}; small pictures {settings['low_resolution']}"
+            f"{settings['model']}: {settings['seconds_per_megapixel']:.1f} s per million pixels of what it is given, "
+            f"{settings['threads']} threads, {settings['engine']}{more}"
         )
     return (
         f"{settings['model']}: {settings['seconds_per_measurement']:.2f} s per measurement of "

@@ -108,13 +108,20 @@ class Quantize:
             made = measurements(ClipSampler(clips, seed=self.seed), self.batches)
             return made, {"clips": len(clips.videos), "identity": clips.identity()}, made
         from bitlens.data.crops import crops, photographs
+        from bitlens.data.damage import RestorationSampler
+        from bitlens.data.patches import in_sizes
 
         if self.calibration is None or self.clips is not None:
             raise ValueError(
-                "a super-resolution network is calibrated on photographs; wanted a folder of them; "
+                "a network for images is calibrated on photographs; wanted a folder of them; "
                 "use --calibration FOLDER (and no --clips)"
             )
         files = photographs(self.calibration)
+        if scale == 1:
+            sampler = RestorationSampler(in_sizes(files, (1,)), crop=2 * CROP, batch=4, seed=self.seed)
+            made = [sampler.draw(step).inputs for step in range(5 * self.batches)]
+            about = {"photographs": len(files), "crops": 4 * len(made), "size": 2 * CROP, "damaged": "noise and JPEG"}
+            return made[: self.batches], about, made[self.batches :]
         made = crops(files, scale, self.batches, 4, CROP, self.seed)
         pool = crops(files, scale, 8 * self.batches, 2, CROP, self.seed + 1)
         return made, {"photographs": len(files), "crops": 4 * self.batches + 16 * self.batches, "size": CROP}, pool

@@ -100,6 +100,7 @@ class Train:
         from bitlens.inference.machine import keep_freed_memory
         from bitlens.networks.branches import branch, collapse
         from bitlens.networks.catalog import SCI
+        from bitlens.quant.layers import quantized_layers
 
         settings = self.settings()
         check_target(self.out)
@@ -114,7 +115,7 @@ class Train:
         else:
             sampler, data, validation = self.patches(scale, settings.seed)
         network, teacher = self.networks(sampler, settings.seed)
-        if self.method is None and getattr(network, "branches", False):
+        if getattr(network, "branches", False) and not quantized_layers(network):
             branch(network, fresh=self.start is None)
         result = train_in_sight(network, sampler, settings, self.run_folder, validation, teacher, self.device)
         if result.reason != "finished":
@@ -161,15 +162,21 @@ class Train:
         if self.clips is not None:
             split = "train" if (self.clips / "manifest.json").is_file() else None
             seen = chain(seen, frames_of(load_clips(self.clips, split)))
-        size = {"crop": self.crop, "batch": self.batch}
+        crop, batch = self.crop, self.batch
         if scale > 1:
-            sampler: Sampler = PatchSampler(seen, scale, **size, seed=seed)
+            sampler: Sampler = PatchSampler(seen, scale, crop=crop, batch=batch, seed=seed)
             whole = in_sizes(validated, (1,))
-            checked = {"photographs": PatchSampler(whole, scale, **size, seed=VALIDATION_SEED)} if validated else {}
+            checked: dict[str, Sampler] = {}
+            if validated:
+                checked["photographs"] = PatchSampler(whole, scale, crop=crop, batch=batch, seed=VALIDATION_SEED)
         else:
-            sampler = RestorationSampler(seen, **size, seed=seed)
+            sampler = RestorationSampler(seen, crop=crop, batch=batch, seed=seed)
             whole = list(in_sizes(validated, (1,)))
-            checked = {kind: RestorationSampler(whole, kind, **size, seed=VALIDATION_SEED) for kind in DAMAGES if whole}
+            checked = {
+                kind: RestorationSampler(whole, kind, crop=crop, batch=batch, seed=VALIDATION_SEED)
+                for kind in DAMAGES
+                if whole
+            }
         validation = {kind: validation_batches(one, VALIDATION_BATCHES) for kind, one in checked.items()}
         data = {"photographs": len(files), "in sizes": SIZES, "frames of films": self.clips is not None}
         data["made"] = f"Downsample({scale}).shrink_levels" if scale > 1 else "noise and JPEG"

@@ -19,7 +19,7 @@ __all__ = ["PatchSampler", "Patches", "frames_of", "held_out", "in_sizes", "turn
 EVERY = 20
 """Of so many photographs one is held out for validation."""
 SIZES = (1, 0.8, 0.6)
-"""Every photograph is trained on in these sizes: made smaller, one shows finer detail, and less of what JPEG did to it."""
+"""Every photograph is trained on in these sizes: made smaller, one shows finer detail, and less of what JPEG did."""
 FILM_STEP, FILM_SIZE = 8, 0.6
 """Of a film every eighth frame is taken, in this size: its compression shows less."""
 

@@ -48,7 +48,7 @@ def example(network: nn.Module, *size: int) -> tuple[Tensor, ...]:
     Args:
         size: of a picture, or of a video, in place of the usual one.
     """
-    if len(tasks.of(network).axes) == 2:
+    if tasks.of(network).still:
         return (check_picture(size or PICTURE_SIZE),)
     return check_capture(size or (made_for(network) or CHECK_SIZE[0], *CHECK_SIZE[1:]))
 

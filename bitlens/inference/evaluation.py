@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +65,12 @@ def evaluate(
     Networks for video: every scene is measured with one mask, rebuilt, and compared with the truth; grey floats,
     neither rounded nor clipped, mean over the frames of a scene, then over the scenes (`metrics.psnr_sci`). For
     super-resolution: images made small by bicubic interpolation are enlarged; luma of images rounded to 8 bits, a
-    border as wide as the scale left out (`metrics.psnr_y`).
+    border as wide as the scale left out (`metrics.psnr_y`). For restoration: images are damaged as "+jpeg-10" or
+    "+noise-25" behind the test set's name says; luma after JPEG, all colours of noisy ones (`metrics.psnr_rgb`).
 
     Args:
         models: shipped names, paths of checkpoints, or "gap-tv"; all for one task.
-        data: a named test set, or a folder or file of scenes or images.
+        data: a named test set, or a folder or file of scenes or images; for restoration "set14+jpeg-10".
         mask: to measure with, a file. None: the test set's, else a random one.
         frames, seed: of a random mask.
         ssim: compute SSIM too, which takes longer.
@@ -95,8 +97,9 @@ def evaluate(
     if len(tasks) > 1:
         found = ", ".join(f"{about.name} for {about.task}" for about, _ in networks)
         raise ValueError(f"networks for several tasks came ({found}); wanted one kind; evaluate them apart")
-    if tasks == {"super-resolution"}:
-        return [_of_images(about, network, data, engine, ssim) for about, network in networks]
+    of_images = {"super-resolution": _of_enlarged, "restoration": _of_restored}
+    for task in tasks & set(of_images):
+        return [of_images[task](about, network, data, engine, ssim) for about, network in networks]
     scenes = load_scenes(data)
     masks, source = _masks(scenes, data, mask, frames, seed)
     return [
@@ -166,41 +169,92 @@ def _of_scenes(
     return _evaluation(about.name, scores, settings, reached)
 
 
-def _of_images(about: Any, network: Any, data: str, engine: Name, ssim: bool) -> Evaluation:
+def _of_enlarged(about: Any, network: Any, data: str, engine: Name, ssim: bool) -> Evaluation:
     """One network for super-resolution."""
     from bitlens.data.pairs import load_pairs
-    from bitlens.engine.registry import choose_engine
-    from bitlens.inference.images import enlarge
-    from bitlens.inference.machine import keep_freed_memory
     from bitlens.metrics import psnr_y, ssim_y
 
-    keep_freed_memory()
     scale = network.scale
     pairs = load_pairs(data, scale)
-    running, how = choose_engine(network, engine)
-    scores: dict[str, Score] = {}
-    seconds = pixels = 0.0
-    with progress("pictures") as bar:
-        for pair in bar.track(pairs, description=about.name):
-            if pair.name in scores:
-                raise ValueError(f"{pair.high}: a second picture '{pair.name}'; wanted one of each name; rename one")
-            low, high = pair.read()
-            begun = time.perf_counter()
-            large = enlarge(running, low, f"{about.name}: {pair.name}")
-            seconds, pixels = seconds + time.perf_counter() - begun, pixels + low[0].size
-            similar = ssim_y(large, high, shave=scale) if ssim else None
-            scores[pair.name] = Score(psnr_y(large, high, shave=scale), similar)
     stored = all(pair.low is not None for pair in pairs)
+
+    def score(large: np.ndarray, high: np.ndarray) -> Score:
+        return Score(psnr_y(large, high, shave=scale), ssim_y(large, high, shave=scale) if ssim else None)
+
     settings = {
-        **_identity(about),
         "data": data,
         "scale": scale,
         "low_resolution": "stored with the pictures" if stored else "made by Downsample.shrink_levels",
         "psnr": f"psnr_y: RGB rounded to 8 bits, luma of BT.601, border of {scale} shaved, mean over pictures",
         "ssim": "ssim_y: as psnr_y, Gaussian window 11x11, sigma 1.5" if ssim else None,
-        "seconds_per_megapixel": seconds / pixels * 1e6,
-        "engine": how,
     }
+    return _of_images(
+        about, network, ((pair.name, *pair.read()) for pair in pairs), len(pairs), score, settings, engine
+    )
+
+
+def _of_restored(about: Any, network: Any, data: str, engine: Name, ssim: bool) -> Evaluation:
+    """One network for restoration."""
+    from bitlens.data.damage import KINDS, damaged, parse
+    from bitlens.data.levels import to_float
+    from bitlens.data.pairs import load_pairs, read_picture
+    from bitlens.metrics import psnr_rgb, psnr_y, ssim_y
+
+    name, _, kind = data.rpartition("+")
+    if not name:
+        raise ValueError(
+            f"the test set {data} has no damage to restore; wanted {data}+{KINDS}; for example {data}+jpeg-10"
+        )
+    noise = parse(kind)[0] == "noise"
+    psnr = psnr_rgb if noise else partial(psnr_y, shave=0)
+    pairs = load_pairs(name, 1)
+
+    def images() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        for pair in pairs:
+            levels = read_picture(pair.high)
+            yield pair.name, to_float(damaged(levels, kind)), to_float(levels)
+
+    def score(restored: np.ndarray, truth: np.ndarray) -> Score:
+        return Score(psnr(restored, truth), ssim_y(restored, truth, shave=0) if ssim else None)
+
+    settings = {
+        "data": data,
+        "damage": "normal noise, seed 0, rounded to 8 bits" if noise else "JPEG, 4:2:0",
+        "psnr": f"{'psnr_rgb, all colours' if noise else 'psnr_y, luma of BT.601'}: 8 bits, mean over images",
+        "ssim": "ssim_y: luma rounded to 8 bits, Gaussian window 11x11, sigma 1.5" if ssim else None,
+    }
+    return _of_images(about, network, images(), len(pairs), score, settings, engine)
+
+
+def _of_images(
+    about: Any,
+    network: Any,
+    images: Iterable[tuple[str, np.ndarray, np.ndarray]],
+    count: int,
+    score: Callable[[np.ndarray, np.ndarray], Score],
+    settings: dict[str, Any],
+    engine: Name,
+) -> Evaluation:
+    """One network on images: (name, what it is given, the truth)."""
+    from bitlens.engine.registry import choose_engine
+    from bitlens.inference.images import enlarge
+    from bitlens.inference.machine import keep_freed_memory
+
+    keep_freed_memory()
+    running, how = choose_engine(network, engine)
+    scores: dict[str, Score] = {}
+    seconds = pixels = 0.0
+    with progress("pictures") as bar:
+        for name, given, truth in bar.track(images, total=count, description=about.name):
+            if name in scores:
+                raise ValueError(
+                    f"a second picture '{name}' in {settings['data']}; wanted one of each name; rename one"
+                )
+            begun = time.perf_counter()
+            found = enlarge(running, given, f"{about.name}: {name}")
+            seconds, pixels = seconds + time.perf_counter() - begun, pixels + given[0].size
+            scores[name] = score(found, truth)
+    settings = {**_identity(about), **settings, "seconds_per_megapixel": seconds / pixels * 1e6, "engine": how}
     return _evaluation(about.name, scores, settings, None)
 
 

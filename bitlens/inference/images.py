@@ -1,8 +1,9 @@
-"""Images and films in, larger ones out: `upscale`, and the steps that it is made of."""
+"""Images and films in, larger or better ones out: `upscale`, `restore`, and the steps that they are made of."""
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from bitlens.data.video import ANIMATION_SUFFIXES, MOVIE_SUFFIXES, open_movie
 from bitlens.data.writers import check_size, check_target, video_writer
 from bitlens.engine.registry import Name
 from bitlens.inference.plausible import Seams, Watch
+from bitlens.inference.reuse import Reuse
 from bitlens.inference.starting import Started, start
 from bitlens.inference.tiling import used_mb
 from bitlens.progress import progress
 from bitlens.tiles import bands, cuts, tiled, window_for
 
-__all__ = ["Enlarged", "enlarge", "enlarge_tiled", "frames_of", "scale_of", "strips", "upscale"]
+__all__ = ["Enlarged", "enlarge", "enlarge_tiled", "frames_of", "restore", "scale_of", "strips", "upscale"]
 
 MOST_CONTEXT = 48
 """Pixels. A network that sees farther gets `CONTEXT` around its tiles, which are blended; the others are exact."""
@@ -46,6 +48,8 @@ class Enlarged:
     """0 for an image."""
     model: str
     engine: str
+    kept: float = 0.0
+    """Of a film: the share of its pixels whose result was kept from frames before."""
 
 
 def upscale(
@@ -56,6 +60,7 @@ def upscale(
     out: str | os.PathLike[str] | None = None,
     memory_mb: int = 2000,
     white: float | int | None = None,
+    still: float | int | None = 0,
     say: Callable[[str], None] | None = None,
 ) -> Enlarged:
     """Enlarge an image or a film by the scale of a super-resolution network, in tiles that fit into memory.
@@ -70,6 +75,8 @@ def upscale(
             of file can. None: the image is returned; a film is always written.
         memory_mb: the most memory of the whole process, in MB of 2^20 bytes.
         white: the value of white in images of 16 bits or floats. None: 65535, and 1.
+        still: of films: the most, of values in [0, 1], that pixels may have changed for the result of the frame before
+            to be kept. 0: nothing, so that the result is the same; None: every frame is computed.
         say: is handed every note when it is known, before the work begins.
 
     Raises:
@@ -81,15 +88,52 @@ def upscale(
         >>> bitlens.upscale("photo.jpg").levels.shape  # doctest: +SKIP
         (1536, 2048, 3)
     """
-    say = say or (lambda _: None)
-    model = checkpoint.default("super-resolution") if model is None else model
+    return _run("super-resolution", source, model, engine, out, memory_mb, white, still, say)
+
+
+def restore(
+    source: np.ndarray | str | os.PathLike[str],
+    model: str | os.PathLike[str] | Started | None = None,
+    *,
+    engine: Name = "auto",
+    out: str | os.PathLike[str] | None = None,
+    memory_mb: int = 2000,
+    white: float | int | None = None,
+    still: float | int | None = 0,
+    say: Callable[[str], None] | None = None,
+) -> Enlarged:
+    """Take noise and what JPEG left behind out of an image or a film, at its size, in tiles that fit into memory.
+
+    Arguments, results and errors are those of `upscale`, for networks whose task is restoration.
+
+    Example:
+        >>> bitlens.restore("photo.jpg").levels.shape  # doctest: +SKIP
+        (768, 1024, 3)
+    """
+    return _run("restoration", source, model, engine, out, memory_mb, white, still, say)
+
+
+def _run(
+    task: str,
+    source: np.ndarray | str | os.PathLike[str],
+    model: str | os.PathLike[str] | Started | None,
+    engine: Name,
+    out: str | os.PathLike[str] | None,
+    memory_mb: int,
+    white: float | int | None,
+    still: float | int | None,
+    say: Callable[[str], None] | None,
+) -> Enlarged:
+    """An image or a film through a network for a task."""
+    model = checkpoint.default(task) if model is None else model
+    begin = partial(_started, task, model, engine, say or (lambda _: None))
     if isinstance(source, np.ndarray):
         if source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,)) or source.dtype.kind not in "uf":
             raise ValueError(
                 f"an image {source.shape} of {source.dtype} came; wanted (h, w) or (h, w, 3) of uint8, uint16 or floats"
                 "; convert it"
             )
-        return _image(Path("the image"), Picture(source), model, engine, out, memory_mb, white, say)
+        return _image(Path("the image"), Picture(source), begin, out, memory_mb, white)
     path = Path(source)
     movie = path.suffix.lower() in ANIMATION_SUFFIXES and (
         out is None or Path(out).suffix.lower() not in PICTURE_SUFFIXES
@@ -97,8 +141,8 @@ def upscale(
     if frames_of(path) != 1 or movie:
         if out is None:
             raise ValueError(f"{path} holds frames, and no place came for them; wanted one; pass out=...")
-        return _film(path, model, engine, os.fspath(out), memory_mb, white, say)
-    return _image(path, None, model, engine, out, memory_mb, white, say)
+        return _film(path, begin, os.fspath(out), memory_mb, white, still)
+    return _image(path, None, begin, out, memory_mb, white)
 
 
 def frames_of(path: Path) -> int:
@@ -106,10 +150,10 @@ def frames_of(path: Path) -> int:
     return 0 if path.suffix.lower() in MOVIE_SUFFIXES else count_frames(path)
 
 
-def _started(model: str | os.PathLike[str] | Started, engine: Name, say: Callable[[str], None]) -> Started:
-    """What enlarges, said."""
+def _started(task: str, model: str | os.PathLike[str] | Started, engine: Name, say: Callable[[str], None]) -> Started:
+    """What computes, said."""
     if not isinstance(model, Started):
-        model = start(model, engine, "super-resolution")
+        model = start(model, engine, task)
     say(f"engine: {model.how}")
     return model
 
@@ -117,19 +161,17 @@ def _started(model: str | os.PathLike[str] | Started, engine: Name, say: Callabl
 def _image(
     path: Path,
     image: Picture | None,
-    model: str | os.PathLike[str] | Started,
-    engine: Name,
+    begin: Callable[[], Started],
     out: str | os.PathLike[str] | None,
     memory_mb: int,
     white: float | int | None,
-    say: Callable[[str], None],
 ) -> Enlarged:
     """An image, written in strips."""
     if out is not None and Path(out).suffix.lower() not in PICTURE_SUFFIXES:
         raise ValueError(f"cannot write {out}; wanted a name that ends in {' or '.join(PICTURE_SUFFIXES)}; change it")
     image = load_picture(path) if image is None else image
     check_white(image.levels, path, white)
-    model = _started(model, engine, say)
+    model = begin()
     rows = strips(model, image, path, memory_mb, white)
     if out is None:
         levels = np.concatenate(list(rows))
@@ -161,7 +203,7 @@ def strips(
 
         def run(tile: np.ndarray) -> np.ndarray:
             small = values(tile)
-            large = enlarge(running, small, "upscale")
+            large = enlarge(running, small, str(path))
             watch.see(small, large)
             return large
 
@@ -188,31 +230,31 @@ def strips(
 
 def _film(
     path: Path,
-    model: str | os.PathLike[str] | Started,
-    engine: Name,
+    begin: Callable[[], Started],
     out: str,
     memory_mb: int,
     white: float | int | None,
-    say: Callable[[str], None],
+    still: float | int | None,
 ) -> Enlarged:
     """A film, one frame after the other."""
     suffix = check_target(out)
     movie = open_movie(path, white)
-    model = _started(model, engine, say)
+    model = begin()
     network, running = model.network, model.running
     watch, seams = Watch(str(path)), Seams(blends(network))
     with video_writer(out, movie.frames, movie.fps, movie.about) as write, progress("frames") as bar:
         task = bar.add_task(path.name, total=movie.frames)
-        window = None
+        run: Callable[[np.ndarray], np.ndarray] | None = None
         for frame in movie:
-            if window is None:  # that of all frames: the encoder's memory comes with the first ones
+            if run is None:  # for all frames: the encoder's memory comes with the first ones
                 check_size(network.scale * frame.shape[0], network.scale * frame.shape[1], suffix)
                 held = ENCODED * 1.5 * frame[..., 0].size * network.scale**2 / 2**20
                 window = window_of(network, frame.shape[:2], memory_mb, running, held)
+                run = _frame_by_frame(model, window, memory_mb, seams, still)
             alpha = frame[..., 3] if frame.shape[-1] == 4 else None
             colours = frame[..., :3] if alpha is None else without_hidden(frame[..., :3], alpha)
             small = np.ascontiguousarray(colours.transpose(2, 0, 1))  # 3 h w
-            large = enlarge_tiled(network, small, memory_mb, None, running, window, seams)
+            large = run(small)
             watch.see(small, large)
             large = large.transpose(1, 2, 0)
             if alpha is not None:
@@ -221,16 +263,31 @@ def _film(
             bar.advance(task)
     watch.remark()
     seams.remark(str(path))
-    return Enlarged(None, movie.frames, model.about.name, model.how)
+    kept = run.kept if isinstance(run, Reuse) else 0.0
+    return Enlarged(None, movie.frames, model.about.name, model.how, kept)
+
+
+def _frame_by_frame(
+    model: Started, window: tuple[int, int], memory_mb: int, seams: Seams, still: float | int | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What computes one frame after the other, all of one size; with `still` it keeps what did not change."""
+    network, running = model.network, model.running
+
+    def whole(frame: np.ndarray) -> np.ndarray:
+        return enlarge_tiled(network, frame, memory_mb, None, running, window, seams)
+
+    if still is None or blends(network):
+        return whole
+    return Reuse(whole, partial(enlarge, running, label="a tile"), scale=network.scale, still=still, **cut_of(network))
 
 
 def scale_of(network: Any) -> int | None:
-    """How many times a network enlarges images; None for one that reconstructs video."""
+    """How many times a network enlarges images, 1 if it restores them; None for one that reconstructs video."""
     return getattr(network, "scale", None)
 
 
 def enlarge(network: Callable[..., Any], picture: np.ndarray, label: str) -> np.ndarray:
-    """Run a super-resolution network on one picture (3, h, w) in [0, 1]: (3, scale h, scale w), not clipped.
+    """Run a network for images on one of them (3, h, w) in [0, 1]: (3, scale h, scale w), not clipped.
 
     Raises:
         ValueError: the network returned NaN or infinity.
@@ -247,7 +304,7 @@ def enlarge(network: Callable[..., Any], picture: np.ndarray, label: str) -> np.
         height, width = picture.shape[1:]
         raise MemoryError(
             f"{label} ran out of memory on {height}x{width} pixels; wanted a smaller picture; "
-            "use bitlens upscale with --memory-mb, or crop it"
+            "use bitlens upscale or restore with --memory-mb, or crop it"
         ) from error
     if not bool(large.isfinite().all()):
         raise ValueError(
@@ -290,7 +347,7 @@ def enlarge_tiled(
     window: tuple[int, int] | None = None,
     seams: Seams | None = None,
 ) -> np.ndarray:
-    """Run a super-resolution network on a picture (3, h, w) in [0, 1], in tiles: (3, scale h, scale w), not clipped.
+    """Run a network for images on one (3, h, w) in [0, 1], in tiles: (3, scale h, scale w), not clipped.
 
     Args:
         network: with `radius`, `alignment` and `scale`.
@@ -308,7 +365,7 @@ def enlarge_tiled(
 
     running = network if running is None else running
     return tiled(
-        lambda tile: enlarge(running, tile, "upscale"),
+        lambda tile: enlarge(running, tile, "the network"),
         [picture],
         window=window or window_of(network, picture.shape[1:], memory_mb, running),
         scale=network.scale,

@@ -14,6 +14,8 @@ WANTED = {
     "bitlens models",
     "super-resolution": "wanted a super-resolution network; run bitlens reconstruct with it, or enlarge with "
     "another one",
+    "restoration": "wanted a network that restores images at their size; enlarge with bitlens upscale, or choose a "
+    "model of bitlens models",
 }
 """What to do with a network for other things, by the task that was asked for."""
 

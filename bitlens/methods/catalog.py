@@ -30,6 +30,7 @@ ANY, TRAINED, DUN = "of every network", "of video networks, to be trained after 
 REFINED = "of networks that enlarge pictures, refined against the float network"
 ENTRIES = [
     Entry("direct", "direct", ANY),
+    Entry("ends", "ends", ANY),
     Entry("qsci", "qsci", TRAINED),
     Entry("qvit", "qvit", TRAINED),
     Entry("pams", "pams", TRAINED),

@@ -38,7 +38,7 @@ class RangeChoice:
         return self.with_rules((Rule("*", self.layer(bits, grid)),), bits, grid)
 
     def recipe_for(self, network: nn.Module, bits: int, grid: str = "deployable") -> Recipe:
-        """As `recipe`; of a super-resolution network what 2DQuant quantizes (`body_rules`)."""
+        """As `recipe`; of a network for images what 2DQuant quantizes (`body_rules`)."""
         return self.with_rules(body_rules(network, self.layer(bits, grid)), bits, grid)
 
     def layer(self, bits: int, grid: str) -> Bits:
@@ -69,15 +69,13 @@ def two_bounds(bits: int) -> Bits:
 
 
 def body_rules(network: nn.Module, bits: Bits) -> tuple[Rule, ...]:
-    """What 2DQuant quantizes of a super-resolution network; everything of any other.
+    """What 2DQuant quantizes of a network for images; everything of any other.
 
     Transformers: linear layers and attention products; convolutions stay float. Convolutional networks: all but the
     first and the last convolution, which stay float [2DQuant sec. 4.1].
     """
-    layers = {
-        name: module for name, module in network.named_modules() if isinstance(module, LAYERS) or is_product(module)
-    }
-    if "scale" not in getattr(network, "config", {}):
+    layers = layers_of(network)
+    if not of_images(network) or len(layers) < 3:  # there is a middle
         return (Rule("*", bits),)
     if not any(map(is_product, layers.values())):
         ends = list(layers)
@@ -86,6 +84,18 @@ def body_rules(network: nn.Module, bits: Bits) -> tuple[Rule, ...]:
     patterns = {ending(name): None for name in chosen}  # in order, each once
     others = [name for name in layers if name not in chosen and ending(name) in patterns]
     return (*(Rule(name) for name in others), *(Rule(pattern, bits) for pattern in patterns))
+
+
+def of_images(network: nn.Module) -> bool:
+    """Whether a network takes images: such say how many times they enlarge them."""
+    return isinstance(getattr(network, "scale", None), int)
+
+
+def layers_of(network: nn.Module) -> dict[str, nn.Module]:
+    """The layers and attention products of a float network, by name."""
+    return {
+        name: module for name, module in network.named_modules() if isinstance(module, LAYERS) or is_product(module)
+    }
 
 
 def ending(name: str) -> str:

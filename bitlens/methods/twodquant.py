@@ -32,7 +32,7 @@ from bitlens.methods.brecq import reconstruct
 from bitlens.methods.condiquant import condition_weights
 from bitlens.methods.direct import layer_bits
 from bitlens.methods.gptq import fit_weights
-from bitlens.methods.ptq import body_rules, two_bounds
+from bitlens.methods.ptq import body_rules, of_images, two_bounds
 from bitlens.quant.distill import Refined, Refinement, distill
 from bitlens.recipe import Bits, Recipe, Rule
 
@@ -81,13 +81,13 @@ class TwoStage:
                 output channel of the weights, one scale and an integer zero-point for activations).
         """
         rules = body_rules(network, self.layer(bits, grid))
-        if "scale" in getattr(network, "config", {}):
+        if of_images(network):
             rules = balanced(rules) if self.balanced else rules
             rules = tuple(replace(rule, bits=rule.bits and replace(rule.bits, rank=self.rank)) for rule in rules)
         elif self.balanced or self.rank:
             left = "balanced channels and low-rank branches" if self.rank else "balanced channels"
             remark(
-                f"{self.name} gives {left} to networks that enlarge images, and {type(network).__name__} is none, so "
+                f"{self.name} gives {left} to networks for images, and {type(network).__name__} is none, so "
                 "these are left out; wanted such a network; choose a method that is made for this one to have all of it"
             )
         return self.with_rules(rules, bits, grid)

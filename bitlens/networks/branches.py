@@ -3,8 +3,8 @@
     y = x + point * x + kernel * x + bias,     kernel 3 x 3, point 1 x 1          (trained)
     y = (identity + point at its centre + kernel) * x + bias                      (kept)
 
-[RepVGG, Ding et al., CVPR 2021; ECBSR, Zhang et al., ACM MM 2021]. The sum is taken of the kernels, before they meet the
-image, so that branches cost next to nothing [SESR, Bhardwaj et al., MLSys 2022, sec. 3.3].
+[RepVGG, Ding et al., CVPR 2021; ECBSR, Zhang et al., ACM MM 2021]. The sum is taken of the kernels, before they meet
+the image, so that branches cost next to nothing [SESR, Bhardwaj et al., MLSys 2022, sec. 3.3].
 """
 
 import torch
@@ -43,9 +43,11 @@ def branch(network: nn.Module, fresh: bool) -> None:
         fresh: its weights are random, and stay beside the identity; else it computes the same as before.
     """
     for name, layer in list(network.named_modules()):
-        plain = type(layer) is nn.Conv2d and layer.in_channels == layer.out_channels and layer.groups == 1
-        if plain and layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.bias is not None:
-            other = Branched(layer.in_channels).to(layer.weight)
+        if not isinstance(layer, nn.Conv2d) or isinstance(layer, Branched) or layer.bias is None:
+            continue
+        shape = (layer.in_channels, layer.in_channels, 3, 3)
+        if layer.weight.shape == shape and layer.stride == (1, 1) and layer.padding == (1, 1):
+            other = Branched(layer.in_channels).to(layer.weight.device)
             other.weight.copy_(layer.weight if fresh else layer.weight - other.identity)
             other.get_parameter("bias").copy_(layer.bias)
             put(network, name, other)

@@ -62,6 +62,11 @@ class Entry:
         """The class's arguments, read off the shapes of official weights by its module's `config_from_state_dict`."""
         return import_module(self.kind.__module__).config_from_state_dict(state)
 
+    def translated(self, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """Official weights as its layers here have them, where these are others: by its module's `translated`."""
+        translate = getattr(import_module(self.kind.__module__), "translated", None)
+        return state if translate is None else translate(state)
+
     def untrained(self, size: str, frames: int) -> "nn.Module":
         """A network to train from nothing, of one of the `sizes`, for about that many frames."""
         return import_module(self.kind.__module__).untrained(size, frames)
@@ -122,7 +127,7 @@ ENTRIES = [
     ),
     Entry(
         "swinir", SR, "bitlens.networks.swinir:SwinIR", mark="layers.0.residual_group.blocks.0.attn.qkv.weight",
-        idle=r"\.(relative_position_index|attn_mask)$",
+        idle=r"\.(relative_position_index|attn_mask)$", sizes=("light-x2", "light-x3", "light-x4"),
     ),
     Entry(
         "ngswin", SR, "bitlens.networks.ngswin:NGswin", mark="to_target.before_shuffle.weight",
@@ -155,8 +160,9 @@ def recognised(state: "dict[str, Tensor]") -> Entry | None:
 
 
 def task_of(network: "nn.Module") -> str:
-    """What a network is for. One that is in no entry enlarges pictures where it has a whole `scale`, else video."""
+    """What a network is for. One that is in no entry takes images where it has a whole `scale`, else it makes video."""
     entry = entry_of(network)
     if entry is not None:
         return entry.task
-    return SR if isinstance(getattr(network, "scale", None), int) else SCI
+    scale = getattr(network, "scale", None)
+    return SCI if not isinstance(scale, int) else SR if scale > 1 else RESTORATION

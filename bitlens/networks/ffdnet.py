@@ -12,6 +12,8 @@ Differs: without a `noise` the network is told nothing and learns the change of 
 restorer, as DnCNN is [Zhang et al., IEEE TIP 2017]. It starts as the identity.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -52,7 +54,7 @@ class FFDNet(nn.Module):
         self.config = dict(channels=channels, dim=dim, depth=depth, noise=noise)
         widths = [4 * channels + (noise > 0), *(depth - 1) * (dim,), 4 * channels]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
         self.model = nn.Sequential(*layers[:-1])
         if not noise:
@@ -86,6 +88,47 @@ class FFDNet(nn.Module):
 def untrained(size: str, frames: int) -> FFDNet:
     """A blind restorer to train from nothing."""
     return FFDNet()
+
+
+NORMALIZED = 1e-5
+"""Added to the variance in batch normalization, torch's default."""
+
+
+def translated(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Official weights under the names here, with batch normalizations folded into the convolutions before them.
+
+    The network for PyTorch has layers without biases, each but the first and the last with a normalization behind it
+    [Tassano, Delon, Veit: "An Analysis and Implementation of the FFDNet Image Denoising Method", IPOL 2019].
+
+    Raises:
+        ValueError: a normalization is not whole.
+    """
+    if "model.0.bias" in state:
+        return state
+    found: dict[str, Tensor] = {}
+    kernels = [key for key in state if key.endswith(".weight") and state[key].ndim == 4]
+    try:
+        for number, key in enumerate(kernels):
+            norm = f"model.{int(key.split('.')[1]) + 1}"
+            kernel, bias = folded(state, key, norm)
+            found[f"model.{2 * number}.weight"], found[f"model.{2 * number}.bias"] = kernel.float(), bias.float()
+    except (LookupError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"these weights are not whole FFDNet's ({error}); wanted each convolution's with its normalization's; give "
+            "the whole state dict"
+        ) from error
+    return found
+
+
+def folded(state: dict[str, Tensor], key: str, norm: str) -> tuple[Tensor, Tensor]:
+    """A convolution's weight and bias with the batch normalization behind it, if there is one, folded in."""
+    kernel = state[key].double()
+    if f"{norm}.running_var" not in state:
+        return kernel, kernel.new_zeros(len(kernel))
+    leaves = ("running_mean", "running_var", "weight", "bias")
+    mean, variance, weight, shift = (state[f"{norm}.{leaf}"].double() for leaf in leaves)
+    factor = weight / (variance + NORMALIZED).sqrt()
+    return kernel * factor[:, None, None, None], shift - mean * factor
 
 
 def config_from_state_dict(state: dict[str, Tensor]) -> dict[str, int]:

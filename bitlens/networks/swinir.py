@@ -213,6 +213,39 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+def untrained(size: str, frames: int) -> SwinIR:
+    """Where training begins, for "light-x2", "light-x3" or "light-x4": a network that interpolates the image."""
+    name, scale = size.split("-x")
+    network = swinir(name, int(scale))
+    begin_as_interpolation(network)
+    return network
+
+
+@torch.no_grad()
+def begin_as_interpolation(network: SwinIR) -> None:
+    """Set what is outside of the attention blocks so that a light network enlarges by quadratic interpolation.
+
+    Three channels carry the image from the first convolution to the last, which takes for a pixel at u, -1/2 to 1/2,
+    between its neighbours u (u - 1) / 2, 1 - u^2 and u (u + 1) / 2 of them along each axis; the convolution after the
+    blocks starts at 0. No step is spent on learning to copy.
+    """
+    first, last, scale = network.conv_first, network.upsample[0], network.scale
+    after = network.conv_after_body
+    for parameter in (after.weight, after.get_parameter("bias"), last.get_parameter("bias")):
+        parameter.zero_()
+    places = (torch.arange(scale) + 0.5) / scale - 0.5  # u
+    taps = torch.stack([places * (places - 1) / 2, 1 - places.square(), places * (places + 1) / 2], 1)  # u 3
+    kernels = torch.einsum("ya,xb->yxab", taps, taps).flatten(0, 1)  # scale^2 3 3
+    last.get_parameter("weight").mul_(0.1)
+    for colour in range(3):
+        first.weight[colour].zero_()
+        first.weight[colour, colour, 1, 1] = 1
+        first.get_parameter("bias")[colour] = 0
+        rows = last.get_parameter("weight")[colour * scale**2 : (colour + 1) * scale**2]
+        rows[:, :3] = 0
+        rows[:, colour] = kernels
+
+
 def upsampling(scale: int, features: int) -> list[nn.Module]:
     """Convolutions and pixel shuffles that enlarge by 3, or by 2 as often as needed.
 

@@ -283,7 +283,7 @@ def test_without_model_and_name(
     small, large = read_image(photo), read_image(tmp_path / "here" / f"{photo.stem}-x2.png")
     assert large.shape == (2 * small.shape[0], 2 * small.shape[1], 3)
     assert main(["upscale", str(photo), "--scale", "3"]) == 2
-    assert "--scale 3, and abpn-x2-w8a8 enlarges 2 times; wanted one that does" in capsys.readouterr().err
+    assert "no network that enlarges 3 times is shipped; wanted one of --scale 2" in capsys.readouterr().err
     assert main(["upscale", str(photo), str(photo)]) == 2
     assert "no --out; wanted a file for a film, or a folder for several results" in capsys.readouterr().err
     assert main(["upscale", "none.png"]) == 2 and "no file none.png; wanted an image" in capsys.readouterr().err

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bitlens.data.patches import PatchSampler, held_out
+from bitlens.data.clips import Clips
+from bitlens.data.patches import PatchSampler, frames_of, held_out, in_sizes
 from bitlens.operators import Downsample
 
 
@@ -23,7 +24,7 @@ def files(tmp_path: Path) -> list[Path]:
 @pytest.mark.parametrize("scale", [2, 3])
 def test_a_crop_is_the_shrunken_photograph_s(files: list[Path], scale: int) -> None:
     """Away from the crop's borders, which see other pixels. Turned, axes round in the other order: a level, seldom."""
-    sampler = PatchSampler(files[:1], scale, crop=12, batch=8)
+    sampler = PatchSampler(in_sizes(files[:1], (1,)), scale, crop=12, batch=8)
     small, large = sampler.draw(3)
     assert small.shape == (8, 3, 12, 12) and large.shape == (8, 3, 12 * scale, 12 * scale)
     again = Downsample(scale).shrink_levels((255 * large).round().byte()).float() / 255
@@ -32,17 +33,34 @@ def test_a_crop_is_the_shrunken_photograph_s(files: list[Path], scale: int) -> N
 
 
 def test_batches_depend_on_seed_step_and_rank_alone(files: list[Path]) -> None:
-    first, second = (PatchSampler(files, 2, crop=12, batch=2, seed=5) for _ in range(2))
+    first, second = (PatchSampler(in_sizes(files, (1,)), 2, crop=12, batch=2, seed=5) for _ in range(2))
     assert first.identity() == second.identity() and len(first.pairs) == 2
     assert torch.equal(first.draw(4, 1).small, second.draw(4, 1).small)
-    others = [first.draw(4, 0), first.draw(5, 1), PatchSampler(files, 2, crop=12, batch=2, seed=6).draw(4, 1)]
+    others = [
+        first.draw(4, 0),
+        first.draw(5, 1),
+        PatchSampler(in_sizes(files, (1,)), 2, crop=12, batch=2, seed=6).draw(4, 1),
+    ]
     assert not any(torch.equal(first.draw(4, 1).small, other.small) for other in others)
-    assert first.identity() != PatchSampler(files[:1], 2, crop=12, batch=2, seed=5).identity()
+    assert first.identity() != PatchSampler(in_sizes(files[:1], (1,)), 2, crop=12, batch=2, seed=5).identity()
 
 
 def test_photographs_that_are_too_small_are_named(files: list[Path]) -> None:
     with pytest.raises(ValueError, match="no photograph has 96 pixels in height and width; wanted larger ones"):
-        PatchSampler(files, 2, crop=48)
+        PatchSampler(in_sizes(files), 2, crop=48)
+
+
+def test_photographs_in_sizes_and_frames_of_films(files: list[Path]) -> None:
+    """One that is made smaller has the mean of what it was; a grey frame is trained on as RGB."""
+    whole, smaller = in_sizes(files[:1], (1, 0.5))
+    assert whole[1].shape == (3, 40, 57) and smaller[1].shape == (3, 20, 28) and smaller[0] != whole[0]
+    assert abs(whole[1].mean() - smaller[1].mean()) < 2
+    film = np.random.default_rng(1).integers(0, 256, (17, 50, 40), np.uint8)
+    frames = list(frames_of(Clips([film], ["film"])))
+    assert [name for name, _ in frames] == ["film 0", "film 8", "film 16"]
+    assert all(levels.shape == (1, 30, 24) for _, levels in frames)
+    small, large = PatchSampler(frames, 2, crop=8, batch=2).draw(0)
+    assert small.shape == (2, 3, 8, 8) and torch.equal(large[:, 0], large[:, 2])
 
 
 def test_one_of_twenty_is_held_out() -> None:
