@@ -17,7 +17,7 @@ from jaxtyping import Float
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-__all__ = ["PSNR_CAP", "psnr_sci", "psnr_y", "ssim_sci", "ssim_y"]
+__all__ = ["PSNR_CAP", "flicker", "psnr_rgb", "psnr_sci", "psnr_y", "ssim_sci", "ssim_y"]
 
 PSNR_CAP = 100.0
 """dB. The most that a PSNR here can be, and what equal pictures get: infinity would swallow every average."""
@@ -55,6 +55,29 @@ def ssim_sci(
         ValueError: the shapes differ, are not (t, h, w), are empty, or a frame is smaller than 11 x 11.
     """
     return _mean_over_frames(lambda a, b: _ssim(a, b, peak=1.0), video, reference)
+
+
+def flicker(
+    video: Float[Tensor, "t h w"] | Float[np.ndarray, "t h w"],
+    reference: Float[Tensor, "t h w"] | Float[np.ndarray, "t h w"],
+) -> float:
+    """How much more or less a video changes from frame to frame than its reference: rms of the difference of changes.
+
+        rms over t, h, w of (x_t - x_(t-1)) - (r_t - r_(t-1))
+
+    0: every pixel changes as the reference's does. An error that stays where it is does not flicker.
+
+    Raises:
+        TypeError: integers came, which would be taken for values in [0, 1].
+        ValueError: the shapes differ, are not (t, h, w), or there are fewer than two frames.
+    """
+    a, b = _float64(video, "video"), _float64(reference, "reference")
+    if a.shape != b.shape or a.ndim != 3 or len(a) < 2:
+        raise ValueError(
+            f"the video has shape {a.shape} and the reference {b.shape}; wanted the same (t, h, w) for both, of two "
+            "frames or more"
+        )
+    return float(np.sqrt(np.square(np.diff(a, axis=0) - np.diff(b, axis=0)).mean()))
 
 
 def psnr_y(

@@ -7,6 +7,9 @@ python docs/render_pictures.py --claim    write the averages into the shipped ch
 results/sr/table-*.json      `bitlens experiment sr-table ... --json FILE` -> docs/twodquant.md
 results/sr/quantized-*.json  `bitlens evaluate START-METHOD-wNaN ...`, made by `bitlens quantize` -> docs/twodquant.md
 results/sr/*.json            `bitlens evaluate MODEL --data set5 --json FILE` -> docs/super-resolution.md, README.md
+results/restoration/*.json   `bitlens evaluate MODEL --data set5+jpeg-10 --json FILE` -> docs/restoration.md
+results/restoration/classical.json   `docs/measure_classical.py` -> the same
+results/reuse.json           `docs/measure_reuse.py` -> docs/super-resolution.md
 """
 
 import sys
@@ -127,6 +130,51 @@ def quantized_table(results: Sequence[dict[str, Any]], floats: Sequence[dict[str
     return markdown(["network", "test set", "float (dB)", "low bits (dB)", "difference"], rows, texts=2)
 
 
+def restoration_table(results: Sequence[dict[str, Any]], classical: Sequence[dict[str, Any]]) -> str:
+    """PSNR of damaged images as they came, after the classical filter and after each network, as Markdown."""
+    models = sorted({one["settings"]["model"] for one in results}, key=lambda name: (-fewest_bits(name), name))
+    found = {(one["settings"]["model"], one["settings"]["data"]): one for one in results}
+    for (model, data), one in found.items():
+        about = checkpoint.describe(model)
+        if about.path is None or checkpoint.weights_sha256(about.path) != one["settings"]["sha256"]:
+            raise ValueError(f"{model} on {data} was measured with other weights; wanted these; evaluate it again")
+    rows = []
+    for row in classical:
+        of = [found.get((model, row["data"])) for model in models]
+        scores = ["" if one is None else f"{one['average']['psnr']:.2f}" for one in of]
+        data, _, kind = row["data"].partition("+")
+        rows.append([data, kind, f"{row['given']:.2f}", f"{row['psnr']:.2f} ({row['filter'].split(',')[0]})", *scores])
+    columns = ["test set", "damage", "as it came", "classical", *(f"`{model}`" for model in models)]
+    sizes = (f"`{model}` {checkpoint.describe(model).bytes / 1e6:.2f} MB" for model in models)
+    return f"{markdown(columns, rows, texts=2)}\n\nFiles: {', '.join(sizes)}."
+
+
+def fewest_bits(model: str) -> int:
+    """Bits of most weights of a shipped network; 32: float."""
+    return checkpoint.describe(model).bits[0] or 32
+
+
+def reuse_table(content: dict[str, Any]) -> str:
+    """What keeping the results of still pixels saves, as Markdown."""
+    rows = []
+    for film, ways in content["films"].items():
+        whole = ways["whole frames"]["seconds"]
+        for way, one in ways.items():
+            rows.append(
+                [
+                    film, way, f"{one['seconds']:.1f}", f"{whole / one['seconds']:.2f} x", f"{one['kept']:.0%}",
+                    f"{one['equal']:.2%}", str(one["levels_apart"]), f"{one['flicker']:.3f}",
+                ]
+            )  # fmt: skip
+    columns = ["film", "computed", "s", "speed", "kept", "equal bits", "levels apart, at most", "flicker"]
+    frames, height, width = content["size"]
+    words = (
+        f"A made film of {frames} frames, {width} x {height}, enlarged by `{content['model']}`; a disc flies before a "
+        f"still page. 2 threads, {content['environment']['cpu']}. `docs/measure_reuse.py`."
+    )
+    return f"{words}\n\n{markdown(columns, rows, texts=2)}"
+
+
 def mark(value: float, best: float) -> str:
     """dB, bold where nothing of the same bits is better."""
     return f"**{value:+.2f}**" if value == best else f"{value:+.2f}"
@@ -172,14 +220,25 @@ def render(root: Path, check: bool = False) -> list[Path]:
     """Bring the pages up to date, or with `check` only find out; the pages that were (or are) out of date."""
     read = {file.name: read_json(file) for file in sorted((root / "results" / "sr").glob("*.json"))}
     enlarging, twodquant = root / "docs" / "super-resolution.md", root / "docs" / "twodquant.md"
-    readme = root / "README.md"
+    readme, restoring = root / "README.md", root / "docs" / "restoration.md"
+    restored = [read_json(file) for file in restoration_files(root)]
+    classical, reuse = root / "results" / "restoration" / "classical.json", root / "results" / "reuse.json"
     made = [content for name, content in read.items() if name.startswith("quantized-")]
     measured = [content for name, content in read.items() if not name.startswith(("table-", "quantized-"))]
     own = [content for content in measured if content["settings"]["model"] in checkpoint.shipped()]
     floats = [content for content in measured if content not in own]
     methods = "\n\n".join(method_table(content) for name, content in read.items() if name.startswith("table-"))
     pages = {
-        enlarging: between_marks(enlarging, pictures=table(floats), shipped=shipped_table(own)),
+        enlarging: between_marks(
+            enlarging,
+            pictures=table(floats),
+            shipped=shipped_table(own),
+            reuse=reuse_table(read_json(reuse)) if reuse.is_file() else NOT_MEASURED,
+        ),
+        restoring: between_marks(
+            restoring,
+            restoration=restoration_table(restored, read_json(classical)["rows"]) if restored else NOT_MEASURED,
+        ),
         readme: between_marks(readme, shipped=shipped_table(own)),
         twodquant: between_marks(
             twodquant,
@@ -190,10 +249,16 @@ def render(root: Path, check: bool = False) -> list[Path]:
     return bring_up_to_date(pages, check)
 
 
+def restoration_files(root: Path) -> list[Path]:
+    """What `bitlens evaluate` wrote of networks for restoration."""
+    files = sorted((root / "results" / "restoration").glob("*.json"))
+    return [file for file in files if file.name != "classical.json"]
+
+
 def claim(root: Path) -> None:
     """Write each shipped network's averages on the test sets into its header, as what it claims."""
     shipped, claims = checkpoint.shipped(), {}
-    for file in sorted((root / "results" / "sr").glob("*.json")):
+    for file in [*sorted((root / "results" / "sr").glob("*.json")), *restoration_files(root)]:
         content = read_json(file)
         model = content["settings"]["model"] if "settings" in content else None
         if model in shipped:

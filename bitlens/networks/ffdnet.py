@@ -44,7 +44,7 @@ class FFDNet(nn.Module):
     branches = True
     """Whether training gives its convolutions branches."""
 
-    def __init__(self, channels: int = 3, dim: int = 64, depth: int = 10, noise: int = 0):
+    def __init__(self, channels: int = 3, dim: int = 96, depth: int = 10, noise: int = 0):
         super().__init__()
         if channels not in (1, 3) or dim < 1 or depth < 2 or not 0 <= noise <= 255:
             raise ValueError(
