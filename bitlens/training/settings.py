@@ -40,9 +40,9 @@ class Training:
     """Gradients are scaled down to this global norm; 0 turns it off."""
     ema: float = 0.999
     """Decay of the moving average of the weights that is validated and returned; 0 turns it off."""
-    loss: Literal["rmse", "mse", "sample-rmse", "l1", "charbonnier"] = "rmse"
-    """RMSE as Q-SCI's code, MSE as its paper, or RMSE per sample; for images mean absolute error, or one that is smooth
-    at 0."""
+    loss: Literal["rmse", "mse", "sample-rmse", "l1", "charbonnier", "l1-frequency"] = "rmse"
+    """RMSE as Q-SCI's code, MSE as its paper, or RMSE per sample; for images mean absolute error, one that is smooth at
+    0, or one with the error of frequencies too, for sharper images with less PSNR."""
     early_stages: float = 0.0
     """Weight of the loss of each stage of an unfolding network but the last."""
     distill_output: float = 0.0

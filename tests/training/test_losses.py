@@ -12,6 +12,7 @@ from bitlens.training.losses import (
     charbonnier,
     feature_distance,
     l1,
+    l1_frequency,
     mse,
     rmse,
     sample_rmse,
@@ -33,7 +34,18 @@ def test_formulas() -> None:
     assert float(l1(a, b)) == pytest.approx(float((a - b).abs().mean()))
     assert float(charbonnier(a, b)) == pytest.approx(float(((a - b) ** 2 + 1e-6).sqrt().mean()))
     assert float(charbonnier(a[:, :, 0], a[:, :, 0])) == pytest.approx(1e-3)  # images: smooth where they are equal
-    assert set(LOSSES) == {"rmse", "mse", "sample-rmse", "l1", "charbonnier"}
+    assert set(LOSSES) == {"rmse", "mse", "sample-rmse", "l1", "charbonnier", "l1-frequency"}
+
+
+def test_frequencies_count() -> None:
+    """Of errors of 1 everywhere, one that is a single frequency costs less than one of all of them."""
+    reference, pattern = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
+    pattern[..., ::2] = -1
+    signs = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    scattered = torch.where(signs, pattern, -pattern)
+    found = [float(l1_frequency(each, reference)) for each in (pattern, scattered)]
+    wanted = [1 + 0.1 * float(torch.fft.fft2(each, norm="ortho").abs().mean()) for each in (pattern, scattered)]
+    assert found == pytest.approx(wanted) and found[0] < found[1]
 
 
 @pytest.mark.parametrize("name", LOSSES)
