@@ -19,6 +19,7 @@ from bitlens.data.video import open_movie, write_video
 from bitlens.files import is_part
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.ffdnet import FFDNet
 from bitlens.networks.pan import PAN
 from bitlens.operators import VideoSCI
 
@@ -50,6 +51,7 @@ def commands_that_write(folder: Path) -> dict[str, list[str]]:
     checkpoint.save(low, folder / "low.safetensors")
     pan = PAN(2, 8, 4, 1).eval()
     checkpoint.save(pan, folder / "pan.safetensors")
+    checkpoint.save(FFDNet(1, 8, 2).eval(), folder / "ffdnet.safetensors")
     save_file(pan.state_dict(), folder / "official.safetensors")
 
     lines = {
@@ -61,6 +63,7 @@ def commands_that_write(folder: Path) -> dict[str, list[str]]:
         "upscale .png": "upscale {f}/pictures/a.png --model {f}/pan.safetensors --out out/large.png --engine torch",
         "upscale .tif": "upscale {f}/pictures/a.png --model {f}/pan.safetensors --out out/large.tif --engine torch",
         "upscale film": "upscale {f}/film.mkv --model {f}/pan.safetensors --out out/large.mkv --engine torch",
+        "restore": "restore {f}/pictures/a.png --model {f}/ffdnet.safetensors --out out/better.png --engine torch",
         "upscale folder": "upscale {f}/pictures --model {f}/pan.safetensors --out out/large --engine torch",
         "demo": "demo --model gap-tv --size 32 --frames 4 --out out",
         "calibrate": "calibrate {f}/white.npz --dark {f}/dark.npz --out out/mask.npz",

@@ -75,7 +75,7 @@ def body_rules(network: nn.Module, bits: Bits) -> tuple[Rule, ...]:
     first and the last convolution, which stay float [2DQuant sec. 4.1].
     """
     layers = layers_of(network)
-    if not of_images(network) or len(layers) < 3:  # there is a middle
+    if not of_images(network):
         return (Rule("*", bits),)
     if not any(map(is_product, layers.values())):
         ends = list(layers)
@@ -87,8 +87,8 @@ def body_rules(network: nn.Module, bits: Bits) -> tuple[Rule, ...]:
 
 
 def of_images(network: nn.Module) -> bool:
-    """Whether a network takes images: such say how many times they enlarge them."""
-    return isinstance(getattr(network, "scale", None), int)
+    """Whether a network takes images: it says how many times it enlarges them."""
+    return "scale" in getattr(network, "config", {}) or getattr(network, "scale", None) == 1
 
 
 def layers_of(network: nn.Module) -> dict[str, nn.Module]:

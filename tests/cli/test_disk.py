@@ -16,7 +16,7 @@ from bitlens.files import atomic_folder, atomic_path
 
 QUICK = (
     "measure", "reconstruct .gif", "reconstruct .mp4", "reconstruct .tif", "reconstruct folder", "upscale .png",
-    "upscale .tif", "upscale film", "demo", "calibrate", "evaluate", "convert",
+    "upscale .tif", "upscale film", "restore", "demo", "calibrate", "evaluate", "convert",
 )  # fmt: skip
 SLOW = ("upscale folder", "cameras", "verify", "quantize", "adapt", "export .onnx", "export .xml", "train")
 NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]

@@ -112,7 +112,8 @@ def test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = checkpoint.load(start)
     assert isinstance(network, ABPN) and network.scale == 2
     about = checkpoint.describe(start)
-    assert about.provenance["data"] == {"photographs": 19, "shrunk": "Downsample(2).shrink_levels"}
+    data = {"photographs": 19, "in sizes": [1, 0.8, 0.6], "frames of films": False}
+    assert about.provenance["data"] == data | {"made": "Downsample(2).shrink_levels"}
     assert about.provenance["trained"] == "3 steps of 2 samples of 12x12" and about.provenance["validation_psnr"] > 5
     first = network.get_parameter("body.0.weight")
     assert not torch.equal(first, ABPN(2).get_parameter("body.0.weight"))
@@ -121,8 +122,8 @@ def test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(layer.weight_bits == 4 for layer in checkpoint.describe(tmp_path / "x2-w4.safetensors").layers)
     capsys.readouterr()
     for more, said in (
-        (["--network", "abpn-x2", "--clips", str(folder)], "--clips and a network that enlarges images came"),
-        (["--network", "abpn-x2", "--cameras"], "--cameras and a network that enlarges images came"),
+        (["--network", "abpn-x2", "--clips", str(folder)], "holds no video of 8 frames or more"),
+        (["--network", "abpn-x2", "--cameras"], "--cameras and a network for images came"),
         (["--network", "dun"], "no --clips; wanted a folder of videos to train on"),
         (["--network", "abpn-x2", "--crop", "99"], "no photograph has 198 pixels in height and width"),
     ):

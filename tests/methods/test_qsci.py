@@ -142,7 +142,7 @@ def test_own_recipe() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"no method 'qsc'; did you mean 'qsci'\? wanted one of direct, qsci"):
+    with pytest.raises(ValueError, match=r"no method 'qsc'; did you mean 'qsci'\? wanted one of direct, ends, qsci"):
         quantize(network(), "qsc", [data()])
     with pytest.raises(ValueError, match="no method 'zzz'; wanted one of"):
         recipe_of("zzz", 4)
