@@ -70,7 +70,8 @@ class FFDNet(nn.Module):
             planes = F.pad(planes, (0, width % 2, 0, height % 2), "replicate")
         folded = F.pixel_unshuffle(planes, 2)
         if noise:
-            folded = torch.cat([torch.full_like(folded[:, :1], noise / 255), folded], 1)
+            level = 0 * folded[:, :1] + noise / 255  # a plane, written in what every engine knows
+            folded = torch.cat([level, folded], 1)
         found = planes - F.pixel_shuffle(self.model(folded), 2)
         return found[..., :height, :width].reshape(image.shape)
 
