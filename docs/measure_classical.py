@@ -34,13 +34,13 @@ def filters(kind: str) -> dict[str, Filter]:
 
     what, amount = parse(kind)
     sigma = amount / 255 if what == "noise" else 0.0
-    means = [0.4 * sigma, 0.6 * sigma, 0.8 * sigma, sigma] if sigma else [0.01, 0.02, 0.03, 0.05]
+    means = [0.2 * sigma, 0.3 * sigma, 0.4 * sigma, 0.6 * sigma] if sigma else [0.01, 0.02, 0.03, 0.05]
     found: dict[str, Filter] = {}
     for h in means:
         found[f"non-local means, h {h:.3f}"] = partial(
             denoise_nl_means, h=h, sigma=sigma, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=-1
         )
-    for weight in (0.1, 0.15) if sigma else (0.01, 0.02, 0.04):
+    for weight in (0.08, 0.1, 0.15) if sigma else (0.005, 0.01, 0.02, 0.04):
         found[f"total variation, {weight}"] = partial(denoise_tv_chambolle, weight=weight, channel_axis=-1)
     return found
 

@@ -65,7 +65,7 @@ class Train:
     widen: int = 1
     """Start from --start with this many times its channels (EfficientSCI): the same function, with room to learn."""
     deepen: int = 0
-    """Start from --start with this many stages more (DUN): the same function, with room to learn."""
+    """Start from --start with this many stages (DUN) or convolutions (ABPN) more: the same function, room to learn."""
     teacher: str | None = None
     """Float checkpoint that teaches. Default: --start, where that is float."""
     method: Annotated[
@@ -247,7 +247,7 @@ class Train:
         if self.deepen:
             if not hasattr(module, "deepened"):
                 raise ValueError(
-                    f"--deepen {self.deepen} and network {type(start).__name__} came; wanted DUN; leave it out"
+                    f"--deepen {self.deepen} and network {type(start).__name__} came; wanted DUN or ABPN; leave it out"
                 )
             start = module.deepened(start, self.deepen)
         teacher = load(self.teacher) if self.teacher else None

@@ -71,3 +71,26 @@ SIZES = {"x2": 2, "x3": 3, "x4": 4}
 def untrained(size: str, frames: int) -> ABPN:
     """A network to train from nothing, for a scale."""
     return ABPN(SIZES[size])
+
+
+@torch.no_grad()
+def deepened(network: ABPN, layers: int) -> ABPN:
+    """A float network with `layers` convolutions more that computes the same, with room to learn.
+
+    Each of them starts as the identity, which the ReLU behind it leaves alone: what it reads was behind one already.
+
+    Raises:
+        ValueError: fewer than 1 more, or the network has grids (deepen it before they are made).
+    """
+    plain = all(isinstance(layer, nn.Conv2d | nn.ReLU) for layer in network.body)
+    if layers < 1 or not plain:
+        what = f"{layers} convolutions more" if plain else "a network with grids"
+        raise ValueError(f"{what} came; wanted a float network and 1 or more; deepen it before quantizing")
+    deep = ABPN(**{**network.config, "depth": network.depth + layers})
+    for index in range(0, 2 * network.depth, 2):
+        deep.body[index].load_state_dict(network.body[index].state_dict())
+    for index in range(2 * network.depth, 2 * deep.depth, 2):
+        nn.init.dirac_(deep.body[index].get_parameter("weight"))
+        nn.init.zeros_(deep.body[index].get_parameter("bias"))
+    deep.body[-1].load_state_dict(network.body[-1].state_dict())
+    return deep.train(network.training)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bitlens.networks.abpn import ABPN
+from bitlens.methods import quantize
+from bitlens.networks.abpn import ABPN, deepened
 from bitlens.networks.catalog import CATALOG
 
 
@@ -34,6 +35,21 @@ def test_every_output_depends_on_the_pixels_within_its_radius() -> None:
     reached = image.grad[0].abs().amax(0).nonzero()
     assert reached.amin(0).tolist() == [10 - network.radius, 11 - network.radius]
     assert reached.amax(0).tolist() == [10 + network.radius, 11 + network.radius]
+
+
+def test_a_deeper_one_computes_the_same() -> None:
+    network = ABPN(2, 6, 3)
+    nn.init.normal_(network.body[-1].get_parameter("weight"), std=0.1)
+    deep = deepened(network, 2)
+    assert deep.config == {"scale": 2, "dim": 6, "depth": 5}
+    image = torch.rand(1, 3, 9, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(deep(image), network(image), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="0 convolutions more came"):
+        deepened(network, 0)
+    low, _ = quantize(network, "direct", [(image,)], bits=8)
+    with pytest.raises(ValueError, match="a network with grids came"):
+        deepened(low, 1)  # type: ignore[arg-type]
 
 
 def test_numbers_below_1_are_refused() -> None:
