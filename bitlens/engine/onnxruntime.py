@@ -33,8 +33,8 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 
 WRONG = 40.0
 """dB. A layer further from the reference is wrong; one code that falls to the other side of a tie is not."""
-CHECKED = {"super-resolution": (24, 16), "restoration": (24, 16)}
-"""Height and width of the picture on which ONNX is checked: multiples of 8, which SMFANet's pooling needs there."""
+CHECKED = (24, 16)
+"""Height and width of the image on which ONNX is checked: multiples of 8, which SMFANet's pooling needs there."""
 
 
 @cache
@@ -276,9 +276,8 @@ def profile(model: Any, inputs: dict[str, np.ndarray], threads: int | None) -> l
 def check_arrays(network: nn.Module, *size: int) -> dict[str, np.ndarray]:
     """The inputs of the model on which layers are checked, or those for a size, by name."""
     task = of(network)
-    return dict(
-        zip(task.inputs, (one.numpy() for one in example(network, *(size or CHECKED.get(task.name, ())))), strict=True)
-    )
+    arrays = (one.numpy() for one in example(network, *(size or (CHECKED if task.still else ()))))
+    return dict(zip(task.inputs, arrays, strict=True))
 
 
 def size_of(inputs: dict[str, np.ndarray]) -> Size:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bitlens import tasks
 from bitlens.engine.checks import Check, ComputesWrongly, compare_layers, example, fingerprint
 from bitlens.engine.graph import PART, build
 from bitlens.engine.lower import Lowered, lower, without, without_saturation
@@ -39,7 +40,7 @@ from bitlens.engine.steps import Tap
 from bitlens.engine.traced_native import unreadable
 from bitlens.engine.video import build_video
 from bitlens.files import atomic_path
-from bitlens.networks.catalog import entry_of, task_of
+from bitlens.networks.catalog import entry_of
 from bitlens.networks.efficientsci import EfficientSCI
 from bitlens.quant.layers import quantized_layers
 
@@ -80,18 +81,16 @@ class Kind:
 
 
 BY_HAND = Kind(build, Runtime, 1, "bf16", (2, 16, 16))
-PICTURES = Kind(build_picture, PictureRuntime, -1, "f32", (16, 16))
-TRACED = {
-    "video-sci": Kind(build_video, VideoRuntime, -1, "f32", (2, 16, 16)),
-    "super-resolution": PICTURES,
-    "restoration": PICTURES,
-}
-"""By task, of networks whose graph is read off their code."""
+TRACED_IMAGES = Kind(build_picture, PictureRuntime, -1, "f32", (16, 16))
+TRACED_VIDEOS = Kind(build_video, VideoRuntime, -1, "f32", (2, 16, 16))
+"""Of networks whose graph is read off their code."""
 
 
 def kind_of(network: nn.Module) -> Kind:
     """The kind of a network."""
-    return BY_HAND if reconstructs(network) else TRACED[task_of(network)]
+    if reconstructs(network):
+        return BY_HAND
+    return TRACED_IMAGES if tasks.of(network).still else TRACED_VIDEOS
 
 
 def missing(network: nn.Module) -> str | None:
