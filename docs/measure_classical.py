@@ -1,9 +1,9 @@
-"""Measure what scikit-image's filters make of damaged test images, the better of two at its best; writes JSON.
+"""Measure what scikit-image's filters make of damaged test images, each at its best strength; writes JSON.
 
 python docs/measure_classical.py PHOTOGRAPHS results/restoration/classical.json       (pip install scikit-image)
 
-Filter and strength are chosen for each kind of damage on some of the photographs that training holds out, so the test
-images choose nothing. Non-local means is told the noise's standard deviation.
+The strength is chosen for each kind of damage on some of the photographs that training holds out, so the test images
+choose nothing. Non-local means is told the noise's standard deviation.
 """
 
 import json
@@ -28,21 +28,20 @@ DAMAGES, SETS, CHOSEN_ON = ("noise-25", "jpeg-10", "jpeg-40"), ("set5", "set14",
 Filter = Callable[[np.ndarray], np.ndarray]
 
 
-def filters(kind: str) -> dict[str, Filter]:
-    """Every filter and strength that is tried for a kind of damage, by name; images are (h, w, 3)."""
+def filters(kind: str) -> dict[str, dict[float, Filter]]:
+    """Each filter by name, with every strength that is tried for a kind of damage; images are (h, w, 3)."""
     from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
     what, amount = parse(kind)
     sigma = amount / 255 if what == "noise" else 0.0
     means = [0.2 * sigma, 0.3 * sigma, 0.4 * sigma, 0.6 * sigma] if sigma else [0.01, 0.02, 0.03, 0.05]
-    found: dict[str, Filter] = {}
-    for h in means:
-        found[f"non-local means, h {h:.3f}"] = partial(
-            denoise_nl_means, h=h, sigma=sigma, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=-1
-        )
-    for weight in (0.08, 0.1, 0.15) if sigma else (0.005, 0.01, 0.02, 0.04):
-        found[f"total variation, {weight}"] = partial(denoise_tv_chambolle, weight=weight, channel_axis=-1)
-    return found
+    weights = [0.08, 0.1, 0.15] if sigma else [0.005, 0.01, 0.02, 0.04]
+    patches = partial(denoise_nl_means, sigma=sigma, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=-1)
+    variation = partial(denoise_tv_chambolle, channel_axis=-1)
+    return {
+        "non-local means": {h: partial(patches, h=h) for h in means},
+        "total variation": {weight: partial(variation, weight=weight) for weight in weights},
+    }
 
 
 def quality(kind: str, levels: np.ndarray, run: Filter) -> float:
@@ -57,12 +56,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     photos = [read_picture(file) for file in held_out(photographs(folder))[1]][-CHOSEN_ON:]
     for kind in DAMAGES:
-        tried = filters(kind)
-        best = max(tried, key=lambda name: fmean(quality(kind, levels, tried[name]) for levels in photos))
+        best: dict[str, Filter] = {"as it came": np.asarray}
+        strengths = {}
+        for name, tried in filters(kind).items():
+            strengths[name] = max(tried, key=lambda one: fmean(quality(kind, each, tried[one]) for each in photos))
+            best[name] = tried[strengths[name]]
         for data in SETS:
             images = [read_picture(pair.high) for pair in load_pairs(data, 1)]
-            given, found = (fmean(quality(kind, levels, run) for levels in images) for run in (np.asarray, tried[best]))
-            rows.append({"data": f"{data}+{kind}", "filter": best, "given": given, "psnr": found})
+            found = {name: fmean(quality(kind, levels, run) for levels in images) for name, run in best.items()}
+            rows.append({"data": f"{data}+{kind}", "psnr": found, "strength": strengths})
             print(rows[-1], flush=True)
     Path(out).parent.mkdir(exist_ok=True)
     Path(out).write_text(json.dumps({"rows": rows, "run": describe_run()}, indent=1) + "\n", encoding="utf-8")

@@ -131,20 +131,20 @@ def quantized_table(results: Sequence[dict[str, Any]], floats: Sequence[dict[str
 
 
 def restoration_table(results: Sequence[dict[str, Any]], classical: Sequence[dict[str, Any]]) -> str:
-    """PSNR of damaged images as they came, after the classical filter and after each network, as Markdown."""
+    """PSNR of damaged images as they came, after classical filters and after each network, as Markdown."""
     models = sorted({one["settings"]["model"] for one in results}, key=lambda name: (-fewest_bits(name), name))
     found = {(one["settings"]["model"], one["settings"]["data"]): one for one in results}
     for (model, data), one in found.items():
         about = checkpoint.describe(model)
         if about.path is None or checkpoint.weights_sha256(about.path) != one["settings"]["sha256"]:
             raise ValueError(f"{model} on {data} was measured with other weights; wanted these; evaluate it again")
-    rows = []
+    rows, filters = [], list(classical[0]["psnr"])
     for row in classical:
         of = [found.get((model, row["data"])) for model in models]
         scores = ["" if one is None else f"{one['average']['psnr']:.2f}" for one in of]
         data, _, kind = row["data"].partition("+")
-        rows.append([data, kind, f"{row['given']:.2f}", f"{row['psnr']:.2f} ({row['filter'].split(',')[0]})", *scores])
-    columns = ["test set", "damage", "as it came", "classical", *(f"`{model}`" for model in models)]
+        rows.append([data, kind, *(f"{row['psnr'][name]:.2f}" for name in filters), *scores])
+    columns = ["test set", "damage", *filters, *(f"`{model}`" for model in models)]
     sizes = (f"`{model}` {checkpoint.describe(model).bytes / 1e6:.2f} MB" for model in models)
     return f"{markdown(columns, rows, texts=2)}\n\nFiles: {', '.join(sizes)}."
 
