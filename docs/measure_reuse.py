@@ -1,10 +1,10 @@
 """Measure what keeping the results of still pixels saves: a made film of ten seconds, with and without; writes JSON.
 
-python docs/measure_reuse.py results/reuse.json
+python docs/measure_reuse.py results/films/reuse.json
 
-640 x 360 at 25 frames a second: a drawn page, still, before which a disc flies. As H.264 leaves it, and with a sensor's
-noise of one level. Each way of enlarging runs in turn, `ROUNDS` times; the fastest counts. The film that is enlarged
-whole, frame by frame, is the truth: "equal" is the share of result values that are the same, in 8 bits.
+640 x 360 at 25 frames a second: a drawn page, still, before which a disc flies. As it was made, as H.264 leaves it, and
+with a sensor's noise of one level. Each way of enlarging runs in turn, `ROUNDS` times; the fastest counts. The film
+that is enlarged whole is the truth: "equal" is the share of result values that are the same, in 8 bits.
 """
 
 import json
@@ -101,7 +101,7 @@ def measured(frames: np.ndarray, model: str) -> dict[str, dict[str, float]]:
 def main() -> None:
     (out,) = sys.argv[1:]
     frames, model = film(), "abpn-x2-w8a8"
-    films = {"after H.264": encoded(frames), "with noise": noisy(frames)}
+    films = {"as it was made": frames, "after H.264": encoded(frames), "with noise": noisy(frames)}
     content = {
         "model": model,
         "size": [FRAMES, HEIGHT, WIDTH],

@@ -9,7 +9,7 @@ results/sr/quantized-*.json  `bitlens evaluate START-METHOD-wNaN ...`, made by `
 results/sr/*.json            `bitlens evaluate MODEL --data set5 --json FILE` -> docs/super-resolution.md, README.md
 results/restoration/*.json   `bitlens evaluate MODEL --data set5+jpeg-10 --json FILE` -> docs/restoration.md
 results/restoration/classical.json   `docs/measure_classical.py` -> the same
-results/reuse.json           `docs/measure_reuse.py` -> docs/super-resolution.md
+results/films/reuse.json     `docs/measure_reuse.py` -> docs/super-resolution.md
 """
 
 import sys
@@ -222,7 +222,7 @@ def render(root: Path, check: bool = False) -> list[Path]:
     enlarging, twodquant = root / "docs" / "super-resolution.md", root / "docs" / "twodquant.md"
     readme, restoring = root / "README.md", root / "docs" / "restoration.md"
     restored = [read_json(file) for file in restoration_files(root)]
-    classical, reuse = root / "results" / "restoration" / "classical.json", root / "results" / "reuse.json"
+    classical, reuse = root / "results" / "restoration" / "classical.json", root / "results" / "films" / "reuse.json"
     made = [content for name, content in read.items() if name.startswith("quantized-")]
     measured = [content for name, content in read.items() if not name.startswith(("table-", "quantized-"))]
     own = [content for content in measured if content["settings"]["model"] in checkpoint.shipped()]
