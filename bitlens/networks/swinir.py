@@ -236,14 +236,12 @@ def begin_as_interpolation(network: SwinIR) -> None:
     places = (torch.arange(scale) + 0.5) / scale - 0.5  # u
     taps = torch.stack([places * (places - 1) / 2, 1 - places.square(), places * (places + 1) / 2], 1)  # u 3
     kernels = torch.einsum("ya,xb->yxab", taps, taps).flatten(0, 1)  # scale^2 3 3
-    last.get_parameter("weight").mul_(0.1)
+    last.get_parameter("weight").zero_()
     for colour in range(3):
         first.weight[colour].zero_()
         first.weight[colour, colour, 1, 1] = 1
         first.get_parameter("bias")[colour] = 0
-        rows = last.get_parameter("weight")[colour * scale**2 : (colour + 1) * scale**2]
-        rows[:, :3] = 0
-        rows[:, colour] = kernels
+        last.get_parameter("weight")[colour * scale**2 : (colour + 1) * scale**2, colour] = kernels
 
 
 def upsampling(scale: int, features: int) -> list[nn.Module]:

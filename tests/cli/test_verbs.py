@@ -228,7 +228,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     listed = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in listed] == ["gap-tv", *SHIPPED]
     tasks = {one["task"] for one in listed}
-    assert tasks == {"video-sci", "super-resolution"}
+    assert tasks == {"video-sci", "super-resolution", "restoration"}
     assert all(sum(one["default"] for one in listed if one["task"] == task) == 1 for task in tasks)
     for one in listed:
         low = re.search(r"-w(\d)a(\d)$", one["name"])

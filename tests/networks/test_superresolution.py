@@ -18,7 +18,7 @@ from bitlens.networks.imdn import IMDN, ContrastAttention
 from bitlens.networks.ngswin import NGramContext, NGswin, ngswin
 from bitlens.networks.pan import PAN
 from bitlens.networks.smfanet import SMFANet, smfanet
-from bitlens.networks.swinir import SwinIR, config_from_state_dict, swinir
+from bitlens.networks.swinir import SwinIR, config_from_state_dict, swinir, untrained
 from bitlens.networks.windows import mirror_pad, separation, window_positions
 from bitlens.quant.calibrate import calibrate
 from bitlens.quant.layers import quantized_layers
@@ -225,3 +225,18 @@ def test_a_channel_that_does_not_vary_has_a_gradient() -> None:
     x[:, 3] = 0.0
     ContrastAttention(16)(x.requires_grad_(True)).sum().backward()
     assert x.grad is not None and bool(x.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_light_swinir_begins_as_interpolation(scale: int) -> None:
+    """A quadratic surface, away from the borders, is enlarged as it is."""
+    network = untrained(f"light-x{scale}", 8)
+
+    def surface(size: int, factor: int) -> torch.Tensor:
+        at = (torch.arange(size * factor) + 0.5) / factor / size
+        return torch.stack([at[:, None] ** 2 + c * at for c in (0.5, 1.0, -0.5)])[None] / 2
+
+    with torch.no_grad():
+        large = network(surface(16, 1))
+    inner = (..., slice(3 * scale, -3 * scale), slice(3 * scale, -3 * scale))
+    torch.testing.assert_close(large[inner], surface(16, scale)[inner], rtol=0, atol=1e-5)
