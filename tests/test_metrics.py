@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.metrics import PSNR_CAP, psnr_sci, psnr_y, ssim_sci, ssim_y
+from bitlens.metrics import PSNR_CAP, flicker, psnr_rgb, psnr_sci, psnr_y, ssim_sci, ssim_y
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 16, 19)
@@ -202,3 +202,24 @@ def test_ssim_needs_room_for_its_window():
 def test_a_border_that_leaves_nothing_is_refused(shave: int):
     with pytest.raises(ValueError, match=f"border of {shave} pixels"):
         psnr_y(VIDEO, REFERENCE, shave)
+
+
+def test_psnr_of_all_colours_rounds_first() -> None:
+    """A third of a level is no error; one whole level in one channel of three is 10 log10(3 255^2) dB."""
+    truth = np.full((3, 4, 5), 100 / 255, np.float32)
+    assert psnr_rgb(truth + np.float32(0.3 / 255), truth) == PSNR_CAP
+    other = truth.copy()
+    other[1] += np.float32(1 / 255)
+    assert psnr_rgb(other, truth) == pytest.approx(10 * np.log10(3 * 255**2))
+    with pytest.raises(ValueError, match="wanted the same"):
+        psnr_rgb(truth, truth[:, :3])
+
+
+def test_flicker_is_of_changes_alone() -> None:
+    random = np.random.default_rng(0)
+    reference = random.random((5, 6, 7))
+    assert flicker(reference + random.random((6, 7)), reference) == pytest.approx(0, abs=1e-12)  # an error that stays
+    blinking = reference + 0.1 * np.array([1, -1, 1, -1, 1])[:, None, None]
+    assert flicker(blinking, reference) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="of two frames or more"):
+        flicker(reference[:1], reference[:1])

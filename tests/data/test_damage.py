@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.data.damage import RestorationSampler, damaged, parse
+from bitlens.data.damage import RestorationSampler, compressed, damaged, parse
 
 
 def photograph(height: int = 64, width: int = 80, channels: int = 3) -> np.ndarray:
@@ -30,6 +30,16 @@ def test_jpeg_of_less_quality_is_farther_away() -> None:
         errors = [float(np.abs(damaged(levels, f"jpeg-{q}").astype(float) - levels).mean()) for q in (5, 40, 95)]
         assert errors == sorted(errors, reverse=True) and errors[0] > 2 * errors[2] > 0
         assert damaged(levels, "jpeg-40").shape == levels.shape
+
+
+def test_colours_have_half_the_resolution_unless_they_are_to_be_full() -> None:
+    """Stripes of two colours of the same luma, a pixel wide: at half the resolution nothing is left of them."""
+    levels = np.zeros((3, 32, 32), np.uint8)
+    levels[:, :, ::2] = np.array([180, 100, 120])[:, None, None]
+    levels[:, :, 1::2] = np.array([100, 140, 127])[:, None, None]
+    spread = [float(compressed(levels, 95, full)[0].std()) for full in (False, True)]
+    assert spread[0] < 10 < 30 < spread[1]
+    np.testing.assert_array_equal(damaged(levels, "jpeg-95"), compressed(levels, 95))
 
 
 @pytest.mark.parametrize("name", ["blur-3", "noise", "noise-0", "jpeg-101", "jpeg-", "jpeg-4.5", ""])
