@@ -286,7 +286,7 @@ def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:
         dashes = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
         axes.plot(steps, values, linewidth=2, linestyle=dashes, marker="o", markersize=3, label=label)
     axes.set_xlabel("optimizer steps", fontsize=13)
-    axes.set_ylabel("PSNR on validation clips (dB)", fontsize=13)
+    axes.set_ylabel("PSNR on validation clips or photographs (dB)", fontsize=13)
     axes.tick_params(labelsize=11)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 import bitlens
 from bitlens.checkpoint import default, describe, find, load, save, shipped
 from bitlens.methods import qsci, quantize, recipe_of
-from bitlens.networks.abpn import ABPN
 from bitlens.networks.classical import GapTV
 from bitlens.networks.efficientsci import EfficientSCI, efficientsci
 from bitlens.networks.stformer import STFormer
@@ -485,18 +484,3 @@ def test_others_may_read_the_file(tmp_path: Path) -> None:
     finally:
         os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o644
-
-
-def test_the_default_of_a_scale_is_nearest_to_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of shipped networks that enlarge three times, the 8-bit one, and none for a scale that none has."""
-    network, images = ABPN(3, 4, 2), [(torch.rand(1, 3, 8, 8),)]
-    save(network, tmp_path / "three.safetensors")
-    for bits in (8, 2):
-        save(quantize(network, "direct", images, bits=bits)[0], tmp_path / f"three-w{bits}.safetensors")
-    files = {path.stem: path for path in tmp_path.glob("*.safetensors")}
-    known = shipped()
-    monkeypatch.setattr("bitlens.checkpoint.header.shipped", lambda: known | files)
-    assert default("super-resolution", 3) == "three-w8"
-    assert default("super-resolution", 2) == default("super-resolution")
-    with pytest.raises(ValueError, match="no network that enlarges 5 times is shipped; wanted one of --scale 2, 3"):
-        default("super-resolution", 5)

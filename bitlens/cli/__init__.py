@@ -204,7 +204,7 @@ def _overview() -> str:
     verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
     return (
         "usage: bitlens VERB [OPTIONS]\n\n"
-        "Low-bit networks that rebuild a high-speed video from one coded picture, or enlarge pictures.\n\n"
+        "Low-bit networks that rebuild a high-speed video from one coded picture, or enlarge or restore pictures.\n\n"
         f"verbs:\n{verbs}\n\n"
         "`bitlens VERB --help` explains a verb. `bitlens --version` prints the version.\n\n"
         "Example:\n    bitlens demo"

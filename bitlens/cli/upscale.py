@@ -42,9 +42,8 @@ class Upscale(OfImages):
             ValueError: it does.
         """
         from bitlens import checkpoint
-        from bitlens.inference.images import scale_of
 
-        if self.scale is not None and self.scale != (own := scale_of(checkpoint.load(self.model))):
+        if self.scale is not None and self.scale != (own := checkpoint.describe(self.model).config["scale"]):
             raise ValueError(
                 f"--scale {self.scale}, and {self.model} enlarges {own} times; wanted one that does; name it with "
                 "--model, or leave --scale out"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from bitlens.data.patches import Patches, turned
+from bitlens.data.patches import Crops, by_area, turned
 
 __all__ = ["Damage", "RestorationSampler", "damaged", "parse"]
 
@@ -75,7 +75,7 @@ def compressed(
     return found[None] if found.ndim == 2 else np.ascontiguousarray(found.transpose(2, 0, 1))
 
 
-class RestorationSampler:
+class RestorationSampler(Crops):
     """Random crops of photographs and the same damaged, as batches that depend only on (seed, step, rank).
 
     Args:
@@ -107,20 +107,13 @@ class RestorationSampler:
             )
         self.names = [f"{name} {levels.shape[1]}x{levels.shape[2]}" for name, levels in large]
         self.images = [levels for _, levels in large]
-        areas = np.array([levels[0].size for levels in self.images], np.float64)
-        self.weights = areas / areas.sum()
+        self.weights = by_area(self.images)
 
     def identity(self) -> dict[str, object]:
         """What decides the batches, so that a run is only resumed on the same data."""
         return {
             "images": self.names, "damage": self.kind, "crop": self.crop, "batch": self.batch, "data_seed": self.seed,
         }  # fmt: skip
-
-    def draw(self, step: int, rank: int = 0) -> Patches:
-        """The crops of one step."""
-        random = np.random.default_rng([self.seed, step, rank])
-        samples = [self.sample(random) for _ in range(self.batch)]
-        return Patches(*(torch.stack(part) for part in zip(*samples, strict=True)))
 
     def sample(self, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """A crop (3, crop, crop) as it was damaged, and as it was."""

@@ -14,7 +14,7 @@ from bitlens.data.clips import Clips
 from bitlens.data.pairs import read_picture
 from bitlens.operators import Downsample
 
-__all__ = ["PatchSampler", "Patches", "frames_of", "held_out", "in_sizes", "turned"]
+__all__ = ["Crops", "PatchSampler", "Patches", "by_area", "frames_of", "held_out", "in_sizes", "turned"]
 
 EVERY = 20
 """Of so many photographs one is held out for validation."""
@@ -48,7 +48,30 @@ class Patches(NamedTuple):
         return (-3, -2, -1)
 
 
-class PatchSampler:
+class Crops:
+    """Batches of random crops of images: what samplers of them share. Each has `sample`, one crop and its truth."""
+
+    batch: int
+    seed: int
+
+    def draw(self, step: int, rank: int = 0) -> Patches:
+        """The crops of one step."""
+        random = np.random.default_rng([self.seed, step, rank])
+        samples = [self.sample(random) for _ in range(self.batch)]
+        return Patches(*(torch.stack(part) for part in zip(*samples, strict=True)))
+
+    def sample(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """What a network is given, and the truth."""
+        raise NotImplementedError
+
+
+def by_area(images: Iterable[np.ndarray]) -> Float[np.ndarray, " n"]:
+    """How often crops are taken of each of some images (c, h, w): by its area."""
+    areas = np.array([image[0].size for image in images], np.float64)
+    return areas / areas.sum()
+
+
+class PatchSampler(Crops):
     """Random crops of photographs, turned and mirrored, as batches that depend only on (seed, step, rank).
 
     Every photograph is shrunk as a whole, as test images are (`Downsample.shrink_levels`); each crop is taken from it
@@ -90,8 +113,7 @@ class PatchSampler:
                 f"no photograph has {scale * crop} pixels in height and width; wanted larger ones; give others, or a "
                 "smaller --crop"
             )
-        areas = np.array([small[0].size for small, _ in self.pairs], np.float64)
-        self.weights = areas / areas.sum()
+        self.weights = by_area(small for small, _ in self.pairs)
 
     def identity(self) -> dict[str, object]:
         """What decides the batches, so that a run is only resumed on the same data."""
@@ -102,12 +124,6 @@ class PatchSampler:
             "batch": self.batch,
             "data_seed": self.seed,
         }
-
-    def draw(self, step: int, rank: int = 0) -> Patches:
-        """The crops of one step."""
-        random = np.random.default_rng([self.seed, step, rank])
-        samples = [self.sample(random) for _ in range(self.batch)]
-        return Patches(*(torch.stack(part) for part in zip(*samples, strict=True)))
 
     def sample(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """One crop (3, crop, crop), and the same of the photograph."""

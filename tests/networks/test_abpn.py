@@ -1,10 +1,13 @@
 """ABPN: what it is made of, where it starts, how far it sees."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bitlens import checkpoint
 from bitlens.methods import quantize
 from bitlens.networks.abpn import ABPN, deepened
 from bitlens.networks.catalog import CATALOG
@@ -55,3 +58,18 @@ def test_a_deeper_one_computes_the_same() -> None:
 def test_numbers_below_1_are_refused() -> None:
     with pytest.raises(ValueError, match="scale=2, dim=0, depth=3 came; wanted whole numbers from 1"):
         ABPN(2, 0, 3)
+
+
+def test_the_default_of_a_scale_is_nearest_to_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of shipped networks that enlarge three times, the 8-bit one, and none for a scale that none has."""
+    network, images = ABPN(3, 4, 2), [(torch.rand(1, 3, 8, 8),)]
+    checkpoint.save(network, tmp_path / "three.safetensors")
+    for bits in (8, 2):
+        checkpoint.save(quantize(network, "direct", images, bits=bits)[0], tmp_path / f"three-w{bits}.safetensors")
+    files = {path.stem: path for path in tmp_path.glob("*.safetensors")}
+    known = checkpoint.shipped()
+    monkeypatch.setattr("bitlens.checkpoint.header.shipped", lambda: known | files)
+    assert checkpoint.default("super-resolution", 3) == "three-w8"
+    assert checkpoint.default("super-resolution", 2) == checkpoint.default("super-resolution")
+    with pytest.raises(ValueError, match="no network that enlarges 5 times is shipped; wanted one of --scale 2, 3"):
+        checkpoint.default("super-resolution", 5)
