@@ -15,6 +15,7 @@ The public names; everything else is reached through its module (`bitlens.operat
     start          a network made ready once, for many calls of the three above
     evaluate       networks and a test set -> PSNR and SSIM
     benchmark      low-bit networks -> their measured speed beside every float engine
+    tune           a float network and budgets -> the best low-bit network within them, as a file
 
 Nothing is imported before it is used: `import bitlens` takes milliseconds and does not import torch.
 """
@@ -35,12 +36,13 @@ if TYPE_CHECKING:
     from bitlens.methods import quantize
     from bitlens.official import from_official
     from bitlens.operators import VideoSCI
+    from bitlens.tuning import tune
 
 __version__ = "0.1.0"
 
 __all__ = [
     "VideoSCI", "__version__", "benchmark", "evaluate", "from_official", "load", "lower", "measure", "quantize",
-    "reconstruct", "restore", "save", "start", "upscale",
+    "reconstruct", "restore", "save", "start", "tune", "upscale",
 ]  # fmt: skip
 
 _HOME = {
@@ -57,6 +59,7 @@ _HOME = {
     "start": "bitlens.inference.starting",
     "evaluate": "bitlens.inference.evaluation",
     "benchmark": "bitlens.bench.networks",
+    "tune": "bitlens.tuning",
 }
 
 

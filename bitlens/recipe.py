@@ -15,6 +15,7 @@ import difflib
 import fnmatch
 import json
 import os
+import re
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -58,6 +59,26 @@ class Bits:
         if not isinstance(self.rank, int) or not 0 <= self.rank <= 1024:
             raise ValueError(f"rank = {self.rank!r} channels; wanted a whole number from 0 to 1024; correct it")
         check_choices(self)
+
+    @property
+    def label(self) -> str:
+        """w4a8; w4a8 +8 with a low-rank branch of eight channels."""
+        return f"w{self.weight}a{self.activation}" + (f" +{self.rank}" if self.rank else "")
+
+    @classmethod
+    def read(cls, label: str) -> "Bits":
+        """What a label says, without a branch; all else as by default.
+
+        >>> Bits.read("w4a6").activation
+        6
+
+        Raises:
+            ValueError: it is none.
+        """
+        found = re.fullmatch(r"w([1-8])a([1-8])", label)
+        if found is None:
+            raise ValueError(f"no bits {label!r}; wanted those of weights and activations, 1 to 8; for example w4a6")
+        return cls(int(found[1]), int(found[2]))
 
 
 @dataclass(frozen=True)

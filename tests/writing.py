@@ -75,7 +75,7 @@ def commands_that_write(folder: Path) -> dict[str, list[str]]:
         "convert": "convert {f}/official.safetensors --out out/c.safetensors",
         "export .onnx": "export {f}/low.safetensors --out out/n.onnx",
         "export .xml": "export {f}/low.safetensors --format openvino --frames 4 --height 32 --width 32 --out out/n.xml",
-        "costs": "costs {f}/float.safetensors --size 32 --frames 4 --bits 8 --threads 1 --rounds 1 --out out/c.json",
+        "costs": "costs {f}/float.safetensors --size 32 --frames 4 --bits w8a8 --threads 1 --rounds 1 --out out/c.json",
         "train": "train --clips {f}/clips --start {f}/float.safetensors --crop 16 --batch 1 --frames 4 --steps 6 "
         "--save-minutes 1e-9 --log-every 2 --run out/run --out out/t.safetensors",
     }

@@ -38,6 +38,7 @@ VERBS = {
     "verify": "measure again what a checkpoint claims",
     "train": "train a float network, or a low-bit one",
     "quantize": "turn a float network into a low-bit one",
+    "tune": "the best low-bit network for a budget of milliseconds, megabytes or lost dB",
     "adapt": "fit a low-bit network to a new mask, from measurements alone",
     "convert": "official weights into a checkpoint",
     "export": "a network as a file for ONNX Runtime or OpenVINO, without bitlens",

@@ -1,4 +1,4 @@
-"""`bitlens costs`: milliseconds of each layer at each bit-width on this machine, to choose bits by."""
+"""`bitlens costs`: milliseconds of each layer at each choice of bits on this machine, to choose bits by."""
 
 import re
 from dataclasses import dataclass, replace
@@ -16,57 +16,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Costs:
-    """Measure what every layer of an EfficientSCI costs at each bit-width on this machine, with the native kernels.
+    """Measure what every layer of a network costs at each choice of bits on this machine, with the native kernels.
 
-    The network is quantized at each of the bit-widths; the copies run in turn, and every call is timed where it stands.
-    The file holds milliseconds by layer and bits, and what lies between the layers, so that the sum over any choice of
-    bits predicts the whole network's time. Close other programs first.
+    The network is quantized at each of the choices; the copies run in turn, and every call is timed where it stands.
+    The file holds milliseconds by layer and choice, and what lies between the layers, so that the sum over any choices
+    predicts the whole network's time. Close other programs first.
 
     Example:
         bitlens costs efficientsci-t-qsci-w4a4 --out costs.json
+        bitlens costs abpn-x2 --bits w8a8 w4a6 w2a2 --out costs.json
     """
 
     model: tyro.conf.Positional[str]
-    """A checkpoint, shipped or a path, or efficientsci-s, -b, -l untrained: time follows from shape. A float one gets
-    Q-SCI's shortcuts."""
+    """A checkpoint, shipped or a path, or efficientsci-s, -b, -l untrained: time follows from shape. A float one of
+    EfficientSCI gets Q-SCI's shortcuts."""
     out: Path
     """The file (.json)."""
     size: int = 256
-    """Height and width of the measurement in pixels."""
+    """Height and width in pixels of the measurement, or of an image before it is enlarged."""
     frames: int = 8
     """Frames in the measurement."""
-    bits: tuple[int, ...] = (8, 4, 3, 2)
-    """Bit-widths, of weights and activations."""
+    bits: tuple[str, ...] = ("w8a8", "w4a4", "w3a3", "w2a2")
+    """Bits of weights and activations."""
     threads: int = 2
     """CPU threads."""
     rounds: int = 5
-    """Timed runs at each bit-width, in turn; the fastest counts."""
+    """Timed runs of each choice, in turn; the fastest counts."""
 
     def run(self) -> None:
-        import torch
-
         from bitlens.bench import environment
         from bitlens.cli.shared import check_positive, output_file
         from bitlens.engine.costs import measure
         from bitlens.inference.machine import describe_run
         from bitlens.networks.catalog import entry_of
         from bitlens.progress import progress
+        from bitlens.recipe import Bits
         from bitlens.report import console
 
         for flag in ("size", "frames", "threads", "rounds"):
             check_positive(f"--{flag}", getattr(self, flag))
-        if not self.bits or len(set(self.bits)) < len(self.bits) or not all(1 <= bits <= 8 for bits in self.bits):
-            given = " ".join(map(str, self.bits))
-            raise ValueError(f"--bits {given}; wanted different whole numbers from 1 to 8; change them")
+        choices = [Bits.read(label) for label in self.bits]
+        if not choices or len(set(choices)) < len(choices):
+            raise ValueError(f"--bits {' '.join(self.bits)}; wanted different ones, such as w8a8 w4a4; change them")
         network = network_of(self.model)
         entry = entry_of(network)
         assert entry is not None
-        mask = (torch.rand(1, self.frames, self.size, self.size) < 0.5).float()
-        data = (mask * torch.rand(1, 1, self.size, self.size)).sum(1), mask
+        data = noise(network, self.frames, self.size)
         with output_file(self.out, ".json") as path, progress("runs") as bar:
             assert path is not None
             task = bar.add_task("quantizing", total=len(self.bits) * (self.rounds + 1))
-            networks = {bits: at(network, bits) for bits in self.bits}
+            networks = {bits.label: at(network, bits) for bits in choices}
             bar.update(task, description="measuring")
             options: dict[str, Any] = dict(threads=self.threads, rounds=self.rounds)
             costs = measure(networks, *data, **options, on_run=lambda: bar.advance(task))
@@ -82,57 +81,59 @@ class Costs:
             costs.write(path)
         out = console()
         out.print(table_of(costs, self.model))
-        for bits, whole in costs.whole.items():
-            sum_of = costs.milliseconds(dict.fromkeys(costs.layers, bits))
-            out.print(f"{bits} bits everywhere: {whole:.1f} ms measured as a whole, {sum_of:.1f} ms as the sum")
+        for choice, whole in costs.whole.items():
+            sum_of = costs.milliseconds(dict.fromkeys(costs.layers, choice))
+            out.print(f"{choice} everywhere: {whole:.1f} ms measured as a whole, {sum_of:.1f} ms as the sum")
         machine = costs.about["environment"]
         out.print(f"{machine['cpu']}, {costs.level}, {costs.threads} threads, the fastest of {self.rounds} runs each")
         out.print(f"{self.out}: {len(costs.layers)} layers")
 
 
-def network_of(model: str) -> "nn.Module":
-    """The float network whose copies are measured.
-
-    Raises:
-        TypeError: not an EfficientSCI.
-    """
+def network_of(model: str) -> "Any":
+    """The float network whose copies are measured."""
     import torch
 
     from bitlens import checkpoint
-    from bitlens.engine.registry import NATIVE, own_graph
+    from bitlens.engine.registry import NATIVE
     from bitlens.methods import qsci
     from bitlens.networks.catalog import CATALOG
     from bitlens.quant.layers import quantized_layers
     from bitlens.quant.prepare import unprepare
 
     family, _, size = model.partition("-")
-    known = family in NATIVE and NATIVE[family].module == "native"
-    if known and size in CATALOG[family].sizes and model not in checkpoint.shipped():
+    own = family in NATIVE and NATIVE[family].module == "native"
+    if own and size in CATALOG[family].sizes and model not in checkpoint.shipped():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return CATALOG[family].random(size, **qsci.options(4)).eval()
     network: Any = checkpoint.load(model)
-    if own_graph(network).module != "native":
-        raise TypeError(
-            f"{model} holds {type(network).__name__}; wanted EfficientSCI without Q-ViT's normalization, each "
-            "of whose layers is a kernel of its own; choose another checkpoint"
-        )
     if quantized_layers(network):
         unprepare(network)
         return network
-    return network.with_options(**qsci.options(4))
+    return network.with_options(**qsci.options(4)) if "shortcuts" in getattr(network, "config", {}) else network
 
 
-def at(network: "nn.Module", bits: int) -> "nn.Module":
-    """A copy with all layers at the same bits; ranges are found on noise, as times do not depend on them."""
+def noise(network: "nn.Module", frames: int, size: int) -> "tuple[Any, ...]":
+    """Inputs of a network, of random numbers, for a batch of one: measurement and mask, or an image."""
     import torch
 
-    from bitlens.methods import quantize
-    from bitlens.recipe import Bits, Recipe, Rule
+    from bitlens import tasks
 
-    recipe = Recipe(f"w{bits}a{bits}", (Rule("*", Bits(bits, bits)),), "direct", "lsq", "percentile")
-    data = torch.rand(1, 16, 16), torch.ones(1, 2, 16, 16)
-    return quantize(network, recipe, [data])[0]
+    task = tasks.of(network)
+    inputs = task.ones(*(frames, size, size)[-len(task.axes) :])
+    if task.still:
+        return tuple(torch.rand_like(one) for one in inputs)
+    mask = (torch.rand_like(inputs[1]) < 0.5).float()
+    return (mask * torch.rand(1, 1, size, size)).sum(1), mask
+
+
+def at(network: "nn.Module", bits: "Any") -> "nn.Module":
+    """A copy with all layers at the same bits; ranges are found on noise, as times do not depend on them."""
+    from bitlens.methods import quantize
+    from bitlens.recipe import Recipe, Rule
+
+    recipe = Recipe(bits.label, (Rule("*", bits),), "direct", "lsq", "percentile")
+    return quantize(network, recipe, [noise(network, 2, 16)])[0]
 
 
 def table_of(costs: "CostModel", model: str) -> "Table":
@@ -149,5 +150,5 @@ def table_of(costs: "CostModel", model: str) -> "Table":
         rows.append([role, methods, str(len(names)), *(f"{ms:.2f}" for ms in spent)])
     rows.sort(key=lambda row: -float(row[3]))
     rows += [[f"({name})", "", "", *[f"{ms:.2f}"] * len(widths)] for name, ms in costs.between.items()]
-    title = f"{model}, one measurement of {'x'.join(map(str, costs.size))}: milliseconds"
-    return table(title, ["layer", "methods", "times", *(f"{bits} bits" for bits in widths)], rows, texts=2)
+    title = f"{model}, one {'measurement' if len(costs.size) == 3 else 'image'} of {'x'.join(map(str, costs.size))}: ms"
+    return table(title, ["layer", "methods", "times", *widths], rows, texts=2)

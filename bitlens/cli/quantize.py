@@ -87,7 +87,7 @@ class Quantize:
             "run": describe_run(),
         }
         checkpoint.save(quantized, self.out, provenance=provenance)
-        rows = [(d.name, d.kind, bits_text(d.bits), d.why) for d in decisions]
+        rows = [(d.name, d.kind, d.bits.label if d.bits else "float", d.why) for d in decisions]
         console().print(table("what became of each layer", ("layer", "kind", "bits", "why"), rows, texts=4))
         print(f"wrote {self.out} ({self.out.stat().st_size / 1e6:.2f} MB)")
         return 0
@@ -146,13 +146,6 @@ class Quantize:
                 steps=self.steps, minutes=self.minutes, seed=self.seed, state=self.state, on_step=show,
             )  # fmt: skip
         return f"{sum(r.steps for r in results)} steps of refinement in {sum(r.seconds for r in results):.0f} s"
-
-
-def bits_text(bits: Any) -> str:
-    """w4a4, or w4a4 +8 with a path of eight channels beside it, or float."""
-    if bits is None:
-        return "float"
-    return f"w{bits.weight}a{bits.activation}" + (f" +{bits.rank}" if bits.rank else "")
 
 
 def made_videos(seed: int) -> list[Any]:

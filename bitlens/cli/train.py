@@ -234,7 +234,7 @@ class Train:
                 if given:
                     raise ValueError(f"{flag} works on a trained network; wanted --start CHECKPOINT too; give it")
             entry, size = FAMILIES[self.network]
-            return entry.untrained(size, self.frames), None
+            return entry.untrained(size, self.frames), load(self.teacher) if self.teacher else None
         start = load(self.start).requires_grad_(True)
         module = sys.modules[type(start).__module__]
         if self.widen != 1:
