@@ -69,7 +69,6 @@ ALLOWED: dict[str, set[str] | str] = {
         "quant",
         "recipe",
         "tasks",
-        "__init__",
     },
     "report": {"metrics", "files", "data"},
     "count": {"quant", "networks", "tasks"},

@@ -33,7 +33,7 @@ def small_data() -> Any:
     for name, value in (("BATCHES", 2), ("CHECKED", 1), ("ROUNDS", 1)):
         for module in ("measured", "search"):
             patch.setattr(f"bitlens.tuning.{module}.{name}", value)
-    for name, value in (("POOL", 2), ("POINTS", 3)):
+    for name, value in (("POOL", 2), ("POINTS", 3), ("RANGES", ("mse",))):
         patch.setattr(f"bitlens.tuning.search.{name}", value)
     yield
     patch.undo()

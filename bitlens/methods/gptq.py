@@ -127,14 +127,15 @@ def gptq(
         onto_grid: rounds a column (out,) to the grid of its rows.
     """
     order = hessian.diagonal().argsort(descending=True)
-    left = weight.clone()
+    left = weight[:, order]
     # U of H^-1 = U^T U, in this order: row i holds how the error of column i is spread over those after it.
     inverse = torch.linalg.inv(hessian[order][:, order])
     upper = torch.linalg.cholesky((inverse + inverse.T) / 2, upper=True)
-    for i, column in enumerate(order.tolist()):
-        rounded = onto_grid(left[:, column])
-        error = (left[:, column] - rounded) / upper[i, i]
-        later = order[i + 1 :]
-        left[:, later] -= error.outer(upper[i, i + 1 :])
-        left[:, column] = rounded
-    return left
+    for i in range(left.shape[1]):
+        rounded = onto_grid(left[:, i])
+        error = (left[:, i] - rounded) / upper[i, i]
+        left[:, i + 1 :] -= error.outer(upper[i, i + 1 :])
+        left[:, i] = rounded
+    found = torch.empty_like(left)
+    found[:, order] = left
+    return found
