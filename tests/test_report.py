@@ -7,7 +7,7 @@ import pytest
 
 from bitlens.data.images import read_image
 from bitlens.data.video import read_video
-from bitlens.report import (
+from bitlens.report.pictures import (
     GAP,
     HEAD,
     Panel,

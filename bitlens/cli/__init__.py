@@ -43,6 +43,7 @@ VERBS = {
     "convert": "official weights into a checkpoint",
     "export": "a network as a file for ONNX Runtime or OpenVINO, without bitlens",
     "experiment": "the experiments of Q-SCI and 2DQuant, measured beside the papers' numbers",
+    "report": "results as one HTML page",
     "info": "what a checkpoint holds: bits per layer, size, operations, provenance",
     "models": "the checkpoints that come with bitlens",
 }

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 class Demo:
     """Take one coded picture of a made high-speed scene and rebuild the video with GAP-TV and the shipped networks.
 
-    Prints quality, size and time side by side and writes an animation (.gif) and a contact sheet (.png). Every network
-    runs on the fastest engine that knows it, low bits in integers. With
-    --capture it does the same to a picture from a real camera, for which there is no truth to compare with.
+    Prints quality, size and time side by side and writes an animation (.gif), a contact sheet (.png) and a page for the
+    browser (.html), where any two videos meet under a slider. Every network runs on the fastest engine that knows it,
+    low bits in integers. With --capture it does the same to a picture from a real camera, for which there is no truth
+    to compare with.
 
     Example:
         bitlens demo
@@ -96,13 +97,14 @@ class Demo:
         from bitlens.engine.registry import choose_engine
         from bitlens.inference.videos import for_mosaics, rebuilt, score
         from bitlens.report import Panel, exposed, table, write_contact_sheet, write_side_by_side
+        from bitlens.report.page import Section, page, videos
 
         truth = capture.reference
         frames = len(capture.mask)
-        animation, sheet = self.out / "side_by_side.gif", self.out / "contact_sheet.png"
+        animation, sheet, html = (self.out / name for name in ("side_by_side.gif", "contact_sheet.png", "demo.html"))
         rows, panels = [], []
-        with output_file(animation) as animation_path, output_file(sheet) as sheet_path:
-            assert animation_path is not None and sheet_path is not None
+        with output_file(animation) as animation_path, output_file(sheet) as sheet_path, output_file(html) as html_path:
+            assert animation_path is not None and sheet_path is not None and html_path is not None
             for about, network in networks:
                 running, how = choose_engine(network, "auto")
                 if self.bayer is not None:
@@ -132,11 +134,16 @@ class Demo:
                 panels.append(Panel("truth", "the scene that was coded", truth))
             write_side_by_side(animation_path, [measured, *panels])
             write_contact_sheet(sheet_path, measured, panels)
+            columns = ["method", *([] if truth is None else ["PSNR (dB)", "SSIM"]), "MB", "ms", "engine"]
+            title = f"{len(capture.measurement)} coded picture(s) -> {len(seen)} frames"
+            known = panels[-1].title == "truth"
+            shown = videos(
+                title, "Choose two; drag over the picture to move where they meet.", [measured, *panels], known
+            )
+            html_path.write_text(page("bitlens demo", [shown, Section("In numbers", columns=columns, rows=rows)]))
 
-        columns = ["method", *([] if truth is None else ["PSNR (dB)", "SSIM"]), "MB", "ms", "engine"]
-        title = f"{len(capture.measurement)} coded picture(s) -> {len(seen)} frames"
         out.print(table(title, columns, rows))
-        out.print(f"watch   {animation}\nlook at {sheet}")
+        out.print(f"watch   {animation}\nlook at {sheet}\nor open {html} in a browser")
         out.print(self._closing(truth is not None, frames))
 
     def _closing(self, made: bool, frames: int) -> str:

@@ -258,7 +258,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "PSNR (dB)" in shown and "gap-tv" in shown and "Try next" in shown
-    assert sorted(file.name for file in out.iterdir()) == ["contact_sheet.png", "side_by_side.gif"]
+    assert sorted(file.name for file in out.iterdir()) == ["contact_sheet.png", "demo.html", "side_by_side.gif"]
     with Image.open(out / "side_by_side.gif") as animation:
         assert getattr(animation, "n_frames", 1) == 4
         assert animation.width > 3 * 192  # measurement, gap-tv, truth
