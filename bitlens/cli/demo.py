@@ -136,10 +136,8 @@ class Demo:
             write_contact_sheet(sheet_path, measured, panels)
             columns = ["method", *([] if truth is None else ["PSNR (dB)", "SSIM"]), "MB", "ms", "engine"]
             title = f"{len(capture.measurement)} coded picture(s) -> {len(seen)} frames"
-            known = panels[-1].title == "truth"
-            shown = videos(
-                title, "Choose two; drag over the picture to move where they meet.", [measured, *panels], known
-            )
+            meet = "Choose two; drag over the picture to move where they meet."
+            shown = videos(title, meet, [measured, *panels])
             html_path.write_text(page("bitlens demo", [shown, Section("In numbers", columns=columns, rows=rows)]))
 
         out.print(table(title, columns, rows))
