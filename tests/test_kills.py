@@ -19,7 +19,7 @@ from bitlens.files import is_part
 
 KILLS = int(os.environ.get("BITLENS_KILLS", "500"))
 READ_ONLY = ("info", "models")
-APART = ("benchmark", "experiment", "matrix")
+APART = ("benchmark", "experiment", "matrix", "tune")
 """Verbs that start processes, train for minutes or go on with their file; it is written as those of the others."""
 
 

@@ -23,6 +23,8 @@ from bitlens.networks.ffdnet import FFDNet
 from bitlens.networks.pan import PAN
 from bitlens.operators import VideoSCI
 
+RESULT = Path(__file__).resolve().parents[1] / "results" / "gap-tv.json"
+
 
 def commands_that_write(folder: Path) -> dict[str, list[str]]:
     """Name -> command line, whose outputs lie below `out` of the folder that it is run in.
@@ -76,6 +78,7 @@ def commands_that_write(folder: Path) -> dict[str, list[str]]:
         "export .onnx": "export {f}/low.safetensors --out out/n.onnx",
         "export .xml": "export {f}/low.safetensors --format openvino --frames 4 --height 32 --width 32 --out out/n.xml",
         "costs": "costs {f}/float.safetensors --size 32 --frames 4 --bits w8a8 --threads 1 --rounds 1 --out out/c.json",
+        "report": f"report {RESULT} --out out/p.html",
         "train": "train --clips {f}/clips --start {f}/float.safetensors --crop 16 --batch 1 --frames 4 --steps 6 "
         "--save-minutes 1e-9 --log-every 2 --run out/run --out out/t.safetensors",
     }
@@ -123,6 +126,8 @@ def read_back(path: Path) -> None:
         openvino().Core().read_model(path)
     elif path.suffix == ".bin":
         assert path.stat().st_size
+    elif path.suffix == ".html":
+        assert path.read_text().endswith("</html>")
     else:
         with Image.open(BytesIO(path.read_bytes())) as image:
             for index in range(getattr(image, "n_frames", 1)):

@@ -15,8 +15,7 @@ class Report:
     with the videos.
 
     Example:
-        bitlens tune abpn-x2 --max-loss 0.05 --out fast.safetensors
-        bitlens report fast.json --out report.html
+        bitlens report fast.json benchmark.json --out report.html   # of bitlens tune abpn-x2 --out fast.safetensors ...
     """
 
     results: tyro.conf.Positional[tuple[Path, ...]]

@@ -278,7 +278,7 @@ def test_demo_on_a_capture(measured: Path, tmp_path: Path, capsys: pytest.Captur
     assert main([*command, "--out", f"{tmp_path}/mine", "--model", "gap-tv"]) == 0
     shown = capsys.readouterr().out
     assert "gain" in shown and "estimated" in shown and "PSNR" not in shown
-    assert len(list((tmp_path / "mine").iterdir())) == 2
+    assert len(list((tmp_path / "mine").iterdir())) == 3
 
 
 def test_demo_on_a_mosaic_with_a_dark_level(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,7 +292,7 @@ def test_demo_on_a_mosaic_with_a_dark_level(measured: Path, tmp_path: Path, caps
     command += ["--mask-key", "other"]
     write_npz(tmp_path / "mask.npz", other=held["mask"], axes="thw")
     assert main(command) == 0
-    assert "dark: 30 subtracted" in capsys.readouterr().out and len(list((tmp_path / "mine").iterdir())) == 2
+    assert "dark: 30 subtracted" in capsys.readouterr().out and len(list((tmp_path / "mine").iterdir())) == 3
     for flag in (["--dark", "d.npz"], ["--flat", "f.npz"], ["--bayer", "RGGB"], ["--mask-key", "other"]):
         assert main(["demo", *flag, "--out", f"{tmp_path}/none"]) == 2
         assert f"{' '.join(flag)} without --capture; wanted both" in capsys.readouterr().err
