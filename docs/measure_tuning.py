@@ -21,24 +21,23 @@ from bitlens.bench.turns import environment
 from bitlens.inference.machine import describe_run, keep_freed_memory
 from bitlens.methods import METHODS
 from bitlens.quant.allocate import exact, greedy
-from bitlens.quant.sensitivity import MEASURES, output_error
+from bitlens.quant.sensitivity import MEASURES
 from bitlens.tuning.measured import CHECKED, CHOICES, Measured, file_size, mean_psnr
-from bitlens.tuning.search import FRESH, calibrated, decibels, milliseconds, refine, solution
+from bitlens.tuning.search import FRESH, calibrated, milliseconds, refine, solution
 
 UNIFORM = "w4a4"
 
 
 def measured(subject: Measured, labels: Mapping[str, str], steps: int = 0) -> dict[str, Any]:
     """What a choice of bits comes to."""
-    network, _, error = calibrated(subject, labels, ("mse",))
+    network, _ = calibrated(subject, labels, ("mse",))
     found: dict[str, Any] = {"steps": 0}
     if steps:
         found["steps"] = refine(subject, network, steps)
-        error = output_error(network, subject.inputs, subject.wanted)
     fresh = [subject.data.check.draw(FRESH + step) for step in range(CHECKED)]
     return found | {
-        "error": error,
-        "loss": decibels(error, subject.float_error),
+        "error": subject.error_of(network),
+        "loss": subject.loss_of(network),
         "psnr": mean_psnr(network, fresh),
         "ms": milliseconds(subject, network),
         "MB": file_size(network),
@@ -57,7 +56,7 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     subject = Measured(given.start, given.folder, CHOICES, "alone", given.data, given.size, 8, 2, 0)
-    program, base = subject.program(timed=True), subject.float_error
+    program = subject.program(timed=True)
     everywhere = dict.fromkeys(program.layers, UNIFORM)
     budgets = {"ms": subject.timing.whole[UNIFORM]}
     rows: list[dict[str, Any]] = []
@@ -90,7 +89,7 @@ def main() -> None:
         "size": list(subject.timed[-1].shape[1:]),
         "threads": 2,
         "budget_ms": budgets["ms"],
-        "float": {"error": base, "psnr": mean_psnr(subject.network, fresh)},
+        "float": {"psnr": mean_psnr(subject.network, fresh)},
         "uniform_ms": subject.timing.whole,
         "rows": rows,
         "environment": environment(),

@@ -1,7 +1,8 @@
 """What each layer's bits cost in the output, measured: the errors of `quant.allocate`.
 
-A *variant* is the network with all layers at the same choice of bits, calibrated; its layers are switched on and off.
-Errors are mean squared ones of the output against the float network, but for `sqnr`:
+A *variant* is the network with all layers at the same choice of bits, calibrated. Its layers take the places of the
+float network's, one by one or all but one. Errors are mean squared ones of the output against the float network, each
+number weighed if wanted, but for `sqnr`:
 
 | measure    | error of layer l at choice c                                               | forward passes     |
 |------------|----------------------------------------------------------------------------|--------------------|
@@ -14,15 +15,17 @@ Errors are mean squared ones of the output against the float network, but for `s
 summed with random signs (Hutchinson's estimate, as in HAWQ-V2). Attention products are layers here too.
 """
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bitlens.quant.layers import Quantized, QuantizedMatMul, float_mode, quantized_layers
+from bitlens.quant.layers import quantized_layers
+from bitlens.quant.prepare import put
 
 __all__ = ["MEASURES", "Measure", "output_error", "sensitivity"]
 
@@ -33,21 +36,25 @@ Errors = dict[str, dict[str, float]]
 
 
 def sensitivity(
+    network: nn.Module,
     variants: Mapping[str, nn.Module],
     batches: Sequence[tuple[Any, ...]],
     measure: Measure = "alone",
     *,
+    weights: Sequence[Tensor] | None = None,
     known: Errors | None = None,
     on_step: Callable[[Errors], None] | None = None,
 ) -> Errors:
     """The error of each layer at each choice.
 
     Args:
-        variants: by choice; fake-quantized and calibrated, of the same float network, with the same layers.
+        network: float; it is not changed.
+        variants: by choice; made of it, fake-quantized and calibrated, with the same layers, weights fitted or not.
         batches: what they are called with; not those that they were calibrated on.
         measure: which of the four.
+        weights: of the squared errors of each batch, as they broadcast to the output; None: 1.
         known: what was measured before; it is filled up, and not measured again.
-        on_step: receives all that is known after each layer (`alone`, `others`) or choice.
+        on_step: receives all that is known, again and again.
 
     Raises:
         ValueError: no variants, no batches, or variants with other layers.
@@ -58,78 +65,95 @@ def sensitivity(
     if any(one != names[0] for one in names):
         raise ValueError("variants with different layers; wanted those of one network; quantize it by rules for all")
     found: Errors = {name: dict((known or {}).get(name, {})) for name in names[0]}
-
-    def tell() -> None:
-        if on_step is not None:
-            on_step(found)
-
     if measure in ("alone", "others"):
-        switched(variants, batches, measure == "alone", found, tell)
-    else:
-        for choice, variant in variants.items():
-            if any(choice not in row for row in found.values()):
-                for name, error in of_outputs(variant, batches, measure == "gradient").items():
-                    found[name][choice] = error
-                tell()
+        for name, choice, error in switched(network, variants, batches, measure == "alone", weights, found):
+            found[name][choice] = error
+            if on_step is not None:
+                on_step(found)
+        return found
+    for choice, variant in variants.items():
+        if any(choice not in row for row in found.values()):
+            for name, error in of_outputs(network, variant, batches, measure == "gradient", weights).items():
+                found[name][choice] = error
+            if on_step is not None:
+                on_step(found)
     return found
 
 
 @torch.no_grad()
 def switched(
+    network: nn.Module,
     variants: Mapping[str, nn.Module],
     batches: Sequence[tuple[Any, ...]],
     alone: bool,
-    found: Errors,
-    tell: Callable[[], None],
-) -> None:
-    """Measure with one layer rounded and no other, or the other way round."""
-    first = next(iter(variants.values()))
-    with float_mode(first.eval()):
-        wanted = [first(*batch) for batch in batches]
-    whole = {} if alone else {choice: output_error(one, batches, wanted) for choice, one in variants.items()}
-    for name, row in found.items():
+    weights: Sequence[Tensor] | None,
+    known: Errors,
+) -> Iterator[tuple[str, str, float]]:
+    """(layer, choice, error) of what is not known, with one layer rounded and no other, or the other way round."""
+    base = copy.deepcopy(network).eval()
+    wanted = [base(*batch) for batch in batches]
+    whole: dict[str, float] = {}
+    for name in list(known):
         for choice, variant in variants.items():
-            if choice not in row:
-                with only(variant, name, alone):
-                    error = output_error(variant, batches, wanted)
-                row[choice] = error if alone else max(0.0, whole[choice] - error)
-        tell()
+            if choice in known[name]:
+                continue
+            host, guest = (base, variant) if alone else (variant, base)
+            with in_place(host, name, guest.get_submodule(name)):
+                error = output_error(host, batches, wanted, weights)
+            if not alone:
+                if choice not in whole:
+                    whole[choice] = output_error(variant, batches, wanted, weights)
+                error = max(0.0, whole[choice] - error)
+            yield name, choice, error
 
 
 @torch.no_grad()
-def output_error(network: nn.Module, batches: Sequence[tuple[Any, ...]], wanted: Sequence[Tensor]) -> float:
-    """Mean over batches of the mean squared error of what a network gives."""
+def output_error(
+    network: nn.Module,
+    batches: Sequence[tuple[Any, ...]],
+    wanted: Sequence[Tensor],
+    weights: Sequence[Tensor] | None = None,
+) -> float:
+    """Mean over batches of the mean squared error of what a network gives, weighed if wanted."""
     network.eval()
-    errors = [
-        float((network(*batch) - one).square().mean(dtype=torch.float64))
-        for batch, one in zip(batches, wanted, strict=True)
-    ]
+    errors = []
+    for index, (batch, one) in enumerate(zip(batches, wanted, strict=True)):
+        squares = (network(*batch) - one).square()
+        errors.append(float((squares if weights is None else squares * weights[index]).mean(dtype=torch.float64)))
     return sum(errors) / len(errors)
 
 
 @contextmanager
-def only(network: nn.Module, name: str, alone: bool):
-    """Let one layer round and no other, or all others, inside the block."""
-    layers = quantized_layers(network)
-    for other, layer in layers.items():
-        layer.quantizing = (other == name) == alone
+def in_place(network: nn.Module, name: str, layer: nn.Module) -> Iterator[None]:
+    """Put a layer into the place of another one inside the block, under all names that it has."""
+    own = network.get_submodule(name)
+    names = [other for other, module in network.named_modules(remove_duplicate=False) if module is own]
+    for other in names:
+        put(network, other, layer)
     try:
         yield
     finally:
-        for layer in layers.values():
-            layer.quantizing = True
+        for other in names:
+            put(network, other, own)
 
 
-def of_outputs(variant: nn.Module, batches: Sequence[tuple[Any, ...]], gradient: bool) -> dict[str, float]:
+def of_outputs(
+    network: nn.Module,
+    variant: nn.Module,
+    batches: Sequence[tuple[Any, ...]],
+    gradient: bool,
+    weights: Sequence[Tensor] | None,
+) -> dict[str, float]:
     """The error of each layer's own output, weighed by the gradient of the network's or by its own size."""
     layers, totals = quantized_layers(variant.eval()), {}
+    base = copy.deepcopy(network).eval().requires_grad_(gradient)
     signs = torch.Generator().manual_seed(0)
-    for batch in batches:
+    for index, batch in enumerate(batches):
         seen: list[tuple[str, tuple[Tensor, ...], Tensor]] = []
-        hooks = [layer.register_forward_hook(keep(name, seen)) for name, layer in layers.items()]
+        hooks = [base.get_submodule(name).register_forward_hook(keep(name, seen)) for name in layers]
         try:
-            with float_mode(variant), torch.set_grad_enabled(gradient):
-                output = variant(*batch)
+            with torch.set_grad_enabled(gradient):
+                output = base(*batch)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -137,14 +161,15 @@ def of_outputs(variant: nn.Module, batches: Sequence[tuple[Any, ...]], gradient:
         if gradient:
             # The mean of squares is that of (sign . error)^2, one projection of the whole output, over their number.
             sign = torch.randint(2, output.shape, generator=signs).mul_(2).sub_(1).to(output)
+            sign = sign if weights is None else sign * weights[index].sqrt()
             slopes = torch.autograd.grad(output, [z for _, _, z in seen], sign, allow_unused=True)
         for (name, inputs, z), slope in zip(seen, slopes, strict=True):
             with torch.no_grad():
                 error = (layers[name](*inputs) - z).square().double()
-            if gradient:
-                value = 0.0 if slope is None else float((error * slope.square()).sum()) / output.numel()
-            else:
-                value = float(error.sum() / z.detach().square().double().sum().clamp_min(1e-300))
+                if gradient:
+                    value = 0.0 if slope is None else float((error * slope.square()).sum()) / output.numel()
+                else:
+                    value = float(error.sum() / z.square().double().sum().clamp_min(1e-300))
             totals[name] = totals.get(name, 0.0) + value / len(batches)
     if wrong := next((name for name, total in totals.items() if not math.isfinite(total)), None):
         raise ValueError(f"layer {wrong} has an error that is not finite; wanted numbers; check weights and data")
@@ -154,7 +179,7 @@ def of_outputs(variant: nn.Module, batches: Sequence[tuple[Any, ...]], gradient:
 def keep(name: str, seen: list[tuple[str, tuple[Tensor, ...], Tensor]]) -> Callable[..., None]:
     """A hook that keeps what a layer was given and gave."""
 
-    def hook(layer: Quantized | QuantizedMatMul, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.append((name, tuple(one.detach() for one in inputs), output))
 
     return hook

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,7 @@ from bitlens.count import count
 from bitlens.data.fitting import Fitting, fitting
 from bitlens.engine.costs import CostModel
 from bitlens.engine.costs import measure as measure_costs
+from bitlens.engine.runtime import code_and_machine
 from bitlens.files import atomic_path
 from bitlens.inference.images import scale_of
 from bitlens.methods import quantize
@@ -29,7 +31,7 @@ from bitlens.methods.unfolding import evened
 from bitlens.progress import progress
 from bitlens.quant.allocate import Program
 from bitlens.quant.layers import Quantized, quantized_layers
-from bitlens.quant.sensitivity import Errors, Measure, sensitivity
+from bitlens.quant.sensitivity import Errors, Measure, output_error, sensitivity
 from bitlens.recipe import Bits, Recipe, Rule
 
 __all__ = ["CHOICES", "ROUNDS", "Measured", "file_size", "mean_psnr", "stage"]
@@ -42,13 +44,15 @@ ROUNDS = 5
 """Timed runs of each variant."""
 SIZES = {True: 192, False: 256}
 """Height and width of what is timed, by whether it is an image."""
+LEAST = 1e-5
+"""Squared errors of the float network below this (50 dB) weigh no more: nobody sees what is lost there."""
 
 
 class Measured:
     """A float network, and what its layers cost and spoil. The arguments are those of `tune`.
 
     Raises:
-        ValueError: no float network, unknown bits, or a folder of another network, other data or another seed.
+        ValueError: no float network, unknown bits, or a folder of another network, data, seed, machine or code.
     """
 
     def __init__(
@@ -82,26 +86,24 @@ class Measured:
         self.timed = task.ones(*(frames, side, side)[-len(task.axes) :])
         self.counted = (1 if task.still else frames, side, side)
         path = self.about.path
-        facts = hashlib.sha256(path.read_bytes()).hexdigest(), self.data.about, frames, seed
+        facts = hashlib.sha256(path.read_bytes()).hexdigest(), self.data.about, frames, seed, code_and_machine()
         self.kept = Kept(folder, json.loads(json.dumps(facts)))
 
-    @property
+    @cached_property
     def variants(self) -> dict[str, nn.Module]:
-        """The network with all layers at each choice, calibrated and its weights fitted; made when first needed."""
-        if not hasattr(self, "_variants"):
-            with stage("calibrating", len(self.choices)) as step:
-                self._variants: dict[str, nn.Module] = {}
-                for label, bits in self.choices.items():
-                    recipe = Recipe(label, (Rule("*", bits),), "direct", "mse", "mse")
-                    variant, _ = quantize(self.network, recipe, self.fit)
-                    fit_weights(variant, self.network, self.fit)
-                    self._variants[label] = variant
-                    step()
-        return self._variants
+        """The network with all layers at each choice, calibrated and its weights fitted."""
+        made: dict[str, nn.Module] = {}
+        with stage("calibrating", len(self.choices)) as step:
+            for label, bits in self.choices.items():
+                recipe = Recipe(label, (Rule("*", bits),), "direct", "mse", "mse")
+                made[label], _ = quantize(self.network, recipe, self.fit)
+                fit_weights(made[label], self.network, self.fit)
+                step()
+        return made
 
     @property
     def errors(self) -> Errors:
-        """What each choice of each layer adds to the mean squared error of the output."""
+        """What each choice of each layer adds to the error of the output (`error_of`)."""
         name = f"errors-{self.measure}.json"
         known: Errors = self.kept.read(name) or {}
         done = sum(label in row for row in known.values() for label in self.choices)
@@ -113,7 +115,10 @@ class Measured:
                     self.kept.write(name, found)
                     step(sum(label in row for row in found.values() for label in self.choices))
 
-                known = sensitivity(self.variants, self.inputs, self.measure, known=known, on_step=keep)
+                known = sensitivity(
+                    self.network, self.variants, self.inputs, self.measure,
+                    weights=self.weights, known=known, on_step=keep,
+                )  # fmt: skip
         return known
 
     @property
@@ -137,25 +142,39 @@ class Measured:
         found.write(file)
         return found
 
-    @property
-    def float_error(self) -> float:
-        """Mean squared error of the float network against the truth."""
-        with torch.no_grad():
-            errors = [
-                (self.network(*one.inputs) - one.truth).square().mean(dtype=torch.float64) for one in self.checked
-            ]
-        return float(sum(errors)) / len(errors)
-
-    @property
+    @cached_property
     def inputs(self) -> list[tuple[Tensor, ...]]:
         """What networks are checked on."""
         return [batch.inputs for batch in self.checked]
 
-    @property
+    @cached_property
     def wanted(self) -> list[Tensor]:
         """What the float network gives for it."""
         with torch.no_grad():
             return [self.network(*batch) for batch in self.inputs]
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """One over the float network's own squared error, of each image or frame: PSNR is a mean of logarithms."""
+        pairs = zip(self.wanted, self.checked, strict=True)
+        errors = [(one - batch.truth).square().mean(batch.error_axes, keepdim=True) for one, batch in pairs]
+        return [1 / error.clamp_min(LEAST) for error in errors]
+
+    def error_of(self, network: nn.Module) -> float:
+        """How large the squared error against the float network is, relative to that network's own.
+
+        10 log10(1 + error) is about the loss of PSNR in dB, where the two errors have nothing to do with each other.
+        """
+        return output_error(network, self.inputs, self.wanted, self.weights)
+
+    def loss_of(self, network: nn.Module) -> float:
+        """The loss of PSNR in dB, on what is checked."""
+        return self.float_psnr - mean_psnr(network, self.checked)
+
+    @cached_property
+    def float_psnr(self) -> float:
+        """Of the float network, in dB, on what is checked."""
+        return mean_psnr(self.network, self.checked)
 
     def program(self, timed: bool) -> Program:
         """Errors and costs of every choice."""
@@ -195,8 +214,8 @@ class Kept:
         before = self.read("identity.json")
         if before is not None and before != identity:
             raise ValueError(
-                f"{folder} holds measurements of another network, other data or another seed; wanted those of this "
-                "one; remove it, or give another folder"
+                f"{folder} holds measurements of another network, other data, another seed or machine, or of other "
+                "code; wanted those of this one; remove it, or give another folder"
             )
 
     def read(self, name: str) -> Any:
