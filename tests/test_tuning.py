@@ -1,5 +1,6 @@
 """`bitlens tune`: budgets are kept, two runs give one file, and what was stopped goes on to the same one."""
 
+import inspect
 import json
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,9 +18,10 @@ from bitlens import checkpoint
 from bitlens.cli import main
 from bitlens.networks.abpn import ABPN
 from bitlens.networks.dun import DUN
+from bitlens.quant.allocate import Program
 from bitlens.quant.layers import quantized_layers
 from bitlens.tuning import Budgets, Measured, tune
-from bitlens.tuning.search import rules_of
+from bitlens.tuning.search import decibels, refine, rules_of, solve
 
 SMALL: dict[str, Any] = dict(choices=("w8a8", "w4a6", "w2a2"), measure="gradient", size=16, threads=1, steps=2)
 FLAGS = ["--bits", "w8a8", "w4a6", "w2a2", "--measure", "gradient", "--size", "16", "--threads", "1", "--steps", "2"]
@@ -108,6 +111,74 @@ def test_what_is_checked_is_not_what_is_fitted_to(images: Path, tmp_path: Path) 
     subject = Measured(images, tmp_path, ("w8a8",), "alone", None, 16, 8, 1, 0)
     fitted, checked = ({name for name in half.names} for half in (subject.data.fit, subject.data.check))
     assert fitted and checked and not fitted & checked
+
+
+class Foretold:
+    """A subject whose program is known: two layers, of 4 and 8 bits, and losses that are `times` what is foretold."""
+
+    def __init__(self, times: float):
+        error, megabytes = np.array([[0.0, 0.02], [0.0, 0.03]]), np.array([[0.4, 0.2], [0.4, 0.19]])
+        self.made = Program(("a", "b"), ("w8a8", "w4a4"), error, {"MB": megabytes}, {"MB": 0.1})
+        self.times = times
+
+    def program(self, timed: bool) -> Program:
+        return self.made
+
+    def loss_of(self, labels: dict[str, str]) -> float:
+        chosen = [self.made.choices.index(labels[name]) for name in self.made.layers]
+        return self.times * decibels(self.made.of(np.array(chosen)))
+
+
+@pytest.fixture
+def solved(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`solve` for a `Foretold`, whose networks are their labels; `extra` is what files are larger than foretold."""
+
+    def run(subject: Foretold, budgets: Budgets, extra: float = 0.0) -> dict[str, str]:
+        def size(labels: dict[str, str]) -> float:
+            chosen = np.array([subject.made.choices.index(labels[name]) for name in subject.made.layers])
+            return subject.made.of(chosen, "MB") + extra
+
+        monkeypatch.setattr("bitlens.tuning.search.calibrated", lambda subject, labels: (labels, "known"))
+        monkeypatch.setattr("bitlens.tuning.search.can_be_timed", lambda subject, budgets: False)
+        monkeypatch.setattr("bitlens.tuning.search.file_size", size)
+        return inspect.unwrap(solve)(subject, budgets)[1]
+
+    return run
+
+
+def test_a_file_larger_than_foretold_is_made_smaller(solved: Any) -> None:
+    assert set(solved(Foretold(1.0), Budgets(mb=0.95)).values()) == {"w8a8"}
+    assert sorted(solved(Foretold(1.0), Budgets(mb=0.95), extra=0.1).values()) == ["w4a4", "w8a8"]
+    with pytest.raises(ValueError, match=r"the last network that was made has 0\.59 MB; raise them"):
+        solved(Foretold(1.0), Budgets(mb=0.55), extra=0.1)
+
+
+def test_a_loss_other_than_foretold_is_solved_again(solved: Any) -> None:
+    """0.22 dB are foretold for both layers at 4 bits, 0.13 for one."""
+    assert solved(Foretold(1.0), Budgets(max_loss=0.15)) == {"a": "w8a8", "b": "w4a4"}
+    assert solved(Foretold(0.5), Budgets(max_loss=0.15)) == {"a": "w4a4", "b": "w4a4"}
+    assert solved(Foretold(2.0), Budgets(max_loss=0.15)) == {"a": "w8a8", "b": "w8a8"}
+
+
+def test_refinement_that_does_not_help_is_undone(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Measured(images, tmp_path, ("w4a6",), "alone", None, 16, 8, 1, 0)
+    network, before = subject.variants["w4a6"], {k: v.clone() for k, v in subject.variants["w4a6"].state_dict().items()}
+
+    def spoil(student: torch.nn.Module, *rest: Any, **more: Any) -> None:
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.mul_(1.5)
+
+    monkeypatch.setattr("bitlens.tuning.search.distill", spoil)
+    assert refine(subject, network, 3) == 0
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_errors_weigh_as_psnr_does(images: Path, tmp_path: Path) -> None:
+    subject = Measured(images, tmp_path, ("w8a8",), "alone", None, 16, 8, 1, 0)
+    [batch] = subject.checked
+    own = (subject.network(*batch.inputs) - batch.truth).square().mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(subject.weights[0] * own, torch.ones_like(own))
 
 
 @pytest.mark.slow

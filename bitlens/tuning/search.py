@@ -169,14 +169,15 @@ def solve(subject: Measured, budgets: Budgets) -> tuple[Plan, nn.Module, str]:
     limits = dict(asked) if most is None else {**asked, "error": ratio(most)}
     goal = None if asked else next(iter(program.costs))
     found: dict[bytes, tuple[Plan, nn.Module, str]] = {}
-    best = None
+    best, size, loss = None, 0.0, 0.0
     for _ in range(ATTEMPTS):
         chosen = solution(program, limits, goal)
         if chosen.tobytes() in found:
             break
         network, calibration = calibrated(subject, program.labels(chosen))
         one = found[chosen.tobytes()] = Plan(program, chosen), network, calibration
-        over = file_size(network) - asked.get("MB", math.inf)
+        size = file_size(network)
+        over = size - asked.get("MB", math.inf)
         loss = 0.0 if most is None else subject.loss_of(network)
         if over <= 0 and (most is None or loss <= most):
             aim = program.of(chosen, goal) if goal else program.of(chosen)
@@ -189,7 +190,8 @@ def solve(subject: Measured, budgets: Budgets) -> tuple[Plan, nn.Module, str]:
         if most is not None:
             limits["error"] = program.of(chosen) * ratio((1 + NEAR) / 2 * most) / max(ratio(loss), 1e-9)
     if best is None:
-        raise Infeasible(f"the budgets were not kept after {ATTEMPTS} attempts; raise them")
+        made = f"{size:.4g} MB" + ("" if most is None else f" and loses {loss:.3g} dB")
+        raise Infeasible(f"the budgets are not kept: the last network that was made has {made}; raise them")
     return best[1]
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from bitlens import checkpoint
 from bitlens.cli import main
+from bitlens.cli.train import Train
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.data.video import write_video
 from bitlens.networks.abpn import ABPN
@@ -131,3 +132,9 @@ def test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert said in capsys.readouterr().err
     none = ["train", "--run", str(tmp_path / "no"), "--out", str(tmp_path / "no.safetensors"), "--network", "abpn-x2"]
     assert main(none) == 2 and "no --images; wanted a folder of photographs" in capsys.readouterr().err
+
+
+def test_a_network_from_nothing_can_have_a_teacher(tmp_path: Path) -> None:
+    command = Train(tmp_path / "run", tmp_path / "a.safetensors", network="abpn-x2", teacher="abpn-x2")
+    network, teacher = command.networks(None, 0)  # type: ignore[arg-type]
+    assert teacher is not None and type(teacher) is type(network) and teacher is not network
