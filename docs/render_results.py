@@ -147,7 +147,7 @@ def as_evaluation(content: Any, path: Path) -> Evaluation:
                 f"{path} measured another {model} than the one here (SHA-256 {str(digest)[:12]}...); wanted a result "
                 f"of this checkpoint; run bitlens evaluate {model} again"
             )
-        bits = bits_in_words(about).replace("float, float", "float").replace("16, float", "float (bf16)")
+        bits = bits_in_words(about).replace("float, float", "float").replace("bf16, float", "float (bf16)")
         return Evaluation(model, path.name, scenes, average, settings, bits, about.bytes, stages)
     return Evaluation(model, path.name, scenes, average, settings, "unknown", None, stages)
 
@@ -286,7 +286,7 @@ def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:
         dashes = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
         axes.plot(steps, values, linewidth=2, linestyle=dashes, marker="o", markersize=3, label=label)
     axes.set_xlabel("optimizer steps", fontsize=13)
-    axes.set_ylabel("PSNR on validation clips or photographs (dB)", fontsize=13)
+    axes.set_ylabel("validation PSNR (dB)", fontsize=13)
     axes.tick_params(labelsize=11)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))

@@ -115,7 +115,7 @@ def claim_in_words(claims: dict[str, Any]) -> str:
 
 
 def _bits(bits: int | None) -> str:
-    return "-" if bits is None else "float" if bits >= 32 else str(bits)
+    return "-" if bits is None else "float" if bits >= 32 else "bf16" if bits == 16 else str(bits)
 
 
 def _beside(value: float, whole: float, unit: str, what: str) -> str:
