@@ -120,12 +120,17 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     return sorted(found.values(), key=lambda one: (one.model != checkpoint.CLASSICAL, _family(one.model)))
 
 
+def as_score(one: dict[str, float]) -> Score:
+    """One scene's scores; results before there were flicker and banding have none."""
+    return Score(one["psnr"], one["ssim"], one.get("flicker"), one.get("banding"))
+
+
 def as_evaluation(content: Any, path: Path) -> Evaluation:
     """Check one object of `bitlens evaluate`, and look its checkpoint up."""
     try:
         settings = content["settings"]
-        scenes = {name: Score(one["psnr"], one["ssim"]) for name, one in content["scenes"].items()}
-        average = Score(content["average"]["psnr"], content["average"]["ssim"])
+        scenes = {name: as_score(one) for name, one in content["scenes"].items()}
+        average = as_score(content["average"])
         model, digest = settings["model"], settings["sha256"]
         stages = tuple(content.get("stages", ()))
         for key in ("data", "mask", "frames_per_measurement", "seconds_per_measurement", "threads", "dtype"):
@@ -397,11 +402,19 @@ def _cost_table(group: Sequence[Evaluation]) -> str:
     for one in group:
         base = _family(one.model)[0]
         loss = f"{one.average.psnr - floats[base]:+.2f}" if base != one.model and base in floats else "–"
-        rows.append([f"`{one.model}`", one.bits, loss, _mb(one)])
-    columns = ["network", "bits (weights, activations)", "dB against float", "MB"]
+        film = ["–" if value is None else f"{value:.3g}" for value in _film(one.average)]
+        rows.append([f"`{one.model}`", one.bits, loss, _mb(one), *film])
+    columns = ["network", "bits (weights, activations)", "dB against float", "MB", "flicker", "banding"]
     return (
-        f"{markdown(columns, rows, texts=2)}\n\nMB: 10^6 bytes of the checkpoint file. Speed: [engine.md](engine.md)."
+        f"{markdown(columns, rows, texts=2)}\n\nMB: 10^6 bytes of the checkpoint file. Speed: [engine.md](engine.md). "
+        "What low bits do to a film: flicker is the rms error of changes from frame to frame, banding how far apart "
+        "the histograms of gradients lie in flat places, both in levels of 255 (`bitlens/metrics.py`)."
     )
+
+
+def _film(score: Score) -> tuple[float | None, float | None]:
+    """Flicker and banding in levels of 255."""
+    return score.flicker and 255 * score.flicker, score.banding
 
 
 def _paper_table(group: Sequence[Evaluation]) -> str:

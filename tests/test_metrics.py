@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.metrics import PSNR_CAP, flicker, psnr_rgb, psnr_sci, psnr_y, ssim_sci, ssim_y
+from bitlens.metrics import PSNR_CAP, banding, flicker, psnr_rgb, psnr_sci, psnr_y, ssim_sci, ssim_y
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 16, 19)
@@ -223,3 +223,20 @@ def test_flicker_is_of_changes_alone() -> None:
     assert flicker(blinking, reference) == pytest.approx(0.2)
     with pytest.raises(ValueError, match="of two frames or more"):
         flicker(reference[:1], reference[:1])
+
+
+def test_banding_is_of_gradients_in_flat_places_alone() -> None:
+    ramp = np.tile(np.linspace(0, 96 / 255, 97), (1, 40, 1))  # a level a pixel along, none down
+    assert banding(ramp + 0.1, ramp) == pytest.approx(0, abs=1e-9)  # brighter: no edges
+    stepped = np.floor(ramp * 255 / 4 + 1e-9) * 4 / 255  # bands of 4 pixels: three gradients of 0, one of 4
+    # Along 97 pixels there are 96 gradients of 1 (72 of them become 0, 24 become 4) and the last place's 0, and down
+    # there are none: half of all are of either kind.
+    assert banding(stepped, ramp) == pytest.approx((72 * 1 + 24 * 3) / (2 * 97))
+    edge = ramp.copy()
+    edge[:, :, 50:] += 0.3
+    spoilt = edge.copy()
+    spoilt[:, :, 50] += 0.05  # at the edge, where nothing is flat
+    assert banding(spoilt, edge) == pytest.approx(0, abs=1e-9)
+    assert np.isnan(banding(VIDEO, REFERENCE))  # nothing is flat
+    with pytest.raises(ValueError, match="of two pixels or more"):
+        banding(ramp[:, :1], ramp[:, :1])

@@ -70,17 +70,64 @@ def test_every_kind_of_result_is_shown_and_nothing_is_loaded() -> None:
     assert "31.44" in text and "kobe" in text  # DUN's mean, a scene
 
 
+def test_networks_that_were_timed_are_drawn_by_their_quality_and_costs() -> None:
+    score = {"psnr": 30.0, "ssim": 0.9, "flicker": 0.01, "banding": 0.25}
+
+    def evaluated(model: str, psnr: float) -> dict[str, Any]:
+        settings = {"data": "a set", "model": model}
+        return {"scenes": {"one": score | {"psnr": psnr}}, "average": score | {"psnr": psnr}, "settings": settings}
+
+    rows = [
+        {
+            "name": f"{model}, {engine}",
+            "model": model,
+            "median_s": seconds,
+            "weights_mb": 1.0,
+            "psnr": 1,
+            "failure": None,
+        }
+        for model, engine, seconds in (("a", "slow", 0.3), ("a", "fast", 0.1), ("b", "fast", 0.05), ("c", "fast", 0.2))
+    ]
+    timed = {"rows": rows, "float_model": "a", "environment": {"cpu": "?"}, "models": ["a", "b"], "size": [8],
+             "unit": "image", "threads": 1, "run": {}}  # fmt: skip
+    quality, speed = sections_of([("1", evaluated("a", 31.0)), ("2", timed), ("3", evaluated("b", 30.5))])
+    assert len(quality.charts) == 2 and "a, fast: 31.00 dB, 100.0 ms, 1.00 MB" in quality.charts[0]
+    assert "slow" not in quality.charts[0] and "c, fast" not in quality.charts[0] and speed.title == "Speed: a, b"
+    assert quality.columns[-2:] == ["flicker", "banding"] and quality.rows[0][-2:] == ["2.55", "0.25"]
+    (alone,) = sections_of([("1", evaluated("a", 31.0))])
+    assert not alone.charts
+
+
+def test_experiments_are_shown_beside_their_papers() -> None:
+    for name, expected in (("experiments/qsci-ablation", ["direct", "", "-3.81", "-4.11"]),
+                           ("sr/table-swinir-light-x2", ["MinMax", "4", "-0.58", "-3.76"])):  # fmt: skip
+        (section,) = sections_of([(name, json.loads((ROOT / "results" / f"{name}.json").read_text()))])
+        assert section.rows[0] == expected and {len(row) for row in section.rows} == {len(section.columns)}
+
+
 def test_videos_meet_under_a_slider() -> None:
     clip = np.linspace(0, 1, 4 * 16 * 16, dtype=np.float32).reshape(4, 16, 16)
     panels = [Panel("one", "27 dB", clip), Panel("still", "a frame", clip[:1]), Panel("</script>", "sharp", clip)]
     text = page("demo", [videos("films", "", panels)])
-    assert read(text).count["option"] == 6 and "<option></script>" not in text
+    assert read(text).count["option"] == 3 + 3 + 2 and "<option></script>" not in text
     found = re.search(r'<script type="application/json">(.*?)</script>', text, re.S)
     assert found is not None
     shown = json.loads(found[1])
     assert [len(one["frames"]) for one in shown] == [4, 4, 4] and shown[2]["title"] == "</script>"
     assert all(frame.startswith("data:image/webp;base64,") for one in shown for frame in one["frames"])
     assert len(set(shown[0]["frames"])) == 4 and len(set(shown[1]["frames"])) == 1
+
+
+def test_with_the_truth_errors_are_shown_and_quality_is_drawn_frame_by_frame() -> None:
+    truth = np.linspace(0, 1, 3 * 16 * 16, dtype=np.float32).reshape(3, 16, 16)
+    near = truth + np.array([0.1, 0.01, 0.001], dtype=np.float32)[:, None, None]
+    measured, panel = Panel("measurement", "", truth[:1]), Panel("near", "", near)
+    section = videos("films", "", [panel], measured, Panel("truth", "", truth))
+    assert [one["title"] for one in section.videos] == ["measurement", "near", "truth"]
+    decibels, similar = section.charts
+    assert "near, frame 1: 20.00" in decibels and "near, frame 2: 40.00" in decibels and "measurement" not in decibels
+    assert "near, frame 3" in similar and "the error of each" in page("demo", [section])
+    assert "the error of each" not in page("demo", [videos("films", "", [panel], measured)])
 
 
 @pytest.mark.parametrize("values", [[0.0, 1.0], [3.7, 3.9, 1e3], [0.1], [-2.0, 5.0], [1e-7, 3e-7], [0.0]])

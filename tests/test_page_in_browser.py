@@ -36,26 +36,30 @@ def test_two_videos_are_compared(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     clip = np.linspace(0, 1, 6 * 64 * 64, dtype=np.float32).reshape(6, 64, 64)
-    panels = [Panel("measurement", "", clip[:1]), Panel("low", "27 dB", clip**2), Panel("truth", "", clip)]
+    measured, truth = Panel("measurement", "", clip[:1]), Panel("truth", "", clip)
     file = tmp_path / "page.html"
-    file.write_text(page("demo", [videos("films", "", panels)]))
+    file.write_text(page("demo", [videos("films", "", [Panel("low", "27 dB", clip**2)], measured, truth)]))
     browser.get(file.as_uri())
 
     def find(name: str) -> Any:
         return browser.find_element(By.CSS_SELECTOR, f".compare .{name}")
 
-    under, over = browser.find_elements(By.CSS_SELECTOR, ".view img")
+    under, error, over, _ = browser.find_elements(By.CSS_SELECTOR, ".view img")
+    side = over.find_element(By.XPATH, "..")
     assert "left: low, 27 dB; right: truth" in find("captions").text and "frame 1 of 6" in find("captions").text
-    assert "50%" in over.get_attribute("style") and under.get_attribute("src") != over.get_attribute("src")
+    assert "50%" in side.get_attribute("style") and under.get_attribute("src") != over.get_attribute("src")
     find("divide").send_keys(Keys.ARROW_RIGHT * 5)
-    assert "55%" in over.get_attribute("style")
+    assert "55%" in side.get_attribute("style")
     before = over.get_attribute("src")
     find("frame").send_keys(Keys.ARROW_RIGHT * 2)
     assert "frame 3 of 6" in find("captions").text and over.get_attribute("src") != before
-    find("left").send_keys("measurement")
+    find("left").send_keys(Keys.ARROW_UP)
     assert "left: measurement" in find("captions").text
-    find("apart").click()
-    assert "apart" in find("view").get_attribute("class")
+    assert not error.is_displayed()
+    find("show").send_keys(Keys.ARROW_DOWN * 2)
+    assert "errors" in find("view").get_attribute("class") and error.is_displayed()
+    find("show").send_keys(Keys.ARROW_UP)
+    assert "apart" in find("view").get_attribute("class") and not error.is_displayed()
     find("play").click()
     assert find("play").text == "pause"
     find("play").click()

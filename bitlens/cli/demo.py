@@ -97,12 +97,12 @@ class Demo:
         from bitlens.engine.registry import choose_engine
         from bitlens.inference.videos import for_mosaics, rebuilt, score
         from bitlens.report import Panel, exposed, table, write_contact_sheet, write_side_by_side
-        from bitlens.report.page import Section, page, videos
+        from bitlens.report.page import FILM, Section, of_film, page, videos
 
         truth = capture.reference
         frames = len(capture.mask)
         animation, sheet, html = (self.out / name for name in ("side_by_side.gif", "contact_sheet.png", "demo.html"))
-        rows, panels = [], []
+        rows, films, panels = [], [], []
         with output_file(animation) as animation_path, output_file(sheet) as sheet_path, output_file(html) as html_path:
             assert animation_path is not None and sheet_path is not None and html_path is not None
             for about, network in networks:
@@ -113,32 +113,36 @@ class Demo:
                 video, seconds = rebuilt(running, capture.measurement, capture.mask, about.name)
                 if self.bayer is not None:
                     video = to_grey(demosaic(video, pattern_at(self.bayer)))
-                quality, caption = [], f"{about.bytes / 1e6:.2f} MB" if about.path else "no weights"
+                quality, film, caption = [], [], f"{about.bytes / 1e6:.2f} MB" if about.path else "no weights"
                 if truth is not None:
                     scores = score(video[: len(truth)], truth)
                     quality = [f"{scores['psnr']:.2f}", f"{scores['ssim']:.3f}"]
+                    film = of_film(scores)
                     caption = f"{quality[0]} dB, SSIM {quality[1]}{f', {caption}' if about.path else ''}"
-                rows.append(
-                    [
-                        about.name,
-                        *quality,
-                        f"{about.bytes / 1e6:.2f}",
-                        f"{1e3 * fmean(seconds):,.0f}",
-                        engine_in_words(how),
-                    ]
-                )
+                costs = [f"{about.bytes / 1e6:.2f}", f"{1e3 * fmean(seconds):,.0f}", engine_in_words(how)]
+                rows.append([about.name, *quality, *costs])
+                films.append(film)
                 panels.append(Panel(about.name, caption, video))
             seen = exposed(capture.measurement, frames)
             measured = Panel("measurement", f"all the camera gives: {frames} frames in one picture", seen)
+            true = None
             if truth is not None and len(truth) == len(seen):
-                panels.append(Panel("truth", "the scene that was coded", truth))
-            write_side_by_side(animation_path, [measured, *panels])
-            write_contact_sheet(sheet_path, measured, panels)
+                true = Panel("truth", "the scene that was coded", truth)
+            every = [*panels, *([] if true is None else [true])]
+            write_side_by_side(animation_path, [measured, *every])
+            write_contact_sheet(sheet_path, measured, every)
             columns = ["method", *([] if truth is None else ["PSNR (dB)", "SSIM"]), "MB", "ms", "engine"]
             title = f"{len(capture.measurement)} coded picture(s) -> {len(seen)} frames"
             meet = "Choose two; drag over the picture to move where they meet."
-            shown = videos(title, meet, [measured, *panels])
-            html_path.write_text(page("bitlens demo", [shown, Section("In numbers", columns=columns, rows=rows)]))
+            shown = videos(title, meet, panels, measured, true)
+            more = [] if truth is None else ["flicker", "banding"]
+            numbers = Section(
+                "In numbers",
+                FILM if more else "",
+                columns=[*columns, *more],
+                rows=[[*row, *film] for row, film in zip(rows, films, strict=True)],
+            )  # fmt: skip
+            html_path.write_text(page("bitlens demo", [shown, numbers]), encoding="utf-8")
 
         out.print(table(title, columns, rows))
         out.print(f"watch   {animation}\nlook at {sheet}\nor open {html} in a browser")

@@ -27,6 +27,10 @@ class Score:
     """dB."""
     ssim: float | None
     """None where it was not asked for."""
+    flicker: float | None = None
+    """Of videos, in levels of 1 (`metrics.flicker`); None of images."""
+    banding: float | None = None
+    """Of videos, in levels of 255 (`metrics.banding`); None of images, and where the truth has no flat place."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,8 @@ def _of_scenes(
         "frames_used": used,
         "psnr": "psnr_sci: grey floats, not rounded, not clipped, mean over frames, then over scenes",
         "ssim": "ssim_sci: as psnr_sci, Gaussian window 11x11, sigma 1.5" if ssim else None,
+        "flicker": "flicker: rms of the errors of changes from frame to frame, white 1",
+        "banding": "banding: distance of the histograms of gradients in flat places, levels of 255",
         "engine": how,
         "seconds_per_measurement": median(seconds),
     }
@@ -275,8 +281,11 @@ def _evaluation(
     """Scores with their average and the facts of the run."""
     from bitlens.inference.machine import describe_run
 
-    similar = [one.ssim for one in scores.values() if one.ssim is not None]
-    average = Score(fmean(one.psnr for one in scores.values()), fmean(similar) if similar else None)
+    def mean(measure: str) -> float | None:
+        known = [value for one in scores.values() if (value := getattr(one, measure)) is not None]
+        return fmean(known) if known else None
+
+    average = Score(fmean(one.psnr for one in scores.values()), mean("ssim"), mean("flicker"), mean("banding"))
     return Evaluation(model, scores, average, settings | describe_run(), stages)
 
 

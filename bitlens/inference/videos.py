@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -272,12 +273,18 @@ def for_mosaics(running: Any, tiles: Tiling | None, label: str) -> Any:
 
 
 def score(video: np.ndarray, reference: np.ndarray, ssim: bool = True) -> dict[str, Any]:
-    """`{"psnr": dB, "ssim": ...}` in video SCI's convention; ssim None where it was not asked for."""
-    from bitlens.metrics import psnr_sci, ssim_sci
+    """`psnr` (dB), `ssim`, `flicker`, `banding` in video SCI's convention; None where not asked for or not defined."""
+    from bitlens.metrics import banding, flicker, psnr_sci, ssim_sci
 
     if video.ndim != 3:
         raise ValueError(
             f"a colour video {video.shape} came; wanted grey frames to compare with a grey reference; "
             "choose a grey network"
         )
-    return {"psnr": psnr_sci(video, reference), "ssim": ssim_sci(video, reference) if ssim else None}
+    bands = banding(video, reference) if min(video.shape[1:]) > 1 else float("nan")
+    return {
+        "psnr": psnr_sci(video, reference),
+        "ssim": ssim_sci(video, reference) if ssim else None,
+        "flicker": flicker(video, reference) if len(video) > 1 else None,
+        "banding": None if isnan(bands) else bands,
+    }
