@@ -101,7 +101,7 @@ def recalled_or_built(
         TypeError, ValueError: as `Engine`.
     """
     folder = user_cache("openvino") if cache is None else cache
-    facts = precision, threads, code_and_machine()
+    facts = precision, threads, checkpoint.describe(model).name, code_and_machine()
     key = hashlib.sha256(checkpoint.find(model).read_bytes() + repr(facts).encode()).hexdigest()[:32]
     recalled = Compiled.recall(key, folder, size)
     if recalled is not None:

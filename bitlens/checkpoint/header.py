@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +27,8 @@ METADATA: dict[str, Callable[[Any], bool]] = {
     "layers": lambda x: isinstance(x, list) and all(isinstance(layer, list) and len(layer) == 6 for layer in x),
 }
 """The shape of each part of the metadata."""
+AT = re.compile(r"(.+)@([1-8])")
+"""How one width of a nested checkpoint is named: abpn-x2-nested@4."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Description:
     provenance: dict[str, Any]
     claims: dict[str, Any]
     layers: list[Layer]
+    widths: tuple[int, ...] = ()
+    """Of a nested checkpoint: the bits that it can have, `NAME@4`; the most of them where none is said."""
 
     @property
     def task(self) -> str:
@@ -107,13 +112,31 @@ def default(task: str, scale: int | None = None) -> str:
     return CLASSICAL
 
 
+def split(path_or_name: str | os.PathLike[str]) -> tuple[str, int | None]:
+    """A name or path, and the width of a nested checkpoint that it asks for.
+
+    >>> split("abpn-x2-nested@4")
+    ('abpn-x2-nested', 4)
+    """
+    text = os.fspath(path_or_name)
+    found = None if Path(text).is_file() else AT.fullmatch(text)
+    return (text, None) if found is None else (found[1], int(found[2]))
+
+
+def absolute(path_or_name: str | os.PathLike[str]) -> str:
+    """The same model for a process in another folder: a path from the root, a name as it is."""
+    text, width = split(path_or_name)
+    found = str(Path(text).absolute()) if Path(text).is_file() else text
+    return found if width is None else f"{found}@{width}"
+
+
 def find(path_or_name: str | os.PathLike[str]) -> Path:
-    """The file of a shipped name or a path.
+    """The file of a shipped name or a path; of `NAME@4`, a width of it, that of NAME.
 
     Raises:
         FileNotFoundError: neither.
     """
-    text = os.fspath(path_or_name)
+    text = split(path_or_name)[0]
     known = shipped()
     if text in known:
         return known[text]
@@ -138,10 +161,11 @@ def describe(path_or_name: str | os.PathLike[str]) -> Description:
         return Description(CLASSICAL, None, 0, CLASSICAL, {}, None, None, {"source": "GAP-TV, Yuan 2016"}, {}, [])
     path = find(path_or_name)
     meta = read_metadata(path)
-    recipe = meta["recipe"]
-    layers = [Layer(*fields) for fields in meta["layers"]]
+    width = split(path_or_name)[1]
+    recipe, layers = at_width(meta, width, path)
+    layers = [Layer(*fields) for fields in layers]
     return Description(
-        path.stem,
+        path.stem if width is None else f"{path.stem}@{width}",
         path,
         path.stat().st_size,
         meta["network"]["name"],
@@ -149,9 +173,34 @@ def describe(path_or_name: str | os.PathLike[str]) -> Description:
         recipe["method"] if recipe else None,
         recipe,
         meta["provenance"],
-        meta["claims"],
+        meta["claims"] if width is None else meta["nested"].get(str(width), {}).get("claims", {}),
         layers,
+        tuple(sorted(map(int, meta["nested"]), reverse=True)),
     )
+
+
+def at_width(meta: dict[str, Any], width: int | None, path: Path) -> tuple[dict[str, Any] | None, list[list[Any]]]:
+    """Recipe and layers of one width of a checkpoint; None: the widest, or the only one.
+
+    Raises:
+        ValueError: it has no such width.
+    """
+    nested = meta["nested"]
+    if width is None:
+        return meta["recipe"], meta["layers"]
+    if str(width) not in nested:
+        known = f"one of {', '.join(f'@{bits}' for bits in nested)}" if nested else "a nested checkpoint"
+        raise ValueError(f"{path} has no width of {width} bits; wanted {known}; leave @{width} out, or change it")
+    return nested[str(width)]["recipe"], nested[str(width)]["layers"]
+
+
+def is_nested(content: Any) -> bool:
+    """Whether a header's widths are such: recipe and layers of each."""
+    return isinstance(content, dict) and all(
+        AT.fullmatch(f"a@{width}") and isinstance(one, dict) and METADATA["recipe"](one.get("recipe"))
+        and METADATA["layers"](one.get("layers")) and isinstance(one.get("claims", {}), dict)
+        for width, one in content.items()
+    )  # fmt: skip
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -190,9 +239,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
         )
     try:
         parts = {key: json.loads(meta[key]) for key in ("network", "recipe", "provenance", "claims", "layers")}
+        parts["nested"] = json.loads(meta.get("nested", "{}"))
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} lacks part of its metadata ({error}); {wanted}; copy or save it again") from error
-    wrong = [key for key, good in METADATA.items() if not good(parts[key])]
+    wrong = [key for key, good in {**METADATA, "nested": is_nested}.items() if not good(parts[key])]
     if wrong:
         raise ValueError(f"{path} has wrong metadata under {wrong[0]!r}; {wanted}; copy or save it again")
     return parts

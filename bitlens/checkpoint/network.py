@@ -6,11 +6,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitlens.checkpoint.header import CLASSICAL, FORMAT, Layer, find, in_order, read_metadata
+from bitlens.checkpoint.header import (
+    CLASSICAL,
+    FORMAT,
+    Layer,
+    at_width,
+    find,
+    in_order,
+    read_metadata,
+    split,
+)
 from bitlens.networks.catalog import CATALOG, entry_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from bitlens.quant.grid import Grid
 
 
 def save(
@@ -26,7 +37,8 @@ def save(
     `load` gives a network with the same output, bit for bit (with dtype "float32").
 
     Args:
-        network: a network that `load` can build, one of `bitlens.networks.catalog`, prepared by a recipe or not.
+        network: a network that `load` can build, one of `bitlens.networks.catalog`, prepared by a recipe or not; or
+            several widths of one (`quant.nested`), which `load` gives by `NAME@4`.
         path: where to, ending in .safetensors; written whole or not at all.
         provenance: where the weights come from: data identity, steps, seeds, versions.
         claims: measured quality, such as {"six-scenes": {"psnr": 27.1}}; `bitlens verify` recomputes it.
@@ -40,11 +52,16 @@ def save(
 
     from bitlens.files import atomic_path
     from bitlens.quant.layers import Quantized, quantized_layers
+    from bitlens.quant.nested import Nested
     from bitlens.quant.packing import pack
 
     target = Path(path)
     if target.suffix != ".safetensors":
         raise ValueError(f"cannot write {target}; wanted a name that ends in .safetensors; change it")
+    narrower: dict[int, nn.Module] = {}
+    if isinstance(network, Nested):
+        narrower = {width: network.alone(width) for width in network.widths[1:]}
+        widest, network = network.widths[0], network.widest
     name = network_name(network)
     layers = quantized_layers(network)
     packed: dict[str, Tensor] = {}
@@ -78,10 +95,51 @@ def save(
         "format": FORMAT,
         **{key: json.dumps(value, separators=(",", ":")) for key, value in meta.items()},
     }
+    if narrower:
+        texts["nested"] = json.dumps(
+            {str(widest): {"recipe": meta["recipe"], "layers": meta["layers"]}}
+            | {str(width): keep_beside(tensors, width, one) for width, one in narrower.items()},
+            separators=(",", ":"),
+        )
     content = in_order(to_bytes(tensors, metadata=texts), texts)
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
     return target
+
+
+def keep_beside(tensors: "dict[str, Tensor]", width: int, network: "nn.Module") -> dict[str, Any]:
+    """Enter what a narrower width of a nested checkpoint has of its own; gives its part of the header."""
+    import torch
+
+    from bitlens.quant.layers import Quantized, quantized_layers
+
+    layers = quantized_layers(network).items()
+    shared = {f"{name}.layer.weight" for name, layer in layers if isinstance(layer, Quantized)}
+    for key, value in network.state_dict().items():
+        kept = value.detach().to("cpu", torch.float32).contiguous()
+        same = key in tensors and tensors[key].dtype == kept.dtype and torch.equal(tensors[key], kept)
+        if key not in shared and not same:
+            tensors[f"@{width}/{key}"] = kept
+    recipe: Any = network.recipe
+    table = layers_of(network, of_one_width(tensors, width))
+    return {"recipe": recipe.to_dict(), "layers": [list(asdict(layer).values()) for layer in table]}
+
+
+def of_one_width(tensors: "dict[str, Tensor]", width: int | None) -> "dict[str, Tensor]":
+    """The tensors of one width of a nested checkpoint (None: the widest): its own in the place of the widest's."""
+    prefix = f"@{width}/"
+    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {key: value for key, value in tensors.items() if not key.startswith("@")} | own
+
+
+def codes_of(packed: "Tensor", grid: "Grid", stored: int, count: int) -> "Tensor":
+    """The codes of a grid from a packed stream of `stored` bits each: the grid's own, or more."""
+    from bitlens.quant.nested import rounded_again
+    from bitlens.quant.packing import unpack
+
+    if stored == grid.bits:
+        return unpack(packed, grid.bits, grid.qmin, count)
+    return rounded_again(unpack(packed, stored, -(2 ** (stored - 1)), count).float(), stored, grid.bits)
 
 
 def load(path_or_name: str | os.PathLike[str]) -> "nn.Module":
@@ -101,16 +159,16 @@ def load(path_or_name: str | os.PathLike[str]) -> "nn.Module":
     from safetensors.torch import load_file
 
     from bitlens.quant.layers import Quantized, declare_ready, quantized_layers
-    from bitlens.quant.packing import unpack
     from bitlens.quant.prepare import prepare
     from bitlens.recipe import Recipe
 
-    path = find(path_or_name)
+    path, width = find(path_or_name), split(path_or_name)[1]
     meta = read_metadata(path)
     network = build(meta["network"], path)
-    if meta["recipe"] is not None:
+    of_width, _ = at_width(meta, width, path)
+    if of_width is not None:
         try:
-            recipe = Recipe.from_dict(meta["recipe"])
+            recipe = Recipe.from_dict(of_width)
             prepare(network, recipe)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} has a recipe that fits no network ({error}); copy or save it again") from error
@@ -119,15 +177,17 @@ def load(path_or_name: str | os.PathLike[str]) -> "nn.Module":
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); wanted a bitlens checkpoint; copy it again") from error
+    tensors = of_one_width(tensors, width)
     packed = {}
     for key, layer in quantized_layers(network).items():
         if isinstance(layer, Quantized):
             packed[f"{key}.layer.weight"] = layer
+    stored = {f"{layer[0]}.layer.weight": layer[3] for layer in meta["layers"]} if width else {}
     codes: dict[str, tuple[Quantized, Tensor]] = {}
     for key, layer in packed.items():
         if key in tensors:
             grid, weight = layer.weight_grid, layer.layer.get_parameter("weight")
-            flat = unpack(tensors.pop(key), grid.bits, grid.qmin, weight.numel())
+            flat = codes_of(tensors.pop(key), grid, stored.get(key, grid.bits), weight.numel())
             codes[key] = layer, flat.reshape(weight.shape)
     expected = network.state_dict()
     missing = sorted(set(expected) - set(tensors) - set(codes))
@@ -159,7 +219,8 @@ def stored_layers(path_or_name: str | os.PathLike[str]) -> list[Layer]:
     """
     from safetensors.torch import load_file
 
-    return layers_of(load(path_or_name), load_file(find(path_or_name)))
+    tensors = of_one_width(load_file(find(path_or_name)), split(path_or_name)[1])
+    return layers_of(load(path_or_name), tensors)
 
 
 def network_name(network: "nn.Module") -> str:

@@ -50,7 +50,7 @@ class OfImages:
     """Take the pictures in the folders of a folder too; the result has the same folders."""
     white: float | None = None
     """The value of white in pictures of 16 bits or floats: 4095 for 12 bits of a camera. Default: 65535, and 1."""
-    still: float = 0
+    still: float = 0.0
     """Of a video: how many levels of 255 a pixel may change for what was computed of it before to be kept. 0: none, so
     that the result is the same; more saves work where a recording is noisy; -1: compute every frame whole."""
     cluster: str | None = None
@@ -184,8 +184,7 @@ class OfImages:
             keyed = {**settings, "bitlens": __version__}
             items.append(archive.item_of(name, source, out, self.suffix_for(source), keyed))
             check_other(items[-1].out, source)
-        file = Path(self.model).is_file()
-        alone = replace(self, sources=(), model=str(Path(self.model).absolute()) if file else self.model)
+        alone = replace(self, sources=(), model=checkpoint.absolute(self.model))
         archive.archive(
             items, partial(item_of_images, alone, secrets.token_hex(4)), out, self.done, "pictures", self.cluster,
             self.workers, self.json, {**settings, **describe_run()} if self.json else {},

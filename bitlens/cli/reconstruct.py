@@ -241,10 +241,10 @@ class Reconstruct:
 
     def work(self) -> "Work":
         """What makes one of several results; it can be sent to other processes."""
+        from bitlens.checkpoint import absolute
+
         mask, dark, flat = (path and path.absolute() for path in (self.mask, self.dark, self.flat))
-        file = self.model is not None and Path(self.model).is_file()
-        model = str(Path(str(self.model)).absolute()) if file else self.model
-        settings = replace(self, model=model, mask=mask, dark=dark, flat=flat)
+        settings = replace(self, model=self.model and absolute(self.model), mask=mask, dark=dark, flat=flat)
         return partial(rebuild_item, settings, secrets.token_hex(4))
 
     def rebuild_all(self, found: Mapping[str, Path]) -> None:

@@ -73,6 +73,9 @@ class Train:
     ] = None
     bits: int = 4
     """Bits for --method."""
+    nested: tuple[int, ...] = ()
+    """Fewer bits than --bits that the same file has too: their weights are rounded from its codes, and trained in turn
+    with them. `NAME@4` is such a network with 4 bits."""
     grid: Literal["deployable", "official"] = "deployable"
     """Grids for --method: what integer kernels execute, or those of Q-SCI's official code."""
     recipe: Path | None = None
@@ -229,8 +232,11 @@ class Train:
 
         torch.manual_seed(seed)
         if self.start is None:
-            asked = (self.method is not None, "--method"), (self.widen != 1, "--widen"), (self.deepen != 0, "--deepen")
-            for given, flag in asked:
+            asked = {
+                "--method": self.method is not None, "--widen": self.widen != 1, "--deepen": self.deepen != 0,
+                "--nested": bool(self.nested),
+            }  # fmt: skip
+            for flag, given in asked.items():
                 if given:
                     raise ValueError(f"{flag} works on a trained network; wanted --start CHECKPOINT too; give it")
             entry, size = FAMILIES[self.network]
@@ -252,9 +258,12 @@ class Train:
             start = module.deepened(start, self.deepen)
         teacher = load(self.teacher) if self.teacher else None
         if self.method is None:
+            if self.nested:
+                raise ValueError("--nested without --method; wanted one whose grids are made now; give --method ends")
             return start, teacher
         from bitlens.methods import quantize
         from bitlens.quant.layers import quantized_layers
+        from bitlens.quant.nested import nest
         from bitlens.quant.prepare import unprepare
 
         low = quantized_layers(start)
@@ -267,8 +276,11 @@ class Train:
             )
         unprepare(start)
         batches = [sampler.draw(step).inputs for step in range(CALIBRATION_BATCHES)]
-        network, _ = quantize(start, self.method, batches, bits=self.bits, grid=self.grid)
-        return network, teacher
+        made = {
+            bits: quantize(start, self.method, batches, bits=bits, grid=self.grid)[0]
+            for bits in (self.bits, *self.nested)
+        }
+        return nest(made) if self.nested else made[self.bits], teacher
 
     def provenance(self, data: dict[str, Any], settings: Training, result: "Result") -> dict[str, Any]:
         """What the checkpoint will say about its origin."""

@@ -138,3 +138,22 @@ def test_a_network_from_nothing_can_have_a_teacher(tmp_path: Path) -> None:
     command = Train(tmp_path / "run", tmp_path / "a.safetensors", network="abpn-x2", teacher="abpn-x2")
     network, teacher = command.networks(None, 0)  # type: ignore[arg-type]
     assert teacher is not None and type(teacher) is type(network) and teacher is not network
+
+
+def test_several_widths_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, start, out = photographs(tmp_path / "photos", 3), tmp_path / "x2.safetensors", tmp_path / "all.safetensors"
+    torch.manual_seed(0)
+    checkpoint.save(ABPN(2, 8, 3), start)
+    command = ["train", "--images", str(folder), "--crop", "12", "--batch", "2", "--steps", "3", "--no-bf16"]
+    command += ["--run", str(tmp_path / "run"), "--out", str(out), "--start", str(start)]
+    assert main([*command, "--nested", "4", "2"]) == 2
+    assert "--nested without --method" in capsys.readouterr().err
+    assert main([*command, "--method", "ends", "--bits", "8", "--nested", "4", "2"]) == 0
+    assert checkpoint.describe(out).widths == (8, 4, 2)
+    image = next(folder.iterdir())
+    for width in (4, 2):
+        large = tmp_path / f"{width}.png"
+        assert main(["upscale", str(image), "--model", f"{out}@{width}", "--engine", "torch", "--out", str(large)]) == 0
+    assert (tmp_path / "4.png").read_bytes() != (tmp_path / "2.png").read_bytes()
+    assert main(["upscale", str(image), "--model", f"{out}@3", "--out", str(tmp_path / "3.png")]) == 2
+    assert "no width of 3 bits; wanted one of @8, @4, @2" in capsys.readouterr().err
