@@ -1,9 +1,10 @@
-"""Render the tables of docs/tuning.md from results/tuning/*.json; nothing is typed by hand.
+"""Render the tables of docs/tuning.md from results/tuning/*.json and results/nested/*.json; nothing is typed by hand.
 
 python docs/render_tuning.py            write the tables
 python docs/render_tuning.py --check    exit 1 if the page is out of date
 
 results/tuning/NAME.json, of `docs/measure_tuning.py` -> one table each
+results/nested/NAME.json, of `docs/measure_nested.py` -> one table each
 """
 
 import sys
@@ -36,11 +37,33 @@ def table(content: Mapping[str, Any]) -> str:
     return f"{about}\n\n{markdown(columns, lines, texts=1)}"
 
 
+def nested(content: Mapping[str, Any]) -> str:
+    """Each width of one file beside a network of that width alone."""
+    sets = list(content["float"])
+    lines = []
+    for row in content["rows"]:
+        cells = [str(row["bits"])]
+        for name in sets:
+            both = row["nested"]["psnr"][name], row["alone"]["psnr"][name]
+            cells += [f"{both[0]:.2f}", f"{both[1]:.2f}", f"{both[0] - both[1]:+.2f}"]
+        lines.append([*cells, f"{row['alone']['mb']:.2f}"])
+    columns = ["bits"]
+    for name in sets:
+        columns += [f"{name}: nested", "alone", "difference"]
+    in_float = ", ".join(f"{value:.2f} dB on {name}" for name, value in content["float"].items())
+    return (
+        f"`{content['start']}`, float {in_float}; {content['minutes']:g} minutes each. The nested file has "
+        f"{content['mb']:.2f} MB.\n\n{markdown([*columns, 'MB alone'], lines, texts=0)}"
+    )
+
+
 def render(root: Path, check: bool = False) -> list[Path]:
     """Bring the page up to date, or with `check` only find out; the files that were (or are) out of date."""
     page = root / "docs" / "tuning.md"
     found = [table(read_json(file)) for file in sorted((root / "results" / "tuning").glob("*.json"))]
-    return bring_up_to_date({page: between_marks(page, ways="\n\n".join(found) or NOT_MEASURED)}, check)
+    several = [nested(read_json(file)) for file in sorted((root / "results" / "nested").glob("*.json"))]
+    contents = {"ways": "\n\n".join(found) or NOT_MEASURED, "nested": "\n\n".join(several) or NOT_MEASURED}
+    return bring_up_to_date({page: between_marks(page, **contents)}, check)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
