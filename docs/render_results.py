@@ -16,6 +16,7 @@ results/training-*.json  `bitlens train`, RUN/record.json        -> the table in
 
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -282,21 +283,29 @@ def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
+    families: dict[str, list[TrainingRun]] = {}
+    for run in runs:
+        if run.curve:
+            families.setdefault(run.name.partition("-")[0], []).append(run)
+    figure = Figure(figsize=(11, 3.2 * math.ceil(len(families) / 2)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for number, run in enumerate(run for run in runs if run.curve):
-        steps, values = zip(*run.curve, strict=True)
-        label = f"{run.name}: {values[-1]:.2f} dB after {run.minutes:.0f} min"
-        dashes = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
-        axes.plot(steps, values, linewidth=2, linestyle=dashes, marker="o", markersize=3, label=label)
-    axes.set_xlabel("optimizer steps", fontsize=13)
-    axes.set_ylabel("validation PSNR (dB)", fontsize=13)
-    axes.tick_params(labelsize=11)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    for number, (family, alike) in enumerate(families.items()):
+        axes = figure.add_subplot(math.ceil(len(families) / 2), 2, number + 1)
+        for run in alike:
+            steps, values = zip(*run.curve, strict=True)
+            label = f"{run.name}: {values[-1]:.2f} dB, {run.minutes:.0f} min"
+            axes.plot(steps, values, linewidth=1.8, marker="o", markersize=3, label=label)
+        axes.set_title(family, fontsize=12)
+        axes.set_xlabel("optimizer steps")
+        axes.set_ylabel("validation PSNR (dB)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={FINGERPRINT: fingerprint(runs)})
+
+
+LABELS = {32: ((0, 15), "center"), 4: ((-9, -4), "right"), 3: ((8, -11), "left"), 2: ((-9, -4), "right")}
+"""Where the label of a disc stands by its bits, in points: neighbours lie close."""
 
 
 def draw_tradeoff(points: Sequence[tuple[str, float, float, int]], path: Path) -> None:
@@ -316,7 +325,8 @@ def draw_tradeoff(points: Sequence[tuple[str, float, float, int]], path: Path) -
         for model, psnr, ms, size in alike:
             bits = -_family(model)[1]
             label = f"{'float' if bits == 32 else f'{bits} bits'}, {size / 1e6:.1f} MB"
-            axes.annotate(label, (ms, psnr), (6, 6), textcoords="offset points", fontsize=8)
+            shift, side = LABELS.get(bits, ((8, 7), "left"))
+            axes.annotate(label, (ms, psnr), shift, textcoords="offset points", fontsize=8, ha=side)
     axes.set_xscale("log")
     axes.set_xlabel("ms per measurement of 256 x 256 x 8, on the fastest engine (2 threads)", fontsize=12)
     axes.set_ylabel("PSNR on the six scenes (dB)", fontsize=12)
