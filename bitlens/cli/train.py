@@ -275,6 +275,8 @@ class Train:
                 "anew and lose what they learned; wanted fewer bits; to train it on, leave --method out"
             )
         unprepare(start)
+        if self.nested and max(self.nested) >= self.bits:
+            raise ValueError(f"--nested {max(self.nested)} and --bits {self.bits}; wanted fewer bits nested; change them")
         batches = [sampler.draw(step).inputs for step in range(CALIBRATION_BATCHES)]
         made = {
             bits: quantize(start, self.method, batches, bits=bits, grid=self.grid)[0]

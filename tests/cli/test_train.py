@@ -150,6 +150,8 @@ def test_several_widths_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     command += ["--run", str(tmp_path / "run"), "--out", str(out), "--start", str(start)]
     assert main([*command, "--nested", "4", "2"]) == 2
     assert "--nested without --method" in capsys.readouterr().err
+    assert main([*command, "--method", "ends", "--bits", "4", "--nested", "8"]) == 2
+    assert "wanted fewer bits nested" in capsys.readouterr().err
     assert main([*command, "--method", "ends", "--bits", "8", "--nested", "4", "2"]) == 0
     assert checkpoint.describe(out).widths == (8, 4, 2)
     image = next(folder.iterdir())
