@@ -276,7 +276,7 @@ class Train:
             )
         unprepare(start)
         if self.nested and max(self.nested) >= self.bits:
-            raise ValueError(f"--nested {max(self.nested)} and --bits {self.bits}; wanted fewer bits nested; change them")
+            raise ValueError(f"--nested {max(self.nested)}, --bits {self.bits}; wanted fewer bits nested; change it")
         batches = [sampler.draw(step).inputs for step in range(CALIBRATION_BATCHES)]
         made = {
             bits: quantize(start, self.method, batches, bits=bits, grid=self.grid)[0]
