@@ -27,6 +27,7 @@ from bitlens.quant.grid import Grid, StepGrid
 from bitlens.quant.layers import fuse_grids, quantized_layers
 from bitlens.training.losses import LOSSES, Distillation
 from bitlens.training.muon import Muon
+from bitlens.training.precision import autocast
 from bitlens.training.processes import Processes, stop_requests
 from bitlens.training.settings import FREE_TO_CHANGE, Training
 
@@ -216,7 +217,7 @@ def one_step(
 ) -> tuple[float, float]:
     """Forward, backward, clip, update; returns the loss and the norm of its gradient."""
     inputs, truth = batch.inputs, batch.truth
-    with torch.autocast(truth.device.type, torch.bfloat16, enabled=settings.bf16):
+    with autocast(truth.device, settings.bf16):
         target = None
         if distillation:
             distillation.clear()
@@ -249,7 +250,7 @@ def validation_psnr(network: nn.Module, batches: Sequence[Drawn], bf16: bool) ->
     values = []
     for batch in batches:
         device = next(network.parameters()).device
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), autocast(device, bf16):
             output = network(*(x.to(device) for x in batch.inputs)).float().cpu()
         errors = (output - batch.truth).square().mean(dim=batch.error_axes).clamp_min(1e-10)
         values.append(float(-10 * errors.log10().mean()))

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitlens.training.precision import computes_bf16
+
 __all__ = ["Muon", "orthogonalized"]
 
 
@@ -66,10 +68,11 @@ class Muon(torch.optim.Optimizer):
 def orthogonalized(matrices: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n rows columns"]:
     """U V^T of each matrix U S V^T, roughly: singular values end between 0.7 and 1.2.
 
-    Five steps of the quintic Newton-Schulz iteration with Jordan et al.'s coefficients, in bfloat16.
+    Five steps of the quintic Newton-Schulz iteration with Jordan et al.'s coefficients, in bfloat16 where the device
+    computes in it.
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if computes_bf16(matrices.device) else torch.float32)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         square = x @ x.mT

@@ -54,7 +54,7 @@ class Training:
     distill_attention: float = 0.0
     """Weight of the distance to the float teacher's spatial attention of features (PAMS's SKT)."""
     bf16: bool = True
-    """Run convolutions and products in bfloat16 (autocast); weights and optimizer stay float32."""
+    """Convolutions and products in bfloat16, where the device computes in it; weights and optimizer stay float32."""
     compile: bool = False
     """Compile the network with torch.compile: a minute or two at the start, then up to twice as fast on a CPU."""
     seed: int = 0
