@@ -9,6 +9,7 @@ results/sr/quantized-*.json  `bitlens evaluate START-METHOD-wNaN ...`, made by `
 results/sr/*.json            `bitlens evaluate MODEL --data set5 --json FILE` -> docs/super-resolution.md, README.md
 results/restoration/*.json   `bitlens evaluate MODEL --data set5+jpeg-10 --json FILE` -> docs/restoration.md
 results/restoration/classical.json   `docs/measure_classical.py` -> the same
+results/restoration/bounds.json   `docs/measure_faithful.py` -> the same
 results/films/reuse.json     `docs/measure_reuse.py` -> docs/super-resolution.md
 """
 
@@ -132,21 +133,36 @@ def quantized_table(results: Sequence[dict[str, Any]], floats: Sequence[dict[str
 
 def restoration_table(results: Sequence[dict[str, Any]], classical: Sequence[dict[str, Any]]) -> str:
     """PSNR of damaged images as they came, after classical filters and after each network, as Markdown."""
-    models = sorted({one["settings"]["model"] for one in results}, key=lambda name: (-fewest_bits(name), name))
-    found = {(one["settings"]["model"], one["settings"]["data"]): one for one in results}
-    for (model, data), one in found.items():
+    found = {(one["settings"]["model"], "held" in one["settings"], one["settings"]["data"]): one for one in results}
+    ways = sorted({key[:2] for key in found}, key=lambda way: (way[1], -fewest_bits(way[0]), way[0]))
+    for (model, _, data), one in found.items():
         about = checkpoint.describe(model)
         if about.path is None or checkpoint.weights_sha256(about.path) != one["settings"]["sha256"]:
             raise ValueError(f"{model} on {data} was measured with other weights; wanted these; evaluate it again")
     rows, filters = [], list(classical[0]["psnr"])
     for row in classical:
-        of = [found.get((model, row["data"])) for model in models]
+        of = [found.get((*way, row["data"])) for way in ways]
         scores = ["" if one is None else f"{one['average']['psnr']:.2f}" for one in of]
         data, _, kind = row["data"].partition("+")
         rows.append([data, kind, *(f"{row['psnr'][name]:.2f}" for name in filters), *scores])
-    columns = ["test set", "damage", *filters, *(f"`{model}`" for model in models)]
+    columns = ["test set", "damage", *filters, *(f"`{model}`{', faithful' if held else ''}" for model, held in ways)]
+    models = dict.fromkeys(model for model, _ in ways)
     sizes = (f"`{model}` {checkpoint.describe(model).bytes / 1e6:.2f} MB" for model in models)
     return f"{markdown(columns, rows, texts=2)}\n\nFiles: {', '.join(sizes)}."
+
+
+def bounds_table(content: dict[str, Any]) -> str:
+    """What it is worth to hold restored JPEGs to their files, by how narrow the bounds are, as Markdown."""
+    rows = []
+    for row in content["rows"]:
+        best = max(row["held"].values())
+        cells = (f"**{psnr:.2f}**" if psnr == best else f"{psnr:.2f}" for psnr in row["held"].values())
+        rows.append([f"jpeg-{row['quality']}", f"{row['free']:.2f}", *cells])
+    columns = ["damage", f"`{content['model']}`, free", *(f"{bound} of a step" for bound in content["rows"][0]["held"])]
+    words = (
+        f"{content['photographs']} photographs that training held out, at most {content['side']} pixels of each side."
+    )
+    return f"{markdown(columns, rows, texts=1)}\n\n{words} `docs/measure_faithful.py`."
 
 
 def fewest_bits(model: str) -> int:
@@ -222,7 +238,8 @@ def render(root: Path, check: bool = False) -> list[Path]:
     enlarging, twodquant = root / "docs" / "super-resolution.md", root / "docs" / "twodquant.md"
     readme, restoring = root / "README.md", root / "docs" / "restoration.md"
     restored = [read_json(file) for file in restoration_files(root)]
-    classical, reuse = root / "results" / "restoration" / "classical.json", root / "results" / "films" / "reuse.json"
+    classical, bounds = (root / "results" / "restoration" / f"{name}.json" for name in APART)
+    reuse = root / "results" / "films" / "reuse.json"
     made = [content for name, content in read.items() if name.startswith("quantized-")]
     measured = [content for name, content in read.items() if not name.startswith(("table-", "quantized-"))]
     own = [content for content in measured if content["settings"]["model"] in checkpoint.shipped()]
@@ -238,6 +255,7 @@ def render(root: Path, check: bool = False) -> list[Path]:
         restoring: between_marks(
             restoring,
             restoration=restoration_table(restored, read_json(classical)["rows"]) if restored else NOT_MEASURED,
+            bounds=bounds_table(read_json(bounds)) if bounds.is_file() else NOT_MEASURED,
         ),
         readme: between_marks(readme, shipped=shipped_table(own)),
         twodquant: between_marks(
@@ -249,10 +267,14 @@ def render(root: Path, check: bool = False) -> list[Path]:
     return bring_up_to_date(pages, check)
 
 
+APART = ("classical", "bounds")
+"""Results in results/restoration that `bitlens evaluate` did not write."""
+
+
 def restoration_files(root: Path) -> list[Path]:
     """What `bitlens evaluate` wrote of networks for restoration."""
     files = sorted((root / "results" / "restoration").glob("*.json"))
-    return [file for file in files if file.name != "classical.json"]
+    return [file for file in files if file.stem not in APART]
 
 
 def claim(root: Path) -> None:
@@ -261,7 +283,7 @@ def claim(root: Path) -> None:
     for file in [*sorted((root / "results" / "sr").glob("*.json")), *restoration_files(root)]:
         content = read_json(file)
         model = content["settings"]["model"] if "settings" in content else None
-        if model in shipped:
+        if model in shipped and "held" not in content["settings"]:
             average = content["average"]
             scores = {"psnr": round(average["psnr"], 3), "ssim": round(average["ssim"], 4)}
             claims.setdefault(model, {})[content["settings"]["data"]] = scores

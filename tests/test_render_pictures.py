@@ -35,7 +35,9 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     page = tmp_path / "docs" / "super-resolution.md"
     shown = "<!-- shipped:begin -->\n<!-- shipped:end -->\n"
     page.write_text(f"before\n<!-- pictures:begin -->\n<!-- pictures:end -->\n{shown}{REUSE}after\n")
-    page.with_name("restoration.md").write_text("<!-- restoration:begin -->\n<!-- restoration:end -->\n")
+    page.with_name("restoration.md").write_text(
+        "<!-- restoration:begin -->\n<!-- restoration:end -->\n<!-- bounds:begin -->\n<!-- bounds:end -->\n"
+    )
     (tmp_path / "README.md").write_text(shown)
     page.with_name("twodquant.md").write_text(f"{page.read_text()}<!-- quantized:begin -->\n<!-- quantized:end -->\n")
     shutil.copytree(RESULTS[0].parent, tmp_path / "results" / "sr")

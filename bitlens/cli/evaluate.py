@@ -48,6 +48,8 @@ class Evaluate:
     """What computes, as for `bitlens reconstruct`. Claims of checkpoints are of torch."""
     stages: bool = False
     """Of unfolding networks: also the PSNR of the video after each stage, in torch."""
+    faithful: bool = False
+    """Of restored JPEGs: hold them to what their files say, as `bitlens restore --faithful` does."""
 
     def run(self) -> None:
         from bitlens.cli.shared import output_file
@@ -80,7 +82,7 @@ class Evaluate:
 
         return evaluate(
             self.models, self.data, mask=self.mask, frames=self.frames, seed=check_seed(self.seed), ssim=self.ssim,
-            engine=self.engine, stages=self.stages,
+            engine=self.engine, stages=self.stages, faithful=self.faithful,
         )  # fmt: skip
 
     def _table(self, results: "list[Evaluation]") -> Any:

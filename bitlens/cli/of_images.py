@@ -139,8 +139,12 @@ class OfImages:
         run = getattr(images, TASKS[self.task].verb)
         return run(
             source, model, engine=self.engine, out=out, memory_mb=self.memory_mb, white=self.white,
-            still=None if self.still < 0 else self.still / 255, say=say,
+            still=None if self.still < 0 else self.still / 255, say=say, **self.more(),
         )  # fmt: skip
+
+    def more(self) -> dict[str, Any]:
+        """What this verb alone asks for."""
+        return {}
 
     def pictures_in(self, folder: Path) -> list[Path]:
         """The pictures of a folder, and of its folders where that was asked for.
@@ -178,7 +182,7 @@ class OfImages:
         about = describe(self.model, self.task)
         sha256 = None if about.path is None else checkpoint.weights_sha256(about.path)
         flags = {flag: getattr(self, flag) for flag in ("engine", "memory_mb", "white", "still")}
-        settings = {**flags, "model": about.name, "sha256": sha256}
+        settings = {**flags, **self.more(), "model": about.name, "sha256": sha256}
         items = []
         for name, source in found.items():
             keyed = {**settings, "bitlens": __version__}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bitlens.cli.of_images import OfImages
 
@@ -19,10 +19,18 @@ class Restore(OfImages):
         bitlens restore photo.jpg
         bitlens restore night.mp4 --out night-restored.mp4
         bitlens restore photos/ --out better/ --recursive
+        bitlens restore scanned-page.jpg --faithful
     """
+
+    faithful: bool = False
+    """Of a .jpg: hold the result to what the file itself says of the image that was compressed. Nearer to it, above all
+    at high quality; but noise that was there before is part of what was compressed, and stays."""
 
     task: ClassVar[str] = "restoration"
     done: ClassVar[str] = "restored"
+
+    def more(self) -> dict[str, Any]:
+        return {"faithful": self.faithful}
 
     def name_for(self, source: Path, model: str) -> str:
         """The image's name, and that it was restored."""

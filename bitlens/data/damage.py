@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from bitlens.data.patches import Crops, by_area, turned
 
-__all__ = ["Damage", "RestorationSampler", "damaged", "parse"]
+__all__ = ["Damage", "RestorationSampler", "as_jpeg", "damaged", "parse"]
 
 KINDS = "noise-SIGMA (1 to 100) or jpeg-QUALITY (1 to 100)"
 NOISY, COMPRESSED = 0.55, 0.55
@@ -68,11 +68,18 @@ def compressed(
     """The image after JPEG, colours at half the resolution (4:2:0), as most files have them, unless `full_colour`."""
     from PIL import Image
 
+    found = np.asarray(Image.open(as_jpeg(levels, quality, full_colour)))
+    return found[None] if found.ndim == 2 else np.ascontiguousarray(found.transpose(2, 0, 1))
+
+
+def as_jpeg(levels: UInt8[np.ndarray, "c h w"], quality: int, full_colour: bool = False) -> BytesIO:
+    """A file of the image, as `compressed` reads it."""
+    from PIL import Image
+
     stream = BytesIO()
     image = Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
     image.save(stream, "JPEG", quality=quality, subsampling=0 if full_colour else 2)
-    found = np.asarray(Image.open(stream))
-    return found[None] if found.ndim == 2 else np.ascontiguousarray(found.transpose(2, 0, 1))
+    return stream
 
 
 class RestorationSampler(Crops):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from bitlens.data.jpeg import Jpeg, jpeg_of
 from bitlens.data.levels import to_float, to_levels
 from bitlens.data.metadata import (
     DAMAGE,
@@ -87,6 +88,8 @@ class Picture:
     """EXIF, without orientation."""
     gamma: float | None = None
     """The exponent from light to levels, where a .png states it."""
+    jpeg: Jpeg | None = None
+    """What a .jpg says of luma before it was compressed."""
 
     def on_black(self) -> np.ndarray:
         """The levels, laid on black where they are transparent."""
@@ -236,6 +239,7 @@ def picture_of(image: Any, path: Path) -> Picture:
         image.load()
     gamma = image.info.get("gamma")  # of a .png
     orientation, exif = exif_of(image, path)
+    jpeg = jpeg_of(image, orientation)
     dpi, profile = dpi_of(image.info.get("dpi")), image.info.get("icc_profile")
     if levels is None and (image.mode in ("F", "I") or image.mode.startswith("I;16")):
         colours, alpha = _as_levels(np.asarray(image)), None
@@ -250,7 +254,7 @@ def picture_of(image: Any, path: Path) -> Picture:
         colours = colours[..., 0] if colours.ndim == 3 and colours.shape[-1] == 1 else colours
     profile = fitting_profile(profile, colours, path)
     gamma = gamma if isinstance(gamma, float) and 0.01 < gamma < 100 else None
-    return Picture(turned(colours, orientation), turned(alpha, orientation), profile, dpi, exif, gamma)
+    return Picture(turned(colours, orientation), turned(alpha, orientation), profile, dpi, exif, gamma, jpeg)
 
 
 def read_tif(path: str | os.PathLike[str], start: int = 0, stop: int | None = None) -> np.ndarray:

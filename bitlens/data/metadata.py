@@ -12,7 +12,7 @@ from bitlens.files import remark
 
 __all__ = [
     "DAMAGE", "ORIENTATION", "PROFILE", "RESOLUTION", "RESOLUTION_UNIT", "dpi_of", "exif_of", "fitting_profile",
-    "rgb_or_grey", "turned",
+    "mirrored", "rgb_or_grey", "turned",
 ]  # fmt: skip
 
 DAMAGE = (
@@ -32,8 +32,13 @@ def turned(levels: np.ndarray | None, orientation: int) -> Any:
         return levels
     if orientation >= 5:
         levels = levels.swapaxes(0, 1)
-    down, across = (-1 if orientation in turns else 1 for turns in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    down, across = (-1 if mirror else 1 for mirror in mirrored(orientation))
     return levels[::down, ::across]
+
+
+def mirrored(orientation: int) -> tuple[bool, bool]:
+    """Whether an EXIF orientation, 1 to 8, mirrors rows, and columns, after axes are swapped where it is 5 or more."""
+    return orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
 
 
 def exif_of(image: Any, path: Path) -> tuple[int, bytes | None]:

@@ -63,6 +63,7 @@ def evaluate(
     ssim: bool = True,
     engine: Name = "torch",
     stages: bool = False,
+    faithful: bool = False,
 ) -> list[Evaluation]:
     """Measure networks on a test set, one after the other.
 
@@ -80,6 +81,7 @@ def evaluate(
         ssim: compute SSIM too, which takes longer.
         engine: what computes. Claims of checkpoints are of torch.
         stages: of unfolding networks also the PSNR after each stage.
+        faithful: of restored JPEGs: hold them to what their files say (`restore`).
 
     Raises:
         FileNotFoundError: a model or file is missing.
@@ -101,7 +103,9 @@ def evaluate(
     if len(tasks) > 1:
         found = ", ".join(f"{about.name} for {about.task}" for about, _ in networks)
         raise ValueError(f"networks for several tasks came ({found}); wanted one kind; evaluate them apart")
-    of_images = {"super-resolution": _of_enlarged, "restoration": _of_restored}
+    if faithful and not (tasks == {"restoration"} and "+jpeg" in data):
+        raise ValueError(f"faithful restoring of {data}; wanted a network for it and JPEGs; for example set14+jpeg-10")
+    of_images = {"super-resolution": _of_enlarged, "restoration": partial(_of_restored, faithful=faithful)}
     for task in tasks & set(of_images):
         return [of_images[task](about, network, data, engine, ssim) for about, network in networks]
     scenes = load_scenes(data)
@@ -199,10 +203,13 @@ def _of_enlarged(about: Any, network: Any, data: str, engine: Name, ssim: bool) 
     )
 
 
-def _of_restored(about: Any, network: Any, data: str, engine: Name, ssim: bool) -> Evaluation:
+def _of_restored(about: Any, network: Any, data: str, engine: Name, ssim: bool, faithful: bool = False) -> Evaluation:
     """One network for restoration."""
-    from bitlens.data.damage import KINDS, damaged, parse
-    from bitlens.data.levels import to_float
+    from PIL import Image
+
+    from bitlens.data.damage import KINDS, as_jpeg, damaged, parse
+    from bitlens.data.jpeg import jpeg_of
+    from bitlens.data.levels import to_float, to_levels
     from bitlens.data.pairs import load_pairs, read_picture
     from bitlens.metrics import psnr_rgb, psnr_y, ssim_y
 
@@ -211,7 +218,8 @@ def _of_restored(about: Any, network: Any, data: str, engine: Name, ssim: bool) 
         raise ValueError(
             f"the test set {data} has no damage to restore; wanted {data}+{KINDS}; for example {data}+jpeg-10"
         )
-    noise = parse(kind)[0] == "noise"
+    what, amount = parse(kind)
+    noise = what == "noise"
     psnr = psnr_rgb if noise else partial(psnr_y, shave=0)
     pairs = load_pairs(name, 1)
 
@@ -219,6 +227,13 @@ def _of_restored(about: Any, network: Any, data: str, engine: Name, ssim: bool) 
         for pair in pairs:
             levels = read_picture(pair.high)
             yield pair.name, to_float(damaged(levels, kind)), to_float(levels)
+
+    def held(found: np.ndarray, given: np.ndarray) -> np.ndarray:
+        stored = to_levels(given)
+        with Image.open(as_jpeg(stored, amount)) as file:
+            jpeg = jpeg_of(file, 1)
+        assert jpeg is not None
+        return np.concatenate(list(jpeg.hold([found], stored)), 1)
 
     def score(restored: np.ndarray, truth: np.ndarray) -> Score:
         return Score(psnr(restored, truth), ssim_y(restored, truth, shave=0) if ssim else None)
@@ -229,7 +244,9 @@ def _of_restored(about: Any, network: Any, data: str, engine: Name, ssim: bool) 
         "psnr": f"{'psnr_rgb, all colours' if noise else 'psnr_y, luma of BT.601'}: 8 bits, mean over images",
         "ssim": "ssim_y: luma rounded to 8 bits, Gaussian window 11x11, sigma 1.5" if ssim else None,
     }
-    return _of_images(about, network, images(), len(pairs), score, settings, engine)
+    if faithful:
+        settings["held"] = "luma, to the file's steps (data.jpeg)"
+    return _of_images(about, network, images(), len(pairs), score, settings, engine, held if faithful else None)
 
 
 def _of_images(
@@ -240,8 +257,9 @@ def _of_images(
     score: Callable[[np.ndarray, np.ndarray], Score],
     settings: dict[str, Any],
     engine: Name,
+    after: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Evaluation:
-    """One network on images: (name, what it is given, the truth)."""
+    """One network on images: (name, what it is given, the truth); `after` makes more of what was found and given."""
     from bitlens.engine.registry import choose_engine
     from bitlens.inference.images import enlarge
     from bitlens.inference.machine import keep_freed_memory
@@ -258,6 +276,7 @@ def _of_images(
                 )
             begun = time.perf_counter()
             found = enlarge(running, given, f"{about.name}: {name}")
+            found = after(found, given) if after else found
             seconds, pixels = seconds + time.perf_counter() - begun, pixels + given[0].size
             scores[name] = score(found, truth)
     settings = {**_identity(about), **settings, "seconds_per_megapixel": seconds / pixels * 1e6, "engine": how}

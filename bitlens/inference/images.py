@@ -11,11 +11,13 @@ import numpy as np
 
 from bitlens import checkpoint
 from bitlens.data.images import Picture, count_frames, load_picture
+from bitlens.data.jpeg import Jpeg
 from bitlens.data.levels import check_white, in_unit_range, to_float, to_grey, to_levels
 from bitlens.data.pictures import PICTURE_SUFFIXES, write_picture
 from bitlens.data.video import ANIMATION_SUFFIXES, MOVIE_SUFFIXES, open_movie
 from bitlens.data.writers import check_size, check_target, video_writer
 from bitlens.engine.registry import Name
+from bitlens.files import remark
 from bitlens.inference.plausible import Seams, Watch
 from bitlens.inference.reuse import Reuse
 from bitlens.inference.starting import Started, start
@@ -100,17 +102,22 @@ def restore(
     memory_mb: int = 2000,
     white: float | int | None = None,
     still: float | int | None = 0,
+    faithful: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Enlarged:
     """Take noise and what JPEG left behind out of an image or a film, at its size, in tiles that fit into memory.
 
-    Arguments, results and errors are those of `upscale`, for networks whose task is restoration.
+    Arguments, results and errors are those of `upscale`, for networks whose task is restoration; and:
+
+    Args:
+        faithful: of the path of a .jpg: hold the result to what the file says of the image that was compressed
+            (`data.jpeg`). That gives more of what compression took, and leaves the noise that was there before it.
 
     Example:
         >>> bitlens.restore("photo.jpg").levels.shape  # doctest: +SKIP
         (768, 1024, 3)
     """
-    return _run("restoration", source, model, engine, out, memory_mb, white, still, say)
+    return _run("restoration", source, model, engine, out, memory_mb, white, still, say, faithful)
 
 
 def _run(
@@ -123,6 +130,7 @@ def _run(
     white: float | int | None,
     still: float | int | None,
     say: Callable[[str], None] | None,
+    faithful: bool = False,
 ) -> Enlarged:
     """An image or a film through a network for a task."""
     model = checkpoint.default(task) if model is None else model
@@ -133,7 +141,7 @@ def _run(
                 f"an image {source.shape} of {source.dtype} came; wanted (h, w) or (h, w, 3) of uint8, uint16 or floats"
                 "; convert it"
             )
-        return _image(Path("the image"), Picture(source), begin, out, memory_mb, white)
+        return _image(Path("the image"), Picture(source), begin, out, memory_mb, white, faithful)
     path = Path(source)
     movie = path.suffix.lower() in ANIMATION_SUFFIXES and (
         out is None or Path(out).suffix.lower() not in PICTURE_SUFFIXES
@@ -141,8 +149,10 @@ def _run(
     if frames_of(path) != 1 or movie:
         if out is None:
             raise ValueError(f"{path} holds frames, and no place came for them; wanted one; pass out=...")
+        if faithful:
+            not_held(path)
         return _film(path, begin, os.fspath(out), memory_mb, white, still)
-    return _image(path, None, begin, out, memory_mb, white)
+    return _image(path, None, begin, out, memory_mb, white, faithful)
 
 
 def frames_of(path: Path) -> int:
@@ -165,14 +175,17 @@ def _image(
     out: str | os.PathLike[str] | None,
     memory_mb: int,
     white: float | int | None,
+    faithful: bool,
 ) -> Enlarged:
     """An image, written in strips."""
     if out is not None and Path(out).suffix.lower() not in PICTURE_SUFFIXES:
         raise ValueError(f"cannot write {out}; wanted a name that ends in {' or '.join(PICTURE_SUFFIXES)}; change it")
     image = load_picture(path) if image is None else image
     check_white(image.levels, path, white)
+    if faithful and image.jpeg is None:
+        not_held(path)
     model = begin()
-    rows = strips(model, image, path, memory_mb, white)
+    rows = strips(model, image, path, memory_mb, white, image.jpeg if faithful else None)
     if out is None:
         levels = np.concatenate(list(rows))
         return Enlarged(levels[..., 0] if levels.shape[-1] == 1 else levels, 0, model.about.name, model.how)
@@ -181,10 +194,18 @@ def _image(
     return Enlarged(None, 0, model.about.name, model.how)
 
 
+def not_held(path: Path) -> None:
+    """Say that a result is not held to its file."""
+    remark(f"{path} does not say what was compressed; wanted a .jpg in grey or luma and colour; it is restored freely")
+
+
 def strips(
-    model: Started, image: Picture, path: Path, memory_mb: int, white: float | int | None
+    model: Started, image: Picture, path: Path, memory_mb: int, white: float | int | None, jpeg: Jpeg | None = None
 ) -> Iterator[np.ndarray]:
-    """The enlarged image, a few rows at a time: levels (n, w, channels) of 8 bits, or 16 for finer ones."""
+    """The enlarged image, a few rows at a time: levels (n, w, channels) of 8 bits, or 16 for finer ones.
+
+    `jpeg`: what a restored one is held to.
+    """
     network, running = model.network, model.running
     dtype = np.uint8 if image.levels.dtype == np.uint8 else np.uint16
     grey, levels, alpha = image.levels.ndim == 2, image.levels, None
@@ -207,7 +228,7 @@ def strips(
             watch.see(small, large)
             return large
 
-        for band in bands(
+        found = bands(
             run,
             [planes],
             window=band_window(network, planes.shape[1:], memory_mb, running),
@@ -216,7 +237,8 @@ def strips(
             on_tile=lambda done, count: bar.update(task, completed=done, total=count),
             on_seam=seams.see,
             **cut_of(network),
-        ):
+        )
+        for band in found if jpeg is None else jpeg.hold(found, planes):
             for first in range(0, band.shape[1], 64):
                 part = band[:, first : first + 64].transpose(1, 2, 0)
                 level = to_levels(to_grey(part)[..., None] if grey else part, dtype)

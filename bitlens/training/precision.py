@@ -14,7 +14,7 @@ def autocast(device: torch.device, bf16: bool) -> torch.autocast:
 
 @cache
 def computes_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16 itself. Elsewhere torch only imitates it, at four times float32's time."""
+    """Whether a device multiplies in bfloat16 itself. Elsewhere torch imitates it, in four times float32's time."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()

@@ -10,8 +10,8 @@ from PIL import Image
 
 from bitlens import checkpoint
 from bitlens.cli import main
-from bitlens.data.damage import damaged
-from bitlens.data.images import read_image
+from bitlens.data.damage import as_jpeg, damaged
+from bitlens.data.images import load_picture, read_image
 from bitlens.data.levels import to_float, to_levels
 from bitlens.data.pairs import read_picture
 from bitlens.data.video import read_video
@@ -55,6 +55,32 @@ def test_an_image(
     assert found.shape == (72, 63, 3) and off.max() <= 1 and (off > 0).mean() < 1e-3
     assert main(["restore", str(photo.parent), "--model", str(model), "--out", str(tmp_path / "all")]) == 0
     np.testing.assert_array_equal(read_image(tmp_path / "all" / "one.png"), found)
+
+
+def test_a_jpeg_is_held_to_its_file(
+    photo: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    levels = read_picture(photo)
+    source = tmp_path / "one.jpg"
+    source.write_bytes(as_jpeg(levels, 30).getvalue())
+    command = ["--model", str(model), "--engine", "torch", "--faithful"]
+    assert main(["restore", str(source), *command, "--out", str(tmp_path / "held.png")]) == 0
+    capsys.readouterr()
+    picture = load_picture(source)
+    assert picture.jpeg is not None
+    given = picture.levels.transpose(2, 0, 1)
+    held = np.concatenate(list(picture.jpeg.hold([restored(model, given)], given)), 1)
+    np.testing.assert_array_equal(read_image(tmp_path / "held.png"), to_levels(held).transpose(1, 2, 0))
+    assert main(["restore", str(photo), *command, "--out", str(tmp_path / "free.png")]) == 0
+    assert "one.png does not say what was compressed; wanted a .jpg" in " ".join(capsys.readouterr().out.split())
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "free.png"), to_levels(restored(model, levels)).transpose(1, 2, 0)
+    )
+    file, data = tmp_path / "result.json", f"{photo.parent}+jpeg-30"
+    assert main(["evaluate", str(model), "--data", data, "--faithful", "--json", str(file)]) == 0
+    content = json.loads(file.read_text())
+    assert content["scenes"]["one"]["psnr"] == pytest.approx(psnr_y(held, to_float(levels), shave=0), abs=1e-9)
+    assert content["settings"]["held"]
 
 
 def test_a_film_whose_background_is_still(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +135,10 @@ def test_bad_input(photo: Path, model: Path, tmp_path: Path, capsys: pytest.Capt
         (["evaluate", str(model), "--data", "set5"], "the test set set5 has no damage to restore; wanted set5+noise-"),
         (["evaluate", str(model), "--data", f"{photo.parent}+blur-3"], "no damage 'blur-3'; wanted noise-SIGMA"),
         (["restore", str(tmp_path / "none.png")], "no file"),
+        (
+            ["evaluate", str(model), "--data", f"{photo.parent}+noise-9", "--faithful"],
+            "wanted a network for it and JPEGs",
+        ),
     ):
         assert main(arguments) == 2
         shown = capsys.readouterr().err
