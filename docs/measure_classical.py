@@ -6,7 +6,6 @@ The strength is chosen for each kind of damage on some of the photographs that t
 choose nothing. Non-local means is told the noise's standard deviation.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +14,13 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from rendering import write_result
 
 from bitlens.data.crops import photographs
 from bitlens.data.damage import damaged, parse
 from bitlens.data.levels import to_float
 from bitlens.data.pairs import load_pairs, read_picture
 from bitlens.data.patches import held_out
-from bitlens.inference.machine import describe_run
 from bitlens.metrics import psnr_rgb, psnr_y
 
 DAMAGES, SETS, CHOSEN_ON = ("noise-25", "jpeg-10", "jpeg-40"), ("set5", "set14", "urban10"), 6
@@ -66,8 +65,7 @@ def main() -> None:
             found = {name: fmean(quality(kind, levels, run) for levels in images) for name, run in best.items()}
             rows.append({"data": f"{data}+{kind}", "psnr": found, "strength": strengths})
             print(rows[-1], flush=True)
-    Path(out).parent.mkdir(exist_ok=True)
-    Path(out).write_text(json.dumps({"rows": rows, "run": describe_run()}, indent=1) + "\n", encoding="utf-8")
+    write_result(Path(out), {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python docs/measure_faithful.py ffdnet PHOTOGRAPHS results/restoration/bounds.js
 `data.jpeg.NARROW` was chosen by it: the test images choose nothing.
 """
 
-import json
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +12,7 @@ from statistics import fmean
 import numpy as np
 import torch
 from PIL import Image
+from rendering import write_result
 
 from bitlens import checkpoint
 from bitlens.data import jpeg
@@ -22,7 +22,6 @@ from bitlens.data.levels import to_float
 from bitlens.data.pairs import read_picture
 from bitlens.data.patches import held_out
 from bitlens.inference.images import enlarge
-from bitlens.inference.machine import describe_run
 from bitlens.metrics import psnr_y
 
 QUALITIES, BOUNDS, SIDE = (10, 40, 90), (0.5, 0.4, 0.3, 0.2), 384
@@ -49,8 +48,8 @@ def main() -> None:
             {"quality": quality, "free": fmean(free), "held": {str(b): fmean(each) for b, each in held.items()}}
         )
         print(rows[-1], flush=True)
-    content = {"model": model, "photographs": len(photos), "side": SIDE, "rows": rows, "run": describe_run()}
-    Path(out).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {"model": model, "photographs": len(photos), "side": SIDE, "rows": rows}
+    write_result(Path(out), content)
 
 
 if __name__ == "__main__":

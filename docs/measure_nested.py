@@ -8,12 +8,12 @@ take as long), which their files tell.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from rendering import write_result
+
 from bitlens import checkpoint, evaluate
-from bitlens.inference.machine import describe_run
 
 
 def scores(model: str, sets: list[str]) -> dict[str, Any]:
@@ -50,10 +50,8 @@ def main() -> None:
         "minutes": given.minutes,
         "mb": checkpoint.describe(given.nested).bytes / 1e6,
         "rows": rows,
-        "run": describe_run(),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_result(given.out, content)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rendering import write_result
 
 from bitlens import checkpoint
 from bitlens.bench.contestants import engine_run, openvino_run
@@ -29,7 +30,7 @@ from bitlens.bench.turns import Contestant, environment, interleave
 from bitlens.data.fitting import fitting
 from bitlens.engine.export import export_onnx
 from bitlens.engine.registry import ENGINES, choose_engine
-from bitlens.inference.machine import describe_run, keep_freed_memory
+from bitlens.inference.machine import keep_freed_memory
 from bitlens.methods import quantize
 
 SAMPLES, CROP = 32, 64
@@ -295,10 +296,8 @@ def main() -> None:
         "rows": rows,
         "packages": {name: installed(name) for name in ("nncf", "openvino", "onnxruntime", "torchao", "torch")},
         "environment": environment(),
-        "run": describe_run(),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_result(given.out, content)
 
 
 if __name__ == "__main__":

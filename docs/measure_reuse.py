@@ -7,19 +7,17 @@ with a sensor's noise of one level. Each way of enlarging runs in turn, `ROUNDS`
 that is enlarged whole is the truth: "equal" is the share of result values that are the same, in 8 bits.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from rendering import drawing
+from rendering import drawing, write_result
 
 from bitlens.bench.turns import environment
 from bitlens.data.video import open_movie
 from bitlens.inference.images import enlarge
-from bitlens.inference.machine import describe_run
 from bitlens.inference.reuse import Reuse
 from bitlens.inference.starting import start
 from bitlens.metrics import flicker
@@ -107,9 +105,8 @@ def main() -> None:
         "size": [FRAMES, HEIGHT, WIDTH],
         "films": {name: measured(each, model) for name, each in films.items()},
         "environment": environment(),
-        "run": describe_run(),
     }
-    Path(out).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_result(Path(out), content)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rendering import write_result
 
 from bitlens.bench.turns import environment
-from bitlens.inference.machine import describe_run, keep_freed_memory
+from bitlens.inference.machine import keep_freed_memory
 from bitlens.methods import METHODS
 from bitlens.quant.allocate import exact, greedy
 from bitlens.quant.sensitivity import MEASURES
@@ -93,10 +94,8 @@ def main() -> None:
         "uniform_ms": subject.timing.whole,
         "rows": rows,
         "environment": environment(),
-        "run": describe_run(),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_result(given.out, content)
 
 
 if __name__ == "__main__":

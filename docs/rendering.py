@@ -1,4 +1,4 @@
-"""What the rendering scripts share: tables, the places in a page that they fill, fingerprints, the command line."""
+"""What the scripts share: results as JSON, tables, the places in a page that they fill, fingerprints, command lines."""
 
 import argparse
 import json
@@ -21,6 +21,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); wanted a result file; write it again") from error
+
+
+def write_result(path: Path, content: dict[str, Any]) -> None:
+    """Write what a script has measured as JSON, with the facts of this run: versions, CPU, revision, date."""
+    from bitlens.inference.machine import describe_run
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**content, "run": describe_run()}, indent=1) + "\n", encoding="utf-8")
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:

@@ -164,6 +164,7 @@ def describe(path_or_name: str | os.PathLike[str]) -> Description:
     width = split(path_or_name)[1]
     recipe, layers = at_width(meta, width, path)
     layers = [Layer(*fields) for fields in layers]
+    widths = tuple(sorted(map(int, meta["nested"]), reverse=True))
     return Description(
         path.stem if width is None else f"{path.stem}@{width}",
         path,
@@ -173,9 +174,9 @@ def describe(path_or_name: str | os.PathLike[str]) -> Description:
         recipe["method"] if recipe else None,
         recipe,
         meta["provenance"],
-        meta["claims"] if width is None else meta["nested"].get(str(width), {}).get("claims", {}),
+        meta["claims"] if width in (None, *widths[:1]) else {},
         layers,
-        tuple(sorted(map(int, meta["nested"]), reverse=True)),
+        widths,
     )
 
 
@@ -198,7 +199,7 @@ def is_nested(content: Any) -> bool:
     """Whether a header's widths are such: recipe and layers of each."""
     return isinstance(content, dict) and all(
         AT.fullmatch(f"a@{width}") and isinstance(one, dict) and METADATA["recipe"](one.get("recipe"))
-        and METADATA["layers"](one.get("layers")) and isinstance(one.get("claims", {}), dict)
+        and METADATA["layers"](one.get("layers"))
         for width, one in content.items()
     )  # fmt: skip
 

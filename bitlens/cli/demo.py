@@ -115,7 +115,7 @@ class Demo:
                     video = to_grey(demosaic(video, pattern_at(self.bayer)))
                 quality, film, caption = [], [], f"{about.bytes / 1e6:.2f} MB" if about.path else "no weights"
                 if truth is not None:
-                    scores = score(video[: len(truth)], truth)
+                    scores = score(video[: len(truth)], truth, film=True)
                     quality = [f"{scores['psnr']:.2f}", f"{scores['ssim']:.3f}"]
                     film = of_film(scores)
                     caption = f"{quality[0]} dB, SSIM {quality[1]}{f', {caption}' if about.path else ''}"

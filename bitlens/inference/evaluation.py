@@ -160,7 +160,7 @@ def _of_scenes(
             raise ValueError(f"{scene.source}: {error}") from error
         video, times = rebuilt(running, capture.measurement, capture.mask, f"{about.name}: {scene.name}")
         assert capture.reference is not None
-        scores[scene.name] = Score(**score(video, capture.reference, ssim))
+        scores[scene.name] = Score(**score(video, capture.reference, ssim, film=True))
         used[scene.name] = len(video)
         seconds += times
     settings = {

@@ -272,8 +272,11 @@ def for_mosaics(running: Any, tiles: Tiling | None, label: str) -> Any:
     return run
 
 
-def score(video: np.ndarray, reference: np.ndarray, ssim: bool = True) -> dict[str, Any]:
-    """`psnr` (dB), `ssim`, `flicker`, `banding` in video SCI's convention; None where not asked for or not defined."""
+def score(video: np.ndarray, reference: np.ndarray, ssim: bool = True, film: bool = False) -> dict[str, Any]:
+    """`psnr` (dB) and `ssim` in video SCI's convention, with `film` `flicker` and `banding` too; None: not asked for.
+
+    None as well where there is none: one frame does not flicker, and without flat places there are no bands.
+    """
     from bitlens.metrics import banding, flicker, psnr_sci, ssim_sci
 
     if video.ndim != 3:
@@ -281,10 +284,10 @@ def score(video: np.ndarray, reference: np.ndarray, ssim: bool = True) -> dict[s
             f"a colour video {video.shape} came; wanted grey frames to compare with a grey reference; "
             "choose a grey network"
         )
-    bands = banding(video, reference) if min(video.shape[1:]) > 1 else float("nan")
+    bands = banding(video, reference) if film and min(video.shape[1:]) > 1 else float("nan")
     return {
         "psnr": psnr_sci(video, reference),
         "ssim": ssim_sci(video, reference) if ssim else None,
-        "flicker": flicker(video, reference) if len(video) > 1 else None,
+        "flicker": flicker(video, reference) if film and len(video) > 1 else None,
         "banding": None if isnan(bands) else bands,
     }
