@@ -81,8 +81,9 @@ def test_an_unfolding_network_is_tuned_on_captures(tmp_path: Path, capsys: pytes
     torch.manual_seed(0)
     bitlens.save(DUN(2, (8, 8, 8), (1, 1, 1), 2).eval(), tmp_path / "float.safetensors")
     model, out = str(tmp_path / "float.safetensors"), tmp_path / "tuned.safetensors"
-    few = ["--bits", "w8a8", "w4a6", *FLAGS[4:]]
-    assert main(["tune", model, "--budget-ms", "1e4", "--frames", "4", *few, "--out", str(out)]) == 0
+    few, paged = ["--bits", "w8a8", "w4a6", *FLAGS[4:]], ["--page", str(tmp_path / "page.html")]
+    assert main(["tune", model, "--budget-ms", "1e4", "--frames", "4", *few, "--out", str(out), *paged]) == 0
+    assert "tuned: bits for a budget" in (tmp_path / "page.html").read_text()
     shown = capsys.readouterr().out
     assert "calibrated on made scenes" in shown and "priors.*.head" in shown and "of 10000" in shown
     assert checkpoint.describe(out).provenance["data"]["masks"] == "random binary, fresh"

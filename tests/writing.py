@@ -69,7 +69,7 @@ def commands_that_write(folder: Path) -> dict[str, list[str]]:
         "upscale folder": "upscale {f}/pictures --model {f}/pan.safetensors --out out/large --engine torch",
         "demo": "demo --model gap-tv --size 32 --frames 4 --out out",
         "calibrate": "calibrate {f}/white.npz --dark {f}/dark.npz --out out/mask.npz",
-        "evaluate": "evaluate gap-tv --data {f}/tiny --frames 4 --json out/r.json",
+        "evaluate": "evaluate gap-tv --data {f}/tiny --frames 4 --json out/r.json --page out/r.html",
         "cameras": "cameras {f}/float.safetensors --data {f}/tiny --engine torch --json out/c.json",
         "verify": "verify {f}/float.safetensors --data {f}/tiny --json out/v.json",
         "quantize": "quantize {f}/float.safetensors --method direct --batches 1 --out out/q.safetensors",

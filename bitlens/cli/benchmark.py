@@ -50,13 +50,16 @@ class Benchmark:
     """Seed of the made scene and of its mask."""
     json: Path | None = None
     """Write everything that was measured to this file."""
+    page: Path | None = None
+    """Also write a page for the browser to this file (.html), as `bitlens report` does."""
     picture: Path | None = None
     """Draw the medians as bars (.png; needs matplotlib)."""
 
     def run(self) -> None:
         from bitlens.bench.networks import benchmark
-        from bitlens.cli.shared import check_positive, check_seed, output_file
+        from bitlens.cli.shared import PAGES, check_positive, check_seed, output_file
         from bitlens.report import console
+        from bitlens.report.page import write_page
 
         for flag in ("size", "frames", "threads", "rounds"):
             check_positive(f"--{flag}", getattr(self, flag) if getattr(self, flag) is not None else 1)
@@ -65,6 +68,7 @@ class Benchmark:
             raise ValueError("--picture needs matplotlib; wanted it installed; run pip install 'bitlens[report]'")
         with (
             output_file(self.json, ".json") as json_path,
+            output_file(self.page, *PAGES) as page_path,
             output_file(self.picture, ".png") as picture_path,
         ):
             result = benchmark(
@@ -74,6 +78,8 @@ class Benchmark:
             show(result, console())
             if json_path is not None:
                 json_path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            if page_path is not None:
+                write_page(page_path, "bitlens benchmark", [("benchmark", result)])
             if picture_path is not None:
                 draw(result, picture_path)
 

@@ -36,6 +36,8 @@ class Evaluate:
     such a set with its damage."""
     json: Path | None = None
     """Write scenes, average and settings to this file: one object, or for several models a list of them."""
+    page: Path | None = None
+    """Also write a page for the browser to this file (.html), as `bitlens report` does."""
     mask: Path | None = None
     """The mask to measure with. Default: the benchmark's for six-scenes, else a random one from --seed."""
     frames: int = 8
@@ -52,11 +54,14 @@ class Evaluate:
     """Of restored JPEGs: hold them to what their files say, as `bitlens restore --faithful` does."""
 
     def run(self) -> None:
-        from bitlens.cli.shared import output_file
+        from bitlens.cli.shared import PAGES, output_file
         from bitlens.report import console
+        from bitlens.report.page import write_page
 
-        with output_file(self.json) as json_path:
+        with output_file(self.json) as json_path, output_file(self.page, *PAGES) as page_path:
             results = self.results()
+            if page_path is not None:
+                write_page(page_path, self.data, ((result.model, result.to_dict()) for result in results))
             if json_path is not None:
                 several = [{"model": result.model, **result.to_dict()} for result in results]
                 content = results[0].to_dict() if len(results) == 1 else several
@@ -70,6 +75,8 @@ class Evaluate:
             out.print(speed_in_words(result.settings))
         if self.json:
             out.print(f"settings and scores: {self.json}")
+        if self.page:
+            out.print(f"page: {self.page}")
 
     def results(self) -> "list[Evaluation]":
         """The evaluation of each model.

@@ -59,14 +59,17 @@ class Experiment:
     """Decides crops, masks and augmentation."""
     json: Path | None = None
     """Also write the table to this file."""
+    page: Path | None = None
+    """Also write a page for the browser to this file (.html), as `bitlens report` does."""
 
     def run(self) -> int:
         from bitlens import checkpoint
-        from bitlens.cli.shared import check_seed, output_file
+        from bitlens.cli.shared import PAGES, check_seed, output_file
         from bitlens.data.clips import ClipSampler, load_clips
         from bitlens.experiments import BUDGETS, EXPERIMENTS
         from bitlens.inference.evaluation import evaluate
         from bitlens.inference.machine import keep_freed_memory
+        from bitlens.report.page import write_page
 
         check_seed(self.seed)
         keep_freed_memory()
@@ -80,7 +83,7 @@ class Experiment:
         if checkpoint.describe(self.start).recipe is not None:
             raise ValueError(f"--start {self.start} is a low-bit network; wanted a float one; give its float network")
         experiment, budget = EXPERIMENTS[self.name], BUDGETS[self.budget]
-        with output_file(self.json) as json_path:
+        with output_file(self.json) as json_path, output_file(self.page, *PAGES) as page_path:
             split = "train" if (self.clips / "manifest.json").is_file() else None
             clips = load_clips(self.clips, split)
             sampler = ClipSampler(clips, crop=budget.crop, batch=budget.batch, seed=self.seed)
@@ -103,6 +106,8 @@ class Experiment:
             }
             if json_path is not None:
                 json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            if page_path is not None:
+                write_page(page_path, experiment.title, [(self.name, content)])
         show(experiment.title, content)
         return 0
 

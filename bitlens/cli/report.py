@@ -10,9 +10,9 @@ import tyro
 class Report:
     """Put results into one HTML page that loads nothing, for a browser or a phone.
 
-    Takes what bitlens tune wrote beside its network, and the files that bitlens benchmark --json and
-    bitlens evaluate --json wrote. Evaluations on one test set are one table. `bitlens demo` writes such a page itself,
-    with the videos.
+    Takes what bitlens tune wrote beside its network, and the files that bitlens benchmark, evaluate and experiment
+    wrote with --json. Evaluations on one test set are one table. Each of these verbs writes a page of its own result
+    with --page, and `bitlens demo` one with the videos.
 
     Example:
         bitlens report fast.json benchmark.json --out report.html   # of bitlens tune abpn-x2 --out fast.safetensors ...
@@ -26,12 +26,11 @@ class Report:
     """Its heading."""
 
     def run(self) -> None:
-        from bitlens.cli.shared import check_other, output_file
-        from bitlens.report.page import page, read, sections_of
+        from bitlens.cli.shared import PAGES, check_other, output_file
+        from bitlens.report.page import read, write_page
 
         check_other(self.out, *self.results)
-        text = page(self.title, sections_of((file.stem, read(file)) for file in self.results))
-        with output_file(self.out, ".html", ".htm") as path:
+        with output_file(self.out, *PAGES) as path:
             assert path is not None
-            path.write_text(text, encoding="utf-8")
+            write_page(path, self.title, ((file.stem, read(file)) for file in self.results))
         print(f"wrote {self.out} ({self.out.stat().st_size / 1e3:,.0f} kB)")

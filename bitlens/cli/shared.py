@@ -43,6 +43,10 @@ def check_other(out: "str | Path", *sources: "str | Path") -> None:
             raise ValueError(f"--out {out} is {source}, which is read; wanted another place; choose another name")
 
 
+PAGES = (".html", ".htm")
+"""How the names of pages end."""
+
+
 @contextmanager
 def output_file(path: Path | None, *suffixes: str) -> Iterator[Path | None]:
     """Yield a temporary path that becomes `path` in the end; a bad place is refused before the work begins.

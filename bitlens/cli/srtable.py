@@ -25,9 +25,10 @@ HELD_OUT = 12
 def run_table(command: "Experiment") -> int:
     """Quantize, then evaluate, then show; the same command goes on where the last one stopped."""
     from bitlens import checkpoint
-    from bitlens.cli.shared import output_file
+    from bitlens.cli.shared import PAGES, output_file
     from bitlens.experiments import SR_BUDGETS, SR_PAPER, SR_SETS
     from bitlens.inference.images import scale_of
+    from bitlens.report.page import write_page
 
     about = checkpoint.describe(command.start)
     network = checkpoint.load(command.start).eval()
@@ -40,7 +41,7 @@ def run_table(command: "Experiment") -> int:
         raise ValueError("sr-table calibrates on photographs; wanted a folder of them; use --calibration FOLDER")
     sets = tuple(command.data.split(",")) if command.data else SR_SETS
     variants = [(*row, bits) for bits in chosen_bits(command.bits) for row in chosen_rows(command.methods)]
-    with output_file(command.json, ".json") as json_path:
+    with output_file(command.json, ".json") as json_path, output_file(command.page, *PAGES) as page_path:
         pictures = Pictures(command, scale)
         rows = []
         for label, method, grid, bits in variants:
@@ -65,6 +66,8 @@ def run_table(command: "Experiment") -> int:
         }
         if json_path is not None:
             json_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if page_path is not None:
+            write_page(page_path, "2DQuant's table", [("sr-table", content)])
     show(content)
     return 0
 

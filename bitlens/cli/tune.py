@@ -58,13 +58,16 @@ class Tune:
     """CPU threads."""
     seed: int = 0
     """Decides crops, scenes and masks. The same seed and measurements give the same file."""
+    page: Path | None = None
+    """Also write a page for the browser to this file (.html), as `bitlens report` does."""
     run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
     """Folder where measurements are kept. Default: OUT's name with .tune. Give one to several budgets of a network."""
 
     def run(self) -> None:
-        from bitlens.cli.shared import check_other, check_positive, check_seed
+        from bitlens.cli.shared import PAGES, check_other, check_positive, check_seed, output_file
         from bitlens.cli.train import check_target
         from bitlens.report import console
+        from bitlens.report.page import write_page
         from bitlens.tuning import CHOICES, Budgets, tune
 
         check_target(self.out)
@@ -78,10 +81,14 @@ class Tune:
         for suffix in (".safetensors", ".toml", ".json"):
             check_other(self.out.with_suffix(suffix), self.model)
         budgets = Budgets(self.budget_ms, self.budget_mb, self.budget_gmac, self.max_loss)
-        content = tune(
-            self.model, self.out, budgets, folder=self.run_folder, choices=self.bits or CHOICES, measure=self.measure,
-            data=self.data, size=self.size, frames=self.frames, threads=self.threads, steps=self.steps, seed=self.seed,
-        )  # fmt: skip
+        with output_file(self.page, *PAGES) as page_path:
+            content = tune(
+                self.model, self.out, budgets, folder=self.run_folder, choices=self.bits or CHOICES,
+                measure=self.measure, data=self.data, size=self.size, frames=self.frames, threads=self.threads,
+                steps=self.steps, seed=self.seed,
+            )  # fmt: skip
+            if page_path is not None:
+                write_page(page_path, f"{content['start']} for a budget", [(self.out.stem, content)])
         out = console()
         out.print(curve_of(content))
         out.print(layers_of(content))

@@ -83,7 +83,7 @@ def scatter(series: Sequence[Series], x: str, y: str) -> str:
 class Axis:
     """A range that holds all values, between round numbers."""
 
-    def __init__(self, values: Sequence[float]):
+    def __init__(self, values: Sequence[float | int]):
         low, high = min(values), max(values)
         room = (high - low) or abs(high) or 1.0
         step = 10 ** floor(log10(room / TICKS))

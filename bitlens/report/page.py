@@ -19,7 +19,7 @@ from bitlens.metrics import psnr_sci, ssim_sci
 from bitlens.report.charts import Point, Series, scatter
 from bitlens.report.pictures import Panel
 
-__all__ = ["Bar", "Section", "page", "read", "sections_of", "videos"]
+__all__ = ["Bar", "Section", "page", "read", "sections_of", "videos", "write_page"]
 
 QUALITY = 90
 """Of the WebP images in a page."""
@@ -95,6 +95,15 @@ def read(path: Path) -> Any:
         raise FileNotFoundError(f"no file {path}; wanted a result of bitlens (.json); check the path") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); wanted a result of bitlens; write it again") from error
+
+
+def write_page(path: Path, title: str, results: Iterable[tuple[str, Any]]) -> None:
+    """The page of result files, by name, as a file.
+
+    Raises:
+        ValueError: as `sections_of`, or there is none.
+    """
+    path.write_text(page(title, sections_of(results)), encoding="utf-8")
 
 
 def sections_of(results: Iterable[tuple[str, Any]]) -> list[Section]:
@@ -218,7 +227,7 @@ def evaluations(results: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[st
                 str(one["settings"]["model"]),
                 *(f"{one['scenes'][scene]['psnr']:.2f}" if scene in one["scenes"] else "" for scene in scenes),
                 f"{one['average']['psnr']:.2f}",
-                f"{one['average'].get('ssim') or 0:.4f}",
+                "" if one["average"].get("ssim") is None else f"{one['average']['ssim']:.4f}",
                 *(of_film(one["average"]) if films else ()),
             ]
             for one in own

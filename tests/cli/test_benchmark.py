@@ -31,7 +31,9 @@ def test_small_networks(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model, out, picture = small(tmp_path, 8), tmp_path / "speed.json", tmp_path / "speed.png"
     command = ["benchmark", str(model), "--size", "32", "--frames", "4", "--rounds", "1", "--threads", "1"]
-    assert main([*command, "--engines", "openvino", "--json", str(out), "--picture", str(picture)]) == 0
+    paged = ["--page", str(tmp_path / "speed.html")]
+    assert main([*command, "--engines", "openvino", "--json", str(out), "--picture", str(picture), *paged]) == 0
+    assert "small-w8" in (tmp_path / "speed.html").read_text()
     result = json.loads(out.read_text())
     assert result["ratios"]["official_float32"] is None and result["ratios"]["best_float32"] > 0
     rows = {row["kind"]: row for row in result["rows"]}

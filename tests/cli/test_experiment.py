@@ -27,7 +27,8 @@ def test_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     places = ["--clips", str(clips), "--run-folder", str(tmp_path / "run"), "--data", str(clips)]
     command = ["experiment", "qsci-ablation", *places, "--start", str(tmp_path / "float.safetensors")]
     out = tmp_path / "ablation.json"
-    assert main([*command, "--json", str(out)]) == 0
+    assert main([*command, "--json", str(out), "--page", str(tmp_path / "ablation.html")]) == 0
+    assert "<td>+ VRM</td>" in (tmp_path / "ablation.html").read_text()
     content = json.loads(out.read_text())
     assert [row["variant"] for row in content["rows"]] == ["direct", "+ shift", "+ FEM", "+ VRM"]
     assert [row["paper"] for row in content["rows"]] == [-4.11, -3.58, -1.23, -0.80]

@@ -31,7 +31,9 @@ def test_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     checkpoint.save(IMDN(scale=2, dim=16, units=1).eval(), start)
     command = ["experiment", "sr-table", "--start", str(start), "--calibration", str(tmp_path / "photographs")]
     command += ["--run-folder", str(tmp_path / "run"), "--data", str(tmp_path / "test"), "--json", str(out)]
-    assert main(command) == 0
+    assert main([*command, "--page", str(tmp_path / "table.html")]) == 0
+    page = (tmp_path / "table.html").read_text()
+    assert all(f"<td>{label}</td>" in page for label, _, _ in SR_METHODS), page
     content, name = json.loads(out.read_text()), str(tmp_path / "test")
     assert [row["variant"] for row in content["rows"]] == [label for label, _, _ in SR_METHODS]
     for row in content["rows"]:
