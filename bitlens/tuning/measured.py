@@ -91,15 +91,19 @@ class Measured:
 
     @cached_property
     def variants(self) -> dict[str, nn.Module]:
-        """The network with all layers at each choice, calibrated and its weights fitted."""
-        made: dict[str, nn.Module] = {}
+        """The network with all layers at each choice, calibrated and its weights fitted; kept as packed files."""
+        found: dict[str, nn.Module] = {}
         with stage("calibrating", len(self.choices)) as step:
             for label, bits in self.choices.items():
-                recipe = Recipe(label, (Rule("*", bits),), "direct", "mse", "mse")
-                made[label], _ = quantize(self.network, recipe, self.fit)
-                fit_weights(made[label], self.network, self.fit)
+                file = self.kept.place(f"variant-{label}.safetensors")
+                if not file.is_file():
+                    recipe = Recipe(label, (Rule("*", bits),), "direct", "mse", "mse")
+                    made, _ = quantize(self.network, recipe, self.fit)
+                    fit_weights(made, self.network, self.fit)
+                    checkpoint.save(made, file)
+                found[label] = checkpoint.load(file)  # in every case: the same numbers, now and when this goes on
                 step()
-        return made
+        return found
 
     @property
     def errors(self) -> Errors:
@@ -227,9 +231,15 @@ class Kept:
 
     def write(self, name: str, content: Any) -> None:
         """Keep something under a name."""
-        for file, value in (("identity.json", self.identity), (name, content)):
-            with atomic_path(self.folder / file) as path:
-                path.write_text(json.dumps(value), encoding="utf-8")
+        with atomic_path(self.place(name)) as path:
+            path.write_text(json.dumps(content), encoding="utf-8")
+
+    def place(self, name: str) -> Path:
+        """Where something under a name is kept; whose it is, is kept first."""
+        if self.read("identity.json") is None:
+            with atomic_path(self.folder / "identity.json") as path:
+                path.write_text(json.dumps(self.identity), encoding="utf-8")
+        return self.folder / name
 
 
 def weighed(layers: Mapping[str, Any]) -> Iterator[tuple[str, Quantized]]:
