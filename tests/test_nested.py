@@ -41,9 +41,27 @@ def test_narrow_codes_are_wide_ones_rounded(nested: Nested) -> None:
     bits = {name: layer.weight_bits for name, layer in quantized_layers(nested.alone(2)).items()}
     assert sorted(set(bits.values())) == [2, 8]  # the ends keep 8 bits
     for name, codes in wide.items():
-        expected = codes if bits[name] == 8 else rounded_again(codes.float(), 8, 2).to(torch.int16)
+        steps = [
+            quantized_layers(network)[name].get_parameter("weight_grid.scale")
+            for network in (nested.widest, nested.alone(2))
+        ]
+        expected = codes if bits[name] == 8 else rounded_again(codes.float(), *steps, 2).to(torch.int16)
         assert torch.equal(narrow[name], expected)
     assert {int(code) for code in narrow["body.2"].unique()} <= {-2, -1, 0, 1}
+
+
+def test_a_width_begins_as_good_as_one_of_its_own() -> None:
+    """Rounding to 8 bits first changes next to nothing: each width has the step that suits it."""
+    torch.manual_seed(0)
+    network = ABPN(2, 8, 3)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    nested = made()
+    for bits in (4, 2):
+        own, _ = quantize(network, "ends", [(IMAGE,)], bits=bits)
+        with torch.no_grad():
+            errors = [float((one(IMAGE) - network(IMAGE)).square().mean()) for one in (nested.alone(bits), own)]
+        assert errors[0] < 1.1 * errors[1]
 
 
 def test_a_width_alone_computes_what_it_computes_among_the_others(nested: Nested) -> None:

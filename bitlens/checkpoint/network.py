@@ -21,8 +21,6 @@ from bitlens.networks.catalog import CATALOG, entry_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bitlens.quant.grid import Grid
-
 
 def save(
     network: "nn.Module",
@@ -132,16 +130,6 @@ def of_one_width(tensors: "dict[str, Tensor]", width: int | None) -> "dict[str, 
     return {key: value for key, value in tensors.items() if not key.startswith("@")} | own
 
 
-def codes_of(packed: "Tensor", grid: "Grid", stored: int, count: int) -> "Tensor":
-    """The codes of a grid from a packed stream of `stored` bits each: the grid's own, or more."""
-    from bitlens.quant.nested import rounded_again
-    from bitlens.quant.packing import unpack
-
-    if stored == grid.bits:
-        return unpack(packed, grid.bits, grid.qmin, count)
-    return rounded_again(unpack(packed, stored, -(2 ** (stored - 1)), count).float(), stored, grid.bits)
-
-
 def load(path_or_name: str | os.PathLike[str]) -> "nn.Module":
     """The network of a shipped name ("efficientsci-t-qsci-w4a4", "gap-tv") or of a checkpoint file, in eval mode.
 
@@ -159,6 +147,8 @@ def load(path_or_name: str | os.PathLike[str]) -> "nn.Module":
     from safetensors.torch import load_file
 
     from bitlens.quant.layers import Quantized, declare_ready, quantized_layers
+    from bitlens.quant.nested import rounded_again
+    from bitlens.quant.packing import unpack
     from bitlens.quant.prepare import prepare
     from bitlens.recipe import Recipe
 
@@ -177,7 +167,7 @@ def load(path_or_name: str | os.PathLike[str]) -> "nn.Module":
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); wanted a bitlens checkpoint; copy it again") from error
-    tensors = of_one_width(tensors, width)
+    whole, tensors = tensors, of_one_width(tensors, width)
     packed = {}
     for key, layer in quantized_layers(network).items():
         if isinstance(layer, Quantized):
@@ -187,8 +177,15 @@ def load(path_or_name: str | os.PathLike[str]) -> "nn.Module":
     for key, layer in packed.items():
         if key in tensors:
             grid, weight = layer.weight_grid, layer.layer.get_parameter("weight")
-            flat = codes_of(tensors.pop(key), grid, stored.get(key, grid.bits), weight.numel())
-            codes[key] = layer, flat.reshape(weight.shape)
+            bits, flat = stored.get(key, grid.bits), tensors.pop(key)
+            if bits == grid.bits:
+                codes[key] = layer, unpack(flat, bits, grid.qmin, weight.numel()).reshape(weight.shape)
+                continue
+            step = f"{key.removesuffix('layer.weight')}weight_grid.scale"
+            if step not in whole or step not in tensors:
+                raise ValueError(f"{path} lacks {step}; wanted the step of each width; copy or save it again")
+            wide = unpack(flat, bits, -(2 ** (bits - 1)), weight.numel()).reshape(weight.shape).float()
+            codes[key] = layer, rounded_again(wide, whole[step], tensors[step], grid.bits)
     expected = network.state_dict()
     missing = sorted(set(expected) - set(tensors) - set(codes))
     unknown = sorted(set(tensors) - set(expected))

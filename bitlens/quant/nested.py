@@ -1,10 +1,11 @@
 """One set of weights in several widths: the codes of few bits are those of the widest, rounded once more.
 
-    c_b = clamp(round(c_B / 2^(B - b)), -2^(b-1), 2^(b-1) - 1)          value = s_b c_b
+    c_b = clamp(round(s_B c_B / s_b), -2^(b-1), 2^(b-1) - 1)          value = s_b c_b
 
 One file then serves every width, and a stream can change between them [Double Rounding: Huang et al., "Nearly Lossless
-Adaptive Bit Switching", 2025]. Scales, ranges of activations and biases are each width's own: they are small.
-Differs: the paper ties s_b to 2^(B - b) s_B; here it is learned, and starts there.
+Adaptive Bit Switching", 2025]. Steps s, ranges of activations and biases are each width's own: they are small.
+Differs: the paper takes the last bits off, s_b = 2^(B - b) s_B. But the widest grid spans a channel's largest weight,
+and few bits are best spent on a part of that, so each width keeps the step that it was calibrated to, and learns it.
 """
 
 import copy
@@ -14,53 +15,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitlens.quant.grid import StepGrid, code_range, lsq_factor, scale_gradient
+from bitlens.quant.grid import StepGrid, code_range, quantize
 from bitlens.quant.layers import Quantized, quantized_layers
 
 __all__ = ["Nested", "NestedGrid", "nest", "rounded_again"]
 
 
-def rounded_again(codes: Tensor, wide: int, narrow: int) -> Tensor:
-    """Signed codes of `wide` bits in `narrow` bits.
+def rounded_again(codes: Tensor, wide: Tensor, step: Tensor, bits: int) -> Tensor:
+    """Signed codes of a grid with the step `wide` in one of fewer bits with another step.
 
-    >>> rounded_again(torch.tensor([-128.0, -8.0, 7.0, 8.0, 24.0, 127.0]), 8, 4)
-    tensor([-8., -0.,  0.,  0.,  2.,  7.])
+    >>> rounded_again(torch.tensor([-128.0, -9.0, 7.0, 9.0, 20.0, 127.0]), torch.tensor(0.1), torch.tensor(1.6), 4)
+    tensor([-8., -1.,  0.,  1.,  1.,  7.])
     """
-    return (codes / 2 ** (wide - narrow)).round().clamp(*code_range(narrow, True))
+    return quantize(codes * wide, step, torch.zeros_like(step), *code_range(bits, True))
 
 
 class NestedGrid(StepGrid):
-    """A weight grid whose codes are those of a wider one, rounded once more; it learns its step alone (LSQ).
+    """A weight grid that sees weights as a wider one rounds them; its step is its own, and learns by LSQ.
 
     Args:
-        outer: the wider grid; it stays where it is, and is no part of this module.
-        bits: fewer than its.
+        outer: the wider grid, no part of this module.
+        own: the grid of fewer bits that it takes the place of.
     """
 
-    def __init__(self, outer: StepGrid, bits: int):
-        super().__init__(bits, True, tuple(outer.scale.shape))
+    def __init__(self, outer: StepGrid, own: StepGrid):
+        super().__init__(own.bits, True, tuple(own.scale.shape))
         self.wider = (outer,)  # in a tuple: not registered, or its step would be here too
-        self.set_step()
-
-    @torch.no_grad()
-    def set_step(self) -> None:
-        """Begin where the codes are the wider ones', divided."""
-        (outer,) = self.wider
-        self.scale.copy_(outer.scale * 2 ** (outer.bits - self.bits))
-        self.ready = outer.ready
+        with torch.no_grad():
+            self.scale.copy_(own.scale)
+        self.ready = own.ready
 
     def forward(self, values: Tensor) -> Tensor:
-        (outer,) = self.wider
-        with torch.autocast(values.device.type, enabled=False):
-            scale = scale_gradient(self.scale, lsq_factor(values.numel() // self.scales, self.qmax))
-            position = values.float() / (outer.scale.detach() * 2 ** (outer.bits - self.bits))
-            inside = position.clamp(self.qmin, self.qmax)
-            codes = inside + (self.codes(values) - inside).detach()
-            return (codes * scale).to(values.dtype)
+        return super().forward(values + (self.rounded(values) - values).detach())
 
     def codes(self, values: Tensor) -> Tensor:
+        return super().codes(self.rounded(values))
+
+    @torch.no_grad()
+    def rounded(self, values: Tensor) -> Tensor:
+        """Values on the wider grid."""
         (outer,) = self.wider
-        return rounded_again(outer.codes(values).float(), outer.bits, self.bits).to(torch.int16)
+        return outer.values(outer.codes(values))
 
 
 class Nested(nn.Module):
@@ -146,5 +141,6 @@ def nest(networks: Mapping[int, nn.Module]) -> Nested:
             assert isinstance(wide.weight_grid, StepGrid)
             layer.layer.weight = wide.layer.weight
             same = layer.weight_bits == wide.weight_bits
-            layer.weight_grid = wide.weight_grid if same else NestedGrid(wide.weight_grid, layer.weight_bits)
+            assert isinstance(layer.weight_grid, StepGrid)
+            layer.weight_grid = wide.weight_grid if same else NestedGrid(wide.weight_grid, layer.weight_grid)
     return Nested(networks)
