@@ -24,8 +24,7 @@ from rendering import write_result
 
 from bitlens import checkpoint
 from bitlens.bench.contestants import engine_run, openvino_run
-from bitlens.bench.networks import subject_of
-from bitlens.bench.subjects import Subject
+from bitlens.bench.subjects import Subject, subject_of
 from bitlens.bench.turns import Contestant, environment, interleave
 from bitlens.data.fitting import fitting
 from bitlens.engine.export import export_onnx

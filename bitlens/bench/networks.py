@@ -12,7 +12,7 @@ import numpy as np
 
 from bitlens import checkpoint
 from bitlens.bench import contestants
-from bitlens.bench.subjects import PICTURE_SIZE, VIDEO_SIZE, Subject, measured_scene, small_picture
+from bitlens.bench.subjects import Subject, subject_of
 from bitlens.bench.turns import Contestant, Timing, environment, interleave
 from bitlens.checkpoint import describe, load
 from bitlens.count import count
@@ -21,6 +21,7 @@ from bitlens.engine.registry import ENGINES, TIMED, native_engine, own_graph
 from bitlens.engine.speeds import remember
 from bitlens.inference.machine import describe_run
 from bitlens.metrics import psnr_sci
+from bitlens.networks.catalog import SCI
 from bitlens.progress import progress
 from bitlens.quant.prepare import unprepare
 
@@ -117,7 +118,7 @@ def benchmark(
 
 
 def scale_of(models: Sequence[str]) -> int | None:
-    """The scale of the checkpoints; None where they reconstruct video.
+    """The scale of the checkpoints, 1 where they restore images; None where they reconstruct video.
 
     Raises:
         ValueError: no low-bit checkpoint, or networks of several kinds, which cannot be compared.
@@ -128,19 +129,12 @@ def scale_of(models: Sequence[str]) -> int | None:
     kinds = {}
     for model in models:
         about = describe(model)
-        kinds[model] = about.task, about.config.get("scale")
+        kinds[model] = about.task, about.config.get("scale", None if about.task == SCI else 1)
         if about.method is None:
             raise ValueError(f"{model} is a float network; {wanted}")
         if kinds[model] != kinds[models[0]]:
             raise ValueError(f"{model} is a network of another kind than {models[0]}; {wanted}")
     return kinds[models[0]][1]
-
-
-def subject_of(scale: int | None, size: int | None, frames: int, seed: int) -> Subject:
-    """What the networks run on."""
-    if scale is None:
-        return measured_scene(frames, size or VIDEO_SIZE, seed)
-    return small_picture(scale, size or PICTURE_SIZE, seed)
 
 
 def contestants_of(

@@ -187,11 +187,11 @@ class Matrix:
         import torch
 
         from bitlens.bench.contestants import alone
-        from bitlens.bench.subjects import measured_scene, small_picture
+        from bitlens.bench.subjects import subject_of
         from bitlens.inference.images import scale_of
 
         side, drawn, scale = size or self.size, self.seed if seed is None else seed, scale_of(network)
-        one = measured_scene(self.frames, side, drawn) if scale is None else small_picture(scale, side, drawn)
+        one = subject_of(scale, side, self.frames, drawn)
         inputs = tuple(torch.from_numpy(part) for part in one.inputs)
         return inputs, (lambda result: one.quality(alone(result.numpy()))) if scored else None
 

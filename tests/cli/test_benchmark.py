@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from bitlens import checkpoint
 from bitlens.bench import networks
+from bitlens.bench.subjects import subject_of
 from bitlens.cli import benchmark, main
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
@@ -75,6 +77,19 @@ def test_networks_that_enlarge(
     layers = [cost for cost in result["layers"]["pan-w8"] if cost["gmacs"] is not None]
     assert len(layers) == 20 and sum(cost["kernel"].endswith("I8") for cost in layers) == 18 * vnni
     assert "one picture of 24x24" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("scale", "unit", "size"), [(None, "measurement", [2, 32, 32]), (1, "picture", [32, 32]), (3, "picture", [32, 32])]
+)
+def test_what_networks_run_on(scale: int | None, unit: str, size: list[int]) -> None:
+    one = subject_of(scale, 32, 2, 4)
+    assert (one.unit, one.size) == (unit, size) and all(part.dtype == np.float32 for part in one.inputs)
+    assert one.inputs[0].shape == ((1, 32, 32) if scale is None else (1, 3, 32, 32))
+    if scale == 1:
+        assert one.quality(one.inputs[0][0]) == pytest.approx(
+            20.2, abs=0.5
+        )  # clipping takes some of 20 log10(255 / 25)
 
 
 def test_rows_that_failed_have_no_first_start() -> None:
