@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from bitlens.training.loop import Result, Sampler, Validation
 
 CALIBRATION_BATCHES = 8
-VALIDATION_BATCHES = 4
+VALIDATION_BATCHES, VALIDATION_CROPS = 4, 16
+"""Batches of films, and of photographs, whose crops are small."""
 VALIDATION_SEED = 7
 DAMAGES = ("noise-25", "jpeg-10", "jpeg-40")
 """What restoration is validated on."""
@@ -66,6 +67,8 @@ class Train:
     """Start from --start with this many times its channels (EfficientSCI): the same function, with room to learn."""
     deepen: int = 0
     """Start from --start with this many stages (DUN) or convolutions (ABPN) more: the same function, room to learn."""
+    rescale: int | None = None
+    """Start from --start for enlarging this many times (ABPN): what it has learned, and new last weights."""
     teacher: str | None = None
     """Float checkpoint that teaches. Default: --start, where that is float."""
     method: Annotated[
@@ -141,7 +144,7 @@ class Train:
 
         if self.start is not None:
             about = checkpoint.describe(self.start)
-            return about.task, about.config.get("scale", 1)
+            return about.task, self.rescale or about.config.get("scale", 1)
         entry, size = FAMILIES[self.network]
         return entry.task, getattr(entry.untrained(size, self.frames), "scale", 1)
 
@@ -180,7 +183,7 @@ class Train:
                 for kind in DAMAGES
                 if whole
             }
-        validation = {kind: validation_batches(one, VALIDATION_BATCHES) for kind, one in checked.items()}
+        validation = {kind: validation_batches(one, VALIDATION_CROPS) for kind, one in checked.items()}
         data = {"photographs": len(files), "in sizes": SIZES, "frames of films": self.clips is not None}
         data["made"] = f"Downsample({scale}).shrink_levels" if scale > 1 else "noise and JPEG"
         return sampler, {"data": data}, validation or None
@@ -234,7 +237,7 @@ class Train:
         if self.start is None:
             asked = {
                 "--method": self.method is not None, "--widen": self.widen != 1, "--deepen": self.deepen != 0,
-                "--nested": bool(self.nested),
+                "--nested": bool(self.nested), "--rescale": self.rescale is not None,
             }  # fmt: skip
             for flag, given in asked.items():
                 if given:
@@ -256,6 +259,10 @@ class Train:
                     f"--deepen {self.deepen} and network {type(start).__name__} came; wanted DUN or ABPN; leave it out"
                 )
             start = module.deepened(start, self.deepen)
+        if self.rescale is not None:
+            if not hasattr(module, "rescaled"):
+                raise ValueError(f"--rescale {self.rescale} and network {type(start).__name__} came; wanted ABPN")
+            start = module.rescaled(start, self.rescale)
         teacher = load(self.teacher) if self.teacher else None
         if self.method is None:
             if self.nested:
@@ -294,6 +301,7 @@ class Train:
             "start": self.start,
             "widened": self.widen,
             "deepened": self.deepen,
+            **({} if self.rescale is None else {"rescaled": self.rescale}),
             "teacher": self.teacher,
             **data,
             "settings": asdict(settings),

@@ -74,6 +74,31 @@ def untrained(size: str, frames: int) -> ABPN:
 
 
 @torch.no_grad()
+def rescaled(network: ABPN, scale: int) -> ABPN:
+    """A float network that enlarges `scale` times: at first by its own result, each pixel at the nearest place.
+
+    Raises:
+        ValueError: fewer than 2 times, or the network has grids (rescale it before they are made).
+    """
+    if scale < 2 or not is_plain(network):
+        what = f"{scale} times" if scale < 2 else "a network with grids"
+        raise ValueError(f"{what} came; wanted a float network and 2 or more; rescale it before quantizing")
+    found = ABPN(**{**network.config, "scale": scale})
+    for index in range(0, 2 * network.depth, 2):
+        found.body[index].load_state_dict(network.body[index].state_dict())
+    nearest = torch.arange(scale) * network.scale // scale
+    for name, values in network.body[-1].state_dict().items():  # (channel, row, column) of what is shuffled
+        places = values.unflatten(0, (3, network.scale, network.scale))
+        found.body[-1].get_parameter(name).copy_(places[:, nearest][:, :, nearest].flatten(0, 2))
+    return found.train(network.training)
+
+
+def is_plain(network: ABPN) -> bool:
+    """Whether it has neither grids nor branches."""
+    return all(isinstance(layer, nn.Conv2d | nn.ReLU) for layer in network.body)
+
+
+@torch.no_grad()
 def deepened(network: ABPN, layers: int) -> ABPN:
     """A float network with `layers` convolutions more that computes the same, with room to learn.
 
@@ -82,9 +107,8 @@ def deepened(network: ABPN, layers: int) -> ABPN:
     Raises:
         ValueError: fewer than 1 more, or the network has grids (deepen it before they are made).
     """
-    plain = all(isinstance(layer, nn.Conv2d | nn.ReLU) for layer in network.body)
-    if layers < 1 or not plain:
-        what = f"{layers} convolutions more" if plain else "a network with grids"
+    if layers < 1 or not is_plain(network):
+        what = f"{layers} convolutions more" if layers < 1 else "a network with grids"
         raise ValueError(f"{what} came; wanted a float network and 1 or more; deepen it before quantizing")
     deep = ABPN(**{**network.config, "depth": network.depth + layers})
     for index in range(0, 2 * network.depth, 2):

@@ -16,6 +16,7 @@ from bitlens.data.video import write_video
 from bitlens.networks.abpn import ABPN
 from bitlens.networks.dun import DUN
 from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.ffdnet import FFDNet
 from bitlens.networks.stformer import STFormer
 
 QUICK = ["--steps", "1", "--crop", "16", "--batch", "1", "--frames", "3"]
@@ -102,6 +103,22 @@ def photographs(folder: Path, count: int = 20) -> Path:
     for index in range(count):
         Image.fromarray(random.integers(0, 256, (36, 40, 3), np.uint8)).save(folder / f"{index}.png")
     return folder
+
+
+def test_rescale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start, out = tmp_path / "x2.safetensors", tmp_path / "x4.safetensors"
+    checkpoint.save(ABPN(2, 4, 2), start)
+    command = ["train", "--images", str(photographs(tmp_path / "photographs")), "--crop", "8", "--batch", "2"]
+    command += ["--steps", "2", "--loss", "l1", "--no-bf16", "--run", str(tmp_path / "run"), "--out", str(out)]
+    assert main([*command, "--network", "abpn-x2", "--rescale", "4"]) == 2
+    assert "--rescale works on a trained network" in capsys.readouterr().err
+    assert main([*command, "--start", str(start), "--rescale", "4"]) == 0
+    about = checkpoint.describe(out)
+    assert about.config == {"scale": 4, "dim": 4, "depth": 2} and about.provenance["rescaled"] == 4
+    assert about.provenance["data"]["made"] == "Downsample(4).shrink_levels"
+    other = checkpoint.save(FFDNet(dim=8, depth=3), tmp_path / "restores.safetensors")
+    assert main([*command, "--start", str(other), "--rescale", "4"]) == 2
+    assert "network FFDNet came; wanted ABPN" in capsys.readouterr().err
 
 
 def test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from bitlens import checkpoint
 from bitlens.methods import quantize
-from bitlens.networks.abpn import ABPN, deepened
+from bitlens.networks.abpn import ABPN, deepened, rescaled
 from bitlens.networks.catalog import CATALOG
 
 
@@ -53,6 +53,23 @@ def test_a_deeper_one_computes_the_same() -> None:
     low, _ = quantize(network, "direct", [(image,)], bits=8)
     with pytest.raises(ValueError, match="a network with grids came"):
         deepened(low, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_another_scale_begins_with_the_nearest_pixels(scale: int) -> None:
+    network = ABPN(2, 6, 3)
+    nn.init.normal_(network.body[-1].get_parameter("weight"), std=0.1)
+    nn.init.normal_(network.body[-1].get_parameter("bias"), std=0.1)
+    image = torch.rand(1, 3, 5, 4)
+    rows, columns = ((torch.arange(scale * length) * 2 // scale).long() for length in (5, 4))
+    with torch.no_grad():
+        found = rescaled(network, scale)(image)
+        torch.testing.assert_close(found, network(image)[..., rows, :][..., columns], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="1 times came; wanted a float network and 2 or more"):
+        rescaled(network, 1)
+    low, _ = quantize(network, "direct", [(image,)], bits=8)
+    with pytest.raises(ValueError, match="a network with grids came"):
+        rescaled(low, 4)  # type: ignore[arg-type]
 
 
 def test_numbers_below_1_are_refused() -> None:
