@@ -24,6 +24,9 @@ __all__ = ["Jpeg", "jpeg_of"]
 SIDE = 8
 """Pixels along a block."""
 
+ROWS = 64
+"""That are transformed at a time."""
+
 NARROW = 0.3
 """Of a step, to both sides: chosen on held-out photographs (docs/restoration.md); 0.5 is what is certain."""
 
@@ -50,7 +53,7 @@ class Jpeg:
         """
         height, done = given.shape[1], 0
         rest = np.zeros((3, 0, given.shape[2]), np.float32)
-        for band in bands:
+        for band in (each[:, row : row + ROWS] for each in bands for row in range(0, each.shape[1], ROWS)):
             rest = np.concatenate([rest, band], 1)
             last = done + rest.shape[1] == height
             whole = (
