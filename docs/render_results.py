@@ -286,7 +286,7 @@ def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:
     families: dict[str, list[TrainingRun]] = {}
     for run in runs:
         if run.curve:
-            families.setdefault(run.name.partition("-")[0], []).append(run)
+            families.setdefault(" ".join(re.findall(r"^[a-z]+|x\d", run.name)), []).append(run)
     figure = Figure(figsize=(11, 3.2 * math.ceil(len(families) / 2)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     for number, (family, alike) in enumerate(families.items()):
