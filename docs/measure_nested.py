@@ -3,8 +3,8 @@
 python docs/measure_nested.py results/nested/abpn-x2.json --nested RUN/nested.safetensors \
   --alone RUN/w8.safetensors RUN/w4.safetensors RUN/w3.safetensors RUN/w2.safetensors --data set5 set14
 
-All are trained from one float network by one recipe with the same minutes (`bitlens train --minutes`, or the steps that
-take as long), which their files tell.
+All are trained from one float network by one recipe with the same steps, which their files tell: one of a nested network
+takes as long as one of the others.
 """
 
 import argparse
@@ -32,7 +32,6 @@ def main() -> None:
     parser.add_argument("--nested", required=True)
     parser.add_argument("--alone", nargs="+", required=True, help="one for each width")
     parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="that each of them had")
     given = parser.parse_args()
     widths = checkpoint.describe(given.nested).widths
     alone = {checkpoint.describe(model).bits[0]: model for model in given.alone}
@@ -47,7 +46,6 @@ def main() -> None:
     content = {
         "start": Path(start).stem,
         "float": scores(start, given.data)["psnr"],
-        "minutes": given.minutes,
         "mb": checkpoint.describe(given.nested).bytes / 1e6,
         "rows": rows,
     }
