@@ -3,8 +3,8 @@
 python docs/measure_nested.py results/nested/abpn-x2.json --nested RUN/nested.safetensors \
   --alone RUN/w8.safetensors RUN/w4.safetensors RUN/w3.safetensors RUN/w2.safetensors --data set5 set14
 
-All are trained from one float network by one recipe with the same steps, which their files tell: one of a nested network
-takes as long as one of the others.
+All are trained from one float network by one recipe with the same steps, which their files tell: a step of a nested
+network takes as long as one of the others.
 """
 
 import argparse

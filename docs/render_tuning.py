@@ -53,8 +53,8 @@ def nested(content: Mapping[str, Any]) -> str:
     trained = dict.fromkeys(row[kind]["trained"] for row in content["rows"] for kind in ("nested", "alone"))
     in_float = ", ".join(f"{value:.2f} dB on {name}" for name, value in content["float"].items())
     return (
-        f"`{content['start']}`, float {in_float}; each trained for "
-        f"{' or '.join(trained)}. The nested file has {content['mb']:.2f} MB.\n\n{markdown([*columns, 'MB alone'], lines, texts=0)}"
+        f"`{content['start']}`, float {in_float}; each trained for {' or '.join(trained)}. The nested file has "
+        f"{content['mb']:.2f} MB.\n\n{markdown([*columns, 'MB alone'], lines, texts=0)}"
     )
 
 

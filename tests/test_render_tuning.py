@@ -40,10 +40,10 @@ def test_tables(tmp_path: Path) -> None:
 
 def test_widths_of_one_file_beside_networks_of_one_width() -> None:
     def scored(psnr: float, size: float) -> dict[str, Any]:
-        return {"psnr": {"set5": psnr}, "mb": size}
+        return {"psnr": {"set5": psnr}, "mb": size, "trained": "6 steps"}
 
     rows = [{"bits": 8, "nested": scored(37.4, 0.5), "alone": scored(37.45, 0.4)}]
-    content = {"start": "net", "float": {"set5": 37.5}, "minutes": 6.0, "mb": 0.5, "rows": rows}
+    content = {"start": "net", "float": {"set5": 37.5}, "mb": 0.5, "rows": rows}
     shown = script.nested(content)
-    assert "`net`, float 37.50 dB on set5; 6 minutes each. The nested file has 0.50 MB." in shown
+    assert "`net`, float 37.50 dB on set5; each trained for 6 steps. The nested file has 0.50 MB." in shown
     assert "| 8 | 37.40 | 37.45 | -0.05 | 0.40 |" in shown
