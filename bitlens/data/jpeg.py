@@ -78,9 +78,9 @@ class Jpeg:
             return band
         stored, found = luma(given[place].astype(np.float32)), luma(255 * band[place])
         codes = np.round(dctn(blocks(stored - 128), axes=(2, 3), norm="ortho") / self.steps)
-        coefficients = dctn(blocks(found - 128), axes=(2, 3), norm="ortho")
+        coefficients: Any = dctn(blocks(found - 128), axes=(2, 3), norm="ortho")
         clipped = np.clip(coefficients, self.steps * (codes - NARROW), self.steps * (codes + NARROW))
-        change = idctn(clipped - coefficients, axes=(2, 3), norm="ortho")
+        change: Any = idctn(clipped - coefficients, axes=(2, 3), norm="ortho")
         held = band.copy()
         held[place] += change.transpose(0, 2, 1, 3).reshape(SIDE * down, SIDE * across) / 255
         return held
