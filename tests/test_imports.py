@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str] | str] = {
         "inference",
         "checkpoint",
         "engine",
+        "tasks",
         "quant",
         "data",
         "metrics",

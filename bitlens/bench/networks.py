@@ -21,9 +21,9 @@ from bitlens.engine.registry import ENGINES, TIMED, native_engine, own_graph
 from bitlens.engine.speeds import remember
 from bitlens.inference.machine import describe_run
 from bitlens.metrics import psnr_sci
-from bitlens.networks.catalog import SCI
 from bitlens.progress import progress
 from bitlens.quant.prepare import unprepare
+from bitlens.tasks import TASKS
 
 __all__ = ["benchmark"]
 
@@ -129,7 +129,7 @@ def scale_of(models: Sequence[str]) -> int | None:
     kinds = {}
     for model in models:
         about = describe(model)
-        kinds[model] = about.task, about.config.get("scale", None if about.task == SCI else 1)
+        kinds[model] = about.task, about.config.get("scale", 1 if TASKS[about.task].still else None)
         if about.method is None:
             raise ValueError(f"{model} is a float network; {wanted}")
         if kinds[model] != kinds[models[0]]:
