@@ -11,13 +11,12 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from PIL import Image
 from rendering import write_result
 
 from bitlens import checkpoint
 from bitlens.data import jpeg
 from bitlens.data.crops import photographs
-from bitlens.data.damage import as_jpeg, compressed
+from bitlens.data.damage import compressed, steps_of
 from bitlens.data.levels import to_float
 from bitlens.data.pairs import read_picture
 from bitlens.data.patches import held_out
@@ -37,13 +36,12 @@ def main() -> None:
         for levels in photos:
             truth, given = to_float(levels), compressed(levels, quality)
             found = enlarge(network, to_float(given), model)
-            with Image.open(as_jpeg(levels, quality)) as file:
-                about = jpeg.jpeg_of(file, 1)
-            assert about is not None
             free.append(psnr_y(found, truth, shave=0))
             for bound in BOUNDS:
                 jpeg.NARROW = bound
-                held[bound].append(psnr_y(np.concatenate(list(about.hold([found], given)), 1), truth, shave=0))
+                held[bound].append(
+                    psnr_y(np.concatenate(list(steps_of(quality).hold([found], given)), 1), truth, shave=0)
+                )
         rows.append(
             {"quality": quality, "free": fmean(free), "held": {str(b): fmean(each) for b, each in held.items()}}
         )

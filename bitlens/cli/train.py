@@ -261,7 +261,9 @@ class Train:
             start = module.deepened(start, self.deepen)
         if self.rescale is not None:
             if not hasattr(module, "rescaled"):
-                raise ValueError(f"--rescale {self.rescale} and network {type(start).__name__} came; wanted ABPN")
+                raise ValueError(
+                    f"--rescale {self.rescale} and network {type(start).__name__} came; wanted ABPN; leave it out"
+                )
             start = module.rescaled(start, self.rescale)
         teacher = load(self.teacher) if self.teacher else None
         if self.method is None:

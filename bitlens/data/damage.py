@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from bitlens.data.jpeg import Jpeg, jpeg_of
 from bitlens.data.patches import Crops, by_area, turned
 
-__all__ = ["Damage", "RestorationSampler", "as_jpeg", "damaged", "parse"]
+__all__ = ["Damage", "RestorationSampler", "as_jpeg", "damaged", "parse", "steps_of"]
 
 KINDS = "noise-SIGMA (1 to 100) or jpeg-QUALITY (1 to 100)"
 NOISY, COMPRESSED = 0.55, 0.55
@@ -80,6 +81,16 @@ def as_jpeg(levels: UInt8[np.ndarray, "c h w"], quality: int, full_colour: bool 
     image = Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
     image.save(stream, "JPEG", quality=quality, subsampling=0 if full_colour else 2)
     return stream
+
+
+def steps_of(quality: int) -> Jpeg:
+    """What files of `as_jpeg` say of their images, whose blocks begin in the corner."""
+    from PIL import Image
+
+    with Image.open(as_jpeg(np.zeros((3, 8, 8), np.uint8), quality)) as file:
+        found = jpeg_of(file, 1)
+    assert found is not None
+    return found
 
 
 class RestorationSampler(Crops):

@@ -205,10 +205,7 @@ def _of_enlarged(about: Any, network: Any, data: str, engine: Name, ssim: bool) 
 
 def _of_restored(about: Any, network: Any, data: str, engine: Name, ssim: bool, faithful: bool = False) -> Evaluation:
     """One network for restoration."""
-    from PIL import Image
-
-    from bitlens.data.damage import KINDS, as_jpeg, damaged, parse
-    from bitlens.data.jpeg import jpeg_of
+    from bitlens.data.damage import KINDS, damaged, parse, steps_of
     from bitlens.data.levels import to_float, to_levels
     from bitlens.data.pairs import load_pairs, read_picture
     from bitlens.metrics import psnr_rgb, psnr_y, ssim_y
@@ -229,11 +226,7 @@ def _of_restored(about: Any, network: Any, data: str, engine: Name, ssim: bool, 
             yield pair.name, to_float(damaged(levels, kind)), to_float(levels)
 
     def held(found: np.ndarray, given: np.ndarray) -> np.ndarray:
-        stored = to_levels(given)
-        with Image.open(as_jpeg(stored, amount)) as file:
-            jpeg = jpeg_of(file, 1)
-        assert jpeg is not None
-        return np.concatenate(list(jpeg.hold([found], stored)), 1)
+        return np.concatenate(list(steps_of(amount).hold([found], to_levels(given))), 1)
 
     def score(restored: np.ndarray, truth: np.ndarray) -> Score:
         return Score(psnr(restored, truth), ssim_y(restored, truth, shave=0) if ssim else None)

@@ -118,7 +118,7 @@ def test_rescale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert about.provenance["data"]["made"] == "Downsample(4).shrink_levels"
     other = checkpoint.save(FFDNet(dim=8, depth=3), tmp_path / "restores.safetensors")
     assert main([*command, "--start", str(other), "--rescale", "4"]) == 2
-    assert "network FFDNet came; wanted ABPN" in capsys.readouterr().err
+    assert "network FFDNet came; wanted ABPN; leave it out" in capsys.readouterr().err
 
 
 def test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
