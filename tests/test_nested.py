@@ -59,6 +59,8 @@ def test_a_width_begins_as_good_as_one_of_its_own() -> None:
     nested = made()
     for bits in (4, 2):
         own, _ = quantize(network, "ends", [(IMAGE,)], bits=bits)
+        step = "body.2.weight_grid.scale"
+        assert torch.equal(nested.networks[str(bits)].get_parameter(step), own.get_parameter(step))
         with torch.no_grad():
             errors = [float((one(IMAGE) - network(IMAGE)).square().mean()) for one in (nested.alone(bits), own)]
         assert errors[0] < 1.1 * errors[1]
@@ -72,7 +74,7 @@ def test_a_width_alone_computes_what_it_computes_among_the_others(nested: Nested
 
 
 def test_one_file_gives_every_width(nested: Nested, tmp_path: Path) -> None:
-    path = checkpoint.save(nested, tmp_path / "three.safetensors")
+    path = checkpoint.save(nested, tmp_path / "three.safetensors", claims={"set5": {"psnr": 30.0}})
     alone = checkpoint.save(nested.alone(8), tmp_path / "eight.safetensors")
     assert path.stat().st_size < alone.stat().st_size + 20_000  # the header of each width, no second weights
     for width in nested.widths:
@@ -81,6 +83,7 @@ def test_one_file_gives_every_width(nested: Nested, tmp_path: Path) -> None:
         about = checkpoint.describe(name)
         assert about.widths == (8, 4, 2) and about.name == f"three@{width}" and about.bits == (width, width)
         assert checkpoint.stored_layers(name) == about.layers
+        assert about.claims == ({"set5": {"psnr": 30.0}} if width == 8 else {})  # what is claimed is of the widest
     assert torch.equal(bitlens.load(path)(IMAGE), nested.alone(8)(IMAGE))
     assert checkpoint.describe(path).bits == (8, 8)
     with pytest.raises(ValueError, match="no width of 3 bits; wanted one of @8, @4, @2"):

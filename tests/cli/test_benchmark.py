@@ -14,6 +14,7 @@ from bitlens.bench.subjects import subject_of
 from bitlens.cli import benchmark, main
 from bitlens.methods import quantize
 from bitlens.networks.efficientsci import EfficientSCI
+from bitlens.networks.ffdnet import FFDNet
 from bitlens.networks.pan import PAN
 
 
@@ -90,6 +91,14 @@ def test_what_networks_run_on(scale: int | None, unit: str, size: list[int]) -> 
         assert one.quality(one.inputs[0][0]) == pytest.approx(
             20.2, abs=0.5
         )  # clipping takes some of 20 log10(255 / 25)
+
+
+def test_networks_that_restore_are_known_by_their_task(tmp_path: Path) -> None:
+    image = torch.rand(1, 3, 16, 16)
+    for name, network, scale in (("a", FFDNet(dim=8, depth=3), 1), ("b", PAN(2, 8, 4, 1), 2)):
+        low, _ = quantize(network.eval(), "direct", [(image,)], bits=8)
+        assert networks.scale_of([str(checkpoint.save(low, tmp_path / f"{name}.safetensors"))]) == scale
+    assert networks.scale_of([str(small(tmp_path, 4))]) is None
 
 
 def test_rows_that_failed_have_no_first_start() -> None:

@@ -71,6 +71,11 @@ def test_a_jpeg_is_held_to_its_file(
     given = picture.levels.transpose(2, 0, 1)
     held = np.concatenate(list(picture.jpeg.hold([restored(model, given)], given)), 1)
     np.testing.assert_array_equal(read_image(tmp_path / "held.png"), to_levels(held).transpose(1, 2, 0))
+    assert main(["restore", str(source), *command[:-1], "--out", str(tmp_path / "loose.png")]) == 0
+    loose = to_levels(restored(model, given)).transpose(1, 2, 0)
+    np.testing.assert_array_equal(read_image(tmp_path / "loose.png"), loose)
+    assert not np.array_equal(loose, to_levels(held).transpose(1, 2, 0))
+    capsys.readouterr()
     assert main(["restore", str(photo), *command, "--out", str(tmp_path / "free.png")]) == 0
     assert "one.png does not say what was compressed; wanted a .jpg" in " ".join(capsys.readouterr().out.split())
     np.testing.assert_array_equal(

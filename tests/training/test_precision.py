@@ -20,7 +20,7 @@ def test_the_cpu_is_asked(monkeypatch: pytest.MonkeyPatch, found: str, wanted: b
         with autocast(CPU, False):
             assert (x @ x).dtype == torch.float32
         steps = orthogonalized(torch.diag(torch.tensor([3.0, 0.5, 1.0]))[None])
-        assert steps.dtype == torch.float32
+        assert steps.dtype == torch.float32 and torch.equal(steps, steps.bfloat16().float()) == wanted
         assert ((steps[0].diagonal() > 0.6) & (steps[0].diagonal() < 1.3)).all()
     finally:
         computes_bf16.cache_clear()
