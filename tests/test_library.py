@@ -14,6 +14,7 @@ from bitlens.data.images import read_image
 from bitlens.data.masks import random_mask
 from bitlens.data.synthetic import high_speed_scene
 from bitlens.data.video import read_video
+from bitlens.inference.videos import score
 from bitlens.networks.dun import DUN
 from bitlens.networks.pan import PAN
 
@@ -108,3 +109,13 @@ def test_an_evaluation_is_the_mean_over_scenes(folder: Path) -> None:
     assert bitlens.evaluate(folder / "video.safetensors", videos, frames=FRAMES, ssim=False)[0].average.ssim is None
     with pytest.raises(ValueError, match="no model; wanted at least one"):
         bitlens.evaluate([])
+
+
+def test_films_are_scored_as_films_where_that_is_asked_for() -> None:
+    """What is not shown is not computed: flicker and banding of large frames take long."""
+    truth = np.tile(np.linspace(0.2, 0.8, 24, dtype=np.float32), (3, 16, 1))
+    video = truth + np.float32(0.01) * np.arange(3, dtype=np.float32)[:, None, None]
+    plain, whole = score(video, truth), score(video, truth, film=True)
+    assert plain["flicker"] is None and plain["banding"] is None
+    assert whole["flicker"] == pytest.approx(0.01, rel=1e-4) and whole["banding"] is not None
+    assert plain["psnr"] == whole["psnr"] and plain["ssim"] == whole["ssim"]

@@ -108,7 +108,9 @@ def test_a_film_whose_background_is_still(model: Path, tmp_path: Path, capsys: p
 @pytest.mark.parametrize("kind", ["jpeg-10", "noise-25"])
 def test_evaluation(kind: str, photo: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, data = tmp_path / "result.json", f"{photo.parent}+{kind}"
-    assert main(["evaluate", str(model), "--data", data, "--json", str(file)]) == 0
+    page = tmp_path / "result.html"
+    assert main(["evaluate", str(model), "--data", data, "--json", str(file), "--page", str(page)]) == 0
+    assert f"{json.loads(file.read_text())['average']['psnr']:.2f}" in page.read_text()
     content, levels = json.loads(file.read_text()), read_picture(photo)
     found, truth = restored(model, damaged(levels, kind)), to_float(levels)
     wanted = psnr_rgb(found, truth) if kind.startswith("noise") else psnr_y(found, truth, shave=0)
