@@ -47,6 +47,9 @@ class Bits:
     rank: int = 0
     """Channels of a low-rank branch of 8 bits beside the layer, which takes the strongest part of its weights over
     (`bitlens.quant.low_rank`); 0: none. Layers too small for it, grouped convolutions and products have none."""
+    shortcut: bool = False
+    """An 8-bit shortcut for each channel beside the layer, which takes over what the channel hands on to itself
+    (`bitlens.quant.shortcut`). Layers that change size or number of channels have none."""
 
     def __post_init__(self):
         for name in ("weight", "activation"):
@@ -58,12 +61,17 @@ class Bits:
                 )
         if not isinstance(self.rank, int) or not 0 <= self.rank <= 1024:
             raise ValueError(f"rank = {self.rank!r} channels; wanted a whole number from 0 to 1024; correct it")
+        if not isinstance(self.shortcut, bool):
+            raise ValueError(f"shortcut = {self.shortcut!r}; wanted true or false; correct it")
+        if self.shortcut and self.rank:
+            raise ValueError(f"a shortcut and a low-rank branch, rank = {self.rank}; wanted one of both; correct it")
         check_choices(self)
 
     @property
     def label(self) -> str:
-        """w4a8; w4a8 +8 with a low-rank branch of eight channels."""
-        return f"w{self.weight}a{self.activation}" + (f" +{self.rank}" if self.rank else "")
+        """w4a8; w4a8 +8 with a low-rank branch of eight channels; w4a8 +own with a shortcut for each channel."""
+        beside = f" +{self.rank}" if self.rank else " +own" if self.shortcut else ""
+        return f"w{self.weight}a{self.activation}{beside}"
 
     @classmethod
     def read(cls, label: str) -> "Bits":
@@ -172,9 +180,9 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
 
-def toml_value(value: str | int) -> str:
-    """A string or whole number as TOML, whose strings are those of JSON, but for the character DEL."""
-    return str(value) if isinstance(value, int) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def toml_value(value: str | int | bool) -> str:
+    """A string, whole number or truth value as TOML, which are those of JSON, but for the character DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def check_keys(kind: type, data: Any, what: str) -> None:

@@ -24,8 +24,9 @@ BITS = st.fixed_dictionaries(
         "zero_point": st.sampled_from(["none", "integer", "rounded", "free"]),
         "parametrization": st.sampled_from(["step", "bound"]),
         "rank": st.integers(0, 1024),
+        "shortcut": st.booleans(),
     },
-)
+).filter(lambda bits: not (bits.get("rank") and bits.get("shortcut")))
 RULES = st.fixed_dictionaries({"pattern": NAMES}, optional={"bits": st.none() | BITS})
 RECIPES = st.fixed_dictionaries(
     {"name": NAMES, "rules": st.lists(RULES, min_size=1, max_size=4)},

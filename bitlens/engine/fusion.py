@@ -1,6 +1,6 @@
 """What the kernels do on their way, found in a graph of operations: rewrites between `traced_native.py` and a plan.
 
-convolution -> [pixel shuffle] -> LeakyReLU or ReLU -> + residual -> grids of all layers that follow
+convolution -> + its shortcut -> [pixel shuffle] -> LeakyReLU or ReLU -> + residual -> grids of all layers that follow
 
 becomes one call; with a pixel shuffle one for each pixel of a square, whose outputs are written spread. And where
 values are only copied to be put on a grid, codes are copied, which are a quarter of them.
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from bitlens.engine.traced_native import Codes, Layer, Op, View, codes_of, shuffle_of
+from bitlens.engine.traced_native import Codes, Handed, Layer, Op, View, codes_of, shuffle_of
 
 __all__ = ["codes_first", "fused", "reached", "users_of"]
 
@@ -42,7 +42,7 @@ def users_of(ops: Iterable[Op]) -> Users:
 
 
 def fused(ops: list[Op], output: View) -> tuple[list[Op], View]:
-    """The ops with what follows a layer as part of it, where nothing else reads what is between."""
+    """The ops with what follows a layer as part of it, where nothing else reads what is between; and the output."""
     users, place = users_of(ops), {op: index for index, op in enumerate(ops)}
     for op in list(ops):
         while isinstance(op, Layer) and op is not output.op and (merged := followed(op, users)) is not None:
@@ -57,7 +57,7 @@ def fused(ops: list[Op], output: View) -> tuple[list[Op], View]:
                 users[view.op] = [one for one in users[view.op] if one[0] not in (op, last)] + [(merged, index)]
             output = output.of(merged) if output.op is last else output
             op = merged
-    return sorted(place, key=place.__getitem__), output
+    return reached(sorted(place, key=place.__getitem__), output), output
 
 
 def codes_first(ops: list[Op]) -> list[Op]:
@@ -85,7 +85,7 @@ def followed(layer: Layer, users: Users) -> Layer | None:
         return None
     [(user, index)] = users[layer]
     view = user.inputs[index]
-    if (square := shuffle_of(user)) and layer.spread == 1 and len(layer.inputs) == 1:
+    if (square := shuffle_of(user)) and layer.spread == 1 and not layer.handed and not layer.added:
         t, h, w, c = layer.volume
         volume = t, h * square, w * square, c // square**2
         return replace(layer, size=user.size, stride=user.stride, volume=volume, spread=square)
@@ -94,10 +94,14 @@ def followed(layer: Layer, users: Users) -> Layer | None:
     merged = replace(layer, inputs=[layer.inputs[0]], size=user.size, stride=user.stride)
     if user.kind in ("leaky", "relu"):
         slope = user.slope if user.kind == "leaky" else 0.0
-        return replace(merged, slope=slope) if layer.slope == 1 and len(layer.inputs) == 1 and 0 <= slope <= 1 else None
-    if user.kind != "add" or len(layer.inputs) > MOST_ADDED:
+        return replace(merged, slope=slope) if layer.slope == 1 and not layer.added and 0 <= slope <= 1 else None
+    if user.kind != "add" or len(layer.added) >= MOST_ADDED:
         return None
     other = user.inputs[1 - index]
+    if isinstance(own := other.op, Handed) and not layer.handed and len(users[own]) == 1 and layer.spread == 1:
+        [codes] = own.inputs
+        if other.is_whole and other.lies_as(view) and codes.lies_as(own) and layer.slope == 1 and not layer.added:
+            return replace(merged, inputs=[layer.inputs[0], codes], handed=own)
     if other.op is layer or not other.lies_as(view) or other.op.dtype != torch.float32:
         return None
     return replace(merged, inputs=[layer.inputs[0], other])

@@ -8,6 +8,7 @@ from bitlens.engine import plan
 from bitlens.engine.lower import Outcome, lower
 from bitlens.quant.layers import Quantized, quantized_layers
 from bitlens.quant.low_rank import LowRankBranch
+from bitlens.quant.shortcut import ChannelShortcut
 
 VIDEO_NETWORKS = "EfficientSCI without Q-ViT's normalization"
 """The network whose graph is written by hand, in words."""
@@ -30,7 +31,7 @@ def unfit(
     if not known:
         return unknown(network, wanted)
     if sides := sides_of(network):
-        return f"{len(sides)} layers ({sides[0]} first) have a low-rank branch beside them; wanted none"
+        return f"{len(sides)} layers ({sides[0]} first) have a branch or a shortcut beside them; wanted none"
     others = [outcome for outcome in lower(network).report if outcome.way != "direct" and not allowed(outcome)]
     if others:
         return f"{len(others)} layers ({others[0].name} first, {others[0].way}) are not direct; wanted integers only"
@@ -42,14 +43,15 @@ def unfit(
 
 
 def sides_of(network: nn.Module) -> list[str]:
-    """The layers that have a path of few channels beside them."""
-    return [name for name, module in network.named_modules() if isinstance(module, LowRankBranch)]
+    """The layers that have a low-rank branch or a shortcut beside them."""
+    beside = LowRankBranch | ChannelShortcut
+    return [name for name, module in network.named_modules() if isinstance(module, beside)]
 
 
 def additions(network: nn.Module) -> str | None:
     """What a graph that is written by hand does not know: paths beside layers, balanced channels; None: it has none."""
     if sides := sides_of(network):
-        return f"{len(sides)} layers ({sides[0]} first) have a low-rank branch beside them"
+        return f"{len(sides)} layers ({sides[0]} first) have a branch or a shortcut beside them"
     layers = quantized_layers(network).items()
     balanced = [name for name, layer in layers if isinstance(layer, Quantized) and layer.balance is not None]
     return f"{len(balanced)} layers ({balanced[0]} first) have balanced input channels" if balanced else None

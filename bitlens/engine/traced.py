@@ -15,7 +15,18 @@ from bitlens.engine.native import Packed
 from bitlens.engine.plan import Memory, Part, Plan, kernels
 from bitlens.engine.selfcheck import check_layers
 from bitlens.engine.swin import as_volumes, torch_threads
-from bitlens.engine.traced_native import Codes, Constant, Denoising, Layer, Op, View, on_kernels, unreadable, write
+from bitlens.engine.traced_native import (
+    Codes,
+    Constant,
+    Denoising,
+    Layer,
+    Op,
+    View,
+    by_itself,
+    on_kernels,
+    unreadable,
+    write,
+)
 from bitlens.quant.layers import Quantized, quantized_layers
 
 __all__ = ["Engine", "missing"]
@@ -61,6 +72,9 @@ class Engine(Packed):
         self.network, self.lowered = network, lower(network)
         self.exact = [name for name, layer in self.lowered.layers.items() if is_exact(layer)]
         """The layers on the kernels."""
+        handed = [one for one in self.lowered.layers.values() if isinstance(one, IntegerLayer) and by_itself(one)]
+        self.handed = len(handed)
+        """How many hand each channel on, which other layers do on their way."""
         exact = {name: self.lowered.layers[name] for name in self.exact}
         super().__init__(as_volumes(exact), precision, threads, level)
         self.plans: dict[tuple[tuple[int, ...], ...], Program] = {}
@@ -89,7 +103,9 @@ class Engine(Packed):
     @property
     def integer_layers(self) -> tuple[int, int]:
         """How many of the quantized convolutions and linear layers run on the kernels, and how many there are."""
-        return len(self.exact), sum(isinstance(one, Quantized) for one in quantized_layers(self.network).values())
+        return len(self.exact) + self.handed, sum(
+            isinstance(one, Quantized) for one in quantized_layers(self.network).values()
+        )
 
     def pixels(self, name: str, square: int) -> list[str]:
         """The names of the layers that a layer is for each pixel of the squares that its outputs are."""
@@ -291,7 +307,7 @@ class Program:
     def layer(self, op: Layer) -> None:
         """A layer, with what is added to it, its values where something reads them, and the codes that follow."""
         engine, plan = self.engine, self.plan
-        codes, *added = op.inputs
+        codes, added, handed = op.inputs[0], op.added, op.handed
         packed = [engine.convolution(name, codes.size) for name in engine.pixels(op.name, op.spread)]
         for convolution, *_ in packed:
             plan.workspace = max(plan.workspace, convolution.workspace(codes.size[:3], engine.threads))
@@ -304,13 +320,15 @@ class Program:
         def bind(block: np.ndarray) -> Callable[[], None]:
             add = [self.volume(block, view.op, op.volume, view.offset) for view in added]
             values = self.volume(block, op, op.volume) if valued else None
+            on = handed and kernels().Handed(self.volume(block, op.inputs[1].op, op.volume), handed.weight.numpy())
             targets, source = self.targets(block, grids[:8], op.volume), self.tensor(block, codes).numpy()
             calls = []
             for place, (convolution, scale, bias) in enumerate(packed):
                 at = np.s_[:, place // op.spread :: op.spread, place % op.spread :: op.spread]
                 output = kernels().Output(
                     scale=scale,
-                    bias=bias,
+                    bias=bias if handed is None else bias + handed.offset.numpy(),
+                    handed=on,
                     slope=op.slope,
                     add=[one[at] for one in add],
                     values=None if values is None else values[at],

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bitlens.engine.checks import example
-from bitlens.engine.lower import IntegerLayer, Lowered, Operand, folded_weight, layers_of, lower
+from bitlens.engine.lower import IntegerLayer, Lowered, Operand, folded_weight, layers_of, lower, runs_in_integers
 from bitlens.engine.trace import Value, Writer, trace
 from bitlens.quant.layers import Quantized
 
-__all__ = ["Codes", "Constant", "Denoising", "Layer", "NativeGraph", "Op", "View", "known", "unreadable", "write"]
+__all__ = [
+    "Codes", "Constant", "Denoising", "Handed", "Layer", "NativeGraph", "Op", "View", "by_itself", "known",
+    "on_kernels", "unreadable", "write",
+]  # fmt: skip
 
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "add": torch.add,
@@ -85,14 +88,30 @@ class Codes(Op):
 
 
 @dataclass(eq=False)
+class Handed(Op):
+    """Codes times a number for each channel, plus another: a convolution of each channel by itself, pixel by pixel."""
+
+    weight: Tensor = field(default_factory=lambda: torch.zeros(()))
+    offset: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+@dataclass(eq=False)
 class Layer(Op):
-    """A layer on the kernels. Its first input are codes (t, h, w, c); others are added to its values."""
+    """A layer on the kernels. Its first input are codes (t, h, w, c), its second those that are `handed` on, if there
+    are some; others are added to its values."""
 
     name: str = ""
+    handed: Handed | None = None
+    """What is added before LeakyReLU."""
     volume: tuple[int, ...] = (1, 1, 1, 1)
     """Its values as (t, h, w, outputs)."""
     spread: int = 1
     """Its outputs are squares of pixels, of this many rows and columns."""
+
+    @property
+    def added(self) -> list["View"]:
+        """What is added to its values, after LeakyReLU."""
+        return self.inputs[1 + (self.handed is not None) :]
 
 
 @dataclass(eq=False)
@@ -276,6 +295,8 @@ class NativeGraph(Writer):
         integers = self.exact(name)
         if integers is not None and on_kernels(integers.geometry, x.op.size):
             return self.on_codes(name, integers, geometry, x.op)
+        if integers is not None and by_itself(integers):
+            return self.handed(integers, x.op)
         own = {key: value.detach() for key, value in geometry.named_parameters()}
         if isinstance(module, Quantized):
             own["weight"] = folded_weight(module).float()
@@ -298,6 +319,21 @@ class NativeGraph(Writer):
         volumes = self.volume(codes, last)
         layer = Layer("layer", [volumes], size, laid(size, last), name=name, volume=volume.size)
         return self.append(layer)
+
+    def handed(self, layer: IntegerLayer, x: View) -> View:
+        """A layer that hands each channel on, which lies as its codes do."""
+        codes, grid = self.codes(x, layer.input), layer.input
+        weight = (layer.scale * layer.weight.flatten()).float()
+        offset = (layer.scale * layer.weight.flatten() * (grid.qmin - grid.zero_point)).float()
+        offset = offset if layer.bias is None else offset + layer.bias
+        column = (-1, *[1] * (len(x.size) - 2))
+
+        def kernel(codes: Tensor) -> Tensor:
+            own, more = (numbers.to(codes.device).reshape(column) for numbers in (weight, offset))
+            return codes.float() * own + more
+
+        op = Handed("handed", [codes], x.size, dense_as(codes.empty), returning(kernel), weight=weight, offset=offset)
+        return self.append(op)
 
     def volume(self, codes: View, last: Sequence[int]) -> View:
         """Codes as (t, h, w, c), pixels equally far apart, their axes in an order; copied where they lie otherwise."""
@@ -401,6 +437,18 @@ def on_kernels(geometry: Any, size: Sequence[int]) -> bool:
         return True
     known = isinstance(geometry, nn.Conv2d) or (isinstance(geometry, nn.Conv3d) and size[0] == 1)
     return known and geometry.groups == 1 and not isinstance(geometry.padding, str)
+
+
+def by_itself(layer: IntegerLayer) -> bool:
+    """Whether a layer in integers makes each channel of that channel of its input alone, pixel by pixel."""
+    geometry: Any = layer.geometry
+    alone = isinstance(geometry, nn.Conv2d) and geometry.groups == geometry.in_channels == geometry.out_channels
+    return alone and runs_in_integers(layer) and windows_of(geometry) == {(1, 1, 0)}
+
+
+def windows_of(geometry: Any) -> set[tuple[int, int, int]]:
+    """Size, stride and padding of a convolution along its axes."""
+    return set(zip(geometry.kernel_size, geometry.stride, geometry.padding, strict=True))
 
 
 def output_size(geometry: Any, size: Sequence[int]) -> list[int]:

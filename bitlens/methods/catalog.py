@@ -30,7 +30,8 @@ ANY, TRAINED, DUN = "of every network", "of video networks, to be trained after 
 REFINED = "of networks that enlarge pictures, refined against the float network"
 ENTRIES = [
     Entry("direct", "direct", ANY),
-    Entry("ends", "ends", ANY),
+    Entry("ends", "ends:ENDS", ANY),
+    Entry("shortcuts", "ends:SHORTCUTS", "of networks of plain 2-D convolutions"),
     Entry("qsci", "qsci", TRAINED),
     Entry("qvit", "qvit", TRAINED),
     Entry("pams", "pams", TRAINED),

@@ -15,6 +15,7 @@ from bitlens.quant.layers import (
     times_inputs,
 )
 from bitlens.quant.low_rank import LowRankBranch, has_room
+from bitlens.quant.shortcut import ChannelShortcut, hands_on
 from bitlens.recipe import Bits, Recipe
 
 
@@ -89,6 +90,9 @@ def unprepare(network: nn.Module) -> None:
             weight = module.main.layer.get_parameter("weight")
             weight.copy_(module.weight.view_as(weight))
             put(network, name, module.main)
+        elif isinstance(module, ChannelShortcut):
+            module.give_back()
+            put(network, name, module.main)
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if isinstance(module, QUANTIZED):
             put(network, name, module.layer)
@@ -106,7 +110,11 @@ def decide(name: str, module: nn.Module, recipe: Recipe) -> Decision | None:
         return Decision(name, kind, None, "no rule matches")
     if rule.bits is None:
         return Decision(name, kind, None, f"rule {rule.pattern!r} leaves it float")
-    bits = rule.bits if has_room(module, rule.bits.rank) else replace(rule.bits, rank=0)
+    bits = replace(
+        rule.bits,
+        rank=rule.bits.rank if has_room(module, rule.bits.rank) else 0,
+        shortcut=rule.bits.shortcut and hands_on(module),
+    )
     return Decision(name, kind, bits, f"rule {rule.pattern!r}")
 
 
@@ -119,7 +127,8 @@ def put(network: nn.Module, name: str, module: nn.Module) -> None:
 def wrap(network: nn.Module, name: str, module: nn.Module, bits: Bits) -> nn.Module:
     """The fake-quantized stand-in of one layer."""
     if isinstance(module, LAYERS):
-        return LowRankBranch(module, bits) if bits.rank else Quantized(module, bits)
+        kind = LowRankBranch if bits.rank else ChannelShortcut if bits.shortcut else Quantized
+        return kind(module, bits)
     parent = network.get_submodule(name.rpartition(".")[0])
     return QuantizedMatMul(module, bits, getattr(parent, "heads", None))
 

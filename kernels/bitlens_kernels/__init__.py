@@ -68,8 +68,18 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Handed:
+    """Codes of as many channels as there are outputs, each of which is added to its own: code * weight."""
+
+    codes: np.ndarray
+    """(t, h, w, outputs) uint8."""
+    weight: np.ndarray
+    """(outputs,) float32."""
+
+
+@dataclass(frozen=True)
 class Output:
-    """What becomes of sums: value = leaky(total * scale + bias) + side + add, stored, and written on grids.
+    """What becomes of sums: value = leaky(total * scale + bias + handed) + side + add, stored, and written on grids.
 
     Values (and what is added) are float32, or bfloat16 in arrays of uint16. `values` may be one of `add`. Arrays are
     channels-last memory or, with a spread s, array[:, i::s, j::s] of such: a pixel shuffle is s x s convolutions.
@@ -80,6 +90,7 @@ class Output:
     scale: np.ndarray | None = None
     """(outputs,) float32; None: the totals are all that is wanted."""
     bias: np.ndarray | None = None
+    handed: Handed | None = None
     slope: float = 1.0
     """Of LeakyReLU; 1: none."""
     add: Sequence[np.ndarray] = ()
@@ -356,6 +367,13 @@ def output_struct(output: Output, shape: tuple[int, ...], values: np.ndarray | N
         struct.totals, struct.totals_stride = output.totals.ctypes.data, pixel_stride(output.totals, spread)
     if output.scale is not None:
         kept += set_scale(struct, output, shape[-1])
+    if output.handed is not None:
+        codes, weight = output.handed.codes, np.ascontiguousarray(output.handed.weight, np.float32)
+        place(codes, np.uint8, shape, "codes that are handed on", spread)
+        if weight.shape != shape[-1:]:
+            raise ValueError(f"weights {weight.shape} of codes that are handed on; wanted {shape[-1:]}")
+        struct.handed = library.HandedStruct(codes.ctypes.data, pixel_stride(codes, spread), weight.ctypes.data)
+        kept.append(weight)
     for i, added in enumerate(output.add):
         place(added, kind, shape, "what is added", spread)
         struct.add[i], struct.add_stride[i] = added.ctypes.data, pixel_stride(added, spread)

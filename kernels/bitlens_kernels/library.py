@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-ABI = 6
+ABI = 7
 ALIGN = 64
 MOST_TARGETS = 8
 LEVELS = ("scalar", "avx2", "avx512-vnni", "avx512-vbmi", "neon")
@@ -43,10 +43,15 @@ class SideStruct(ctypes.Structure):
     ]
 
 
+class HandedStruct(ctypes.Structure):
+    _fields_ = [("codes", c_void_p), ("stride", c_int64), ("weight", c_void_p)]
+
+
 class OutputStruct(ctypes.Structure):
     _fields_ = [
         *[("totals", c_void_p), ("totals_stride", c_int64), ("scale", c_void_p), ("bias", c_void_p)],
         *[
+            ("handed", HandedStruct),
             ("slope", c_float),
             ("half", c_int32),
             ("spread", c_int32),

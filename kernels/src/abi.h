@@ -2,6 +2,7 @@
 //
 //   total = sum (x - zero) w                      32 bits, exact
 //   value = float(total) * scale + bias           float32, each operation rounded once, no fused multiply-add
+//   value = value + float(code) * weight          of codes that are handed on, a fused multiply-add
 //   value = leaky(value) + side + add[0] + add[1]    side: leaky(value) of another convolution
 //   code  = clamp(round(value / step + zero), low, high) - low        rounded half to even
 //
@@ -15,7 +16,7 @@
 extern "C" {
 #endif
 
-enum { BK_ABI = 6 };
+enum { BK_ABI = 7 };
 enum { BK_SCALAR, BK_AVX2, BK_VNNI, BK_VBMI, BK_NEON, BK_LEVELS };  // instruction sets
 enum { BK_DIRECT, BK_WINOGRAD2, BK_WINOGRAD3, BK_LOOKUP, BK_WINOGRAD2_WIDE, BK_METHODS };
 enum { BK_MOST_TARGETS = 8 };
@@ -52,11 +53,19 @@ typedef struct {
   float slope;
 } bk_side;
 
+// Codes of as many channels as there are outputs, which are handed on: each with a weight of its own.
+typedef struct {
+  const uint8_t *codes;  // null: there are none
+  int64_t stride;
+  const float *weight;  // of each output channel
+} bk_handed;
+
 // What becomes of the sums; everything but `scale` and `bias` may be left out (null, 0).
 typedef struct {
   int32_t *totals;
   int64_t totals_stride;
   const float *scale, *bias;  // of each output channel; null: the totals are all that is wanted
+  bk_handed handed;
   float slope;                // of LeakyReLU, at most 1; 1 is none
   int32_t half;               // values and what is added are bfloat16 instead of float32
   int32_t spread;             // s: pixel (t, h, w) of the sums is (t, s h, s w) of arrays s times as high and wide

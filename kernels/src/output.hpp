@@ -107,6 +107,7 @@ INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, 
   void *stored = o.values;
   const int64_t stride = o.values_stride;
   const int half = o.half, spread = o.spread, targets = piece.targets;
+  const bk_handed handed = o.handed;
   const bool leaky = o.slope != 1.0f;
   Float slope = broadcast(o.slope);
   int channel = piece.begin + at;
@@ -115,6 +116,12 @@ INLINE void finish_vectors(const bk_output &o, const Piece &piece, Value value, 
     Float values[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) values[v] = value(p, v);
+    if (handed.codes)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        int c = channel + v * LANES;
+        values[v] = fma(load_codes(handed.codes + pixel * handed.stride + c, n), load_floats(handed.weight + c, n), values[v]);
+      }
     if (leaky)
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) values[v] = larger(values[v], values[v] * slope);

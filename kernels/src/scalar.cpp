@@ -37,6 +37,8 @@ static float leaky(float v, float slope) { return slope != 1.0f && v * slope > v
 
 // `side` is what is added after LeakyReLU; null: nothing.
 static void finish_value(const bk_output &o, float v, const float *side, int64_t pixel, int channel) {
+  const bk_handed &handed = o.handed;
+  if (handed.codes) v = std::fma((float)handed.codes[pixel * handed.stride + channel], handed.weight[channel], v);
   v = leaky(v, o.slope);
   if (side) v += *side;
   for (int i = 0; i < 2; i++)

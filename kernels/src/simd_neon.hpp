@@ -54,6 +54,13 @@ INLINE Float load_floats(const float *from, int n) {
   return v;
 }
 
+// Bytes as numbers.
+INLINE Float load_codes(const uint8_t *from, int n) {
+  uint8_t all[8] = {};
+  memcpy(all, from, n);
+  return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vld1_u8(all)))));
+}
+
 INLINE void store_floats(float *to, Float v, int n) {
   if (n == LANES) return store(to, v);
   memcpy(to, &v, 4 * n);

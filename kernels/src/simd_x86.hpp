@@ -85,6 +85,18 @@ INLINE Float load_floats(const float *from, int n) {
 #endif
 }
 
+// Bytes as numbers.
+INLINE Float load_codes(const uint8_t *from, int n) {
+#ifdef __AVX512F__
+  if (n == LANES) return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load<__m128i>(from)));
+#else
+  if (n == LANES) return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+#endif
+  uint8_t all[16] = {};
+  memcpy(all, from, n);
+  return EACH(cvtepi32_ps)(EACH(cvtepu8_epi32)(load<__m128i>(all)));
+}
+
 INLINE void store_floats(float *to, Float v, int n) {
   if (n == LANES) return store(to, v);
 #ifdef __AVX512F__

@@ -29,7 +29,14 @@ def beside(shape: tuple[int, ...], level: str, random: np.random.Generator) -> "
 
 
 def outcome(
-    case: Case, level: str, half: bool, seed: int, method: str = "direct", side: bool = False, inside: bool = False
+    case: Case,
+    level: str,
+    half: bool,
+    seed: int,
+    method: str = "direct",
+    side: bool = False,
+    inside: bool = False,
+    handed: bool = False,
 ) -> list[np.ndarray]:
     """All that the output stage can write at once, of one convolution; `inside`: values over what is added."""
     random = np.random.default_rng(seed)
@@ -52,6 +59,10 @@ def outcome(
     output = bk.Output(totals=totals, scale=scale, bias=bias, slope=0.01, add=add, values=out, targets=targets)
     if side:
         output = replace(output, side=beside(shape, level, random))
+    if handed:
+        wide = random.integers(0, 256, (*shape[:3], outputs + 3)).astype(np.uint8)
+        weight = random.normal(scale=0.1, size=outputs).astype(np.float32)
+        output = replace(output, handed=bk.Handed(wide[..., 1 : 1 + outputs], weight))
     convolution.run(case.codes, output)
     return [totals, out, all_codes, some]
 
@@ -61,10 +72,10 @@ def outcome(
 def test_every_level_equals_the_scalar_twin(data):
     method = data.draw(st.sampled_from(list(BITS)))
     case, half, seed = data.draw(cases(method)), data.draw(st.booleans()), data.draw(st.integers(0, 1000))
-    side, inside = data.draw(st.booleans()), data.draw(st.booleans())
-    twin = outcome(case, "scalar", half, seed, side=side)
+    side, inside, handed = (data.draw(st.booleans()) for _ in range(3))
+    twin = outcome(case, "scalar", half, seed, side=side, handed=handed)
     for level in LEVELS:
-        for found, wanted in zip(outcome(case, level, half, seed, method, side, inside), twin, strict=True):
+        for found, wanted in zip(outcome(case, level, half, seed, method, side, inside, handed), twin, strict=True):
             assert np.array_equal(found, wanted), level
 
 
@@ -87,6 +98,25 @@ def test_a_side_is_the_values_that_it_would_have_alone(level: str, half: bool):
         np.testing.assert_allclose(found, apart, rtol=2**-8, atol=1e-6)
     else:
         assert np.array_equal(together, apart)
+
+
+@pytest.mark.parametrize("level", ["scalar", *LEVELS])
+def test_codes_that_are_handed_on_are_added_before_the_slope(level: str):
+    random = np.random.default_rng(5)
+    weights = random.integers(-8, 8, (37, 1, 3, 3, 37)).astype(np.int8)
+    case = Case(weights, random.integers(0, 16, (1, 6, 7, 37)).astype(np.uint8), (1, 1, 1), (0, 1, 1), 3, 15)
+    scale, bias, weight = (random.normal(size=37).astype(np.float32) for _ in range(3))
+    codes = random.integers(0, 256, (1, 6, 7, 37)).astype(np.uint8)
+    alone, found = np.zeros((2, 1, 6, 7, 37), np.float32)
+    convolution = case.convolution("direct", level)
+    convolution.run(case.codes, bk.Output(scale=scale, bias=bias, values=alone))
+    handed = bk.Handed(codes, weight)
+    convolution.run(case.codes, bk.Output(scale=scale, bias=bias, slope=0.25, values=found, handed=handed))
+    wanted = alone + codes * weight
+    np.testing.assert_allclose(found, np.where(wanted > 0, wanted, wanted / 4), rtol=1e-5, atol=1e-4)
+    for wrong in (bk.Handed(codes[..., :36], weight), bk.Handed(codes, weight[:36])):
+        with pytest.raises(ValueError, match="handed on"):
+            convolution.run(case.codes, bk.Output(scale=scale, bias=bias, values=found, handed=wrong))
 
 
 @pytest.mark.parametrize("level", LEVELS)
