@@ -269,7 +269,9 @@ def training_table(runs: Sequence[TrainingRun]) -> str:
     table = markdown(["run", "steps", "samples", "minutes", "first dB", "last dB"], rows, texts=1)
     drawn = "\n\n![learning curves](learning-curve.png)" if any(run.curve for run in runs) else ""
     about = "dB: PSNR on validation clips (of ABPN: photographs), which is not the PSNR on test sets."
-    validated = [run for run in runs if run.kinds and "dun" in run.name]
+    validated = [
+        run for run in runs if run.kinds and not any(kind.startswith(("noise-", "jpeg-")) for kind in run.kinds)
+    ]
     if validated:
         kinds = list(dict.fromkeys(kind for run in validated for kind in run.kinds))
         rows = [[f"`{run.name}`", *(f"{run.kinds[kind]:.2f}" for kind in kinds)] for run in validated]

@@ -99,8 +99,6 @@ def test_who_hands_on() -> None:
     assert [decision.bits.label for decision in decisions if decision.bits] == ["w4a4", "w4a4 +own"]
     with pytest.raises(ValueError, match="a shortcut and a low-rank branch"):
         Bits(4, 4, rank=2, shortcut=True)
-    with pytest.raises(ValueError, match="shortcut = 1"):
-        Bits(4, 4, shortcut=1)  # type: ignore[arg-type]
 
 
 def test_the_method_keeps_the_ends_at_8_bits_and_refuses_what_has_no_middle(tmp_path: Path) -> None:
