@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from bitlens.engine.traced_native import Codes, Handed, Layer, Op, View, codes_of, shuffle_of
+from bitlens.engine.views import Codes, Handed, Layer, Op, View, codes_of, shuffle_of
 
 __all__ = ["codes_first", "fused", "reached", "users_of"]
 
@@ -98,7 +98,7 @@ def followed(layer: Layer, users: Users) -> Layer | None:
     if user.kind != "add" or len(layer.added) >= MOST_ADDED:
         return None
     other = user.inputs[1 - index]
-    if isinstance(own := other.op, Handed) and not layer.handed and len(users[own]) == 1 and layer.spread == 1:
+    if isinstance(own := other.op, Handed) and not layer.handed and layer.spread == 1:
         [codes] = own.inputs
         if other.is_whole and other.lies_as(view) and codes.lies_as(own) and layer.slope == 1 and not layer.added:
             return replace(merged, inputs=[layer.inputs[0], codes], handed=own)

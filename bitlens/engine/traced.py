@@ -15,18 +15,8 @@ from bitlens.engine.native import Packed
 from bitlens.engine.plan import Memory, Part, Plan, kernels
 from bitlens.engine.selfcheck import check_layers
 from bitlens.engine.swin import as_volumes, torch_threads
-from bitlens.engine.traced_native import (
-    Codes,
-    Constant,
-    Denoising,
-    Layer,
-    Op,
-    View,
-    by_itself,
-    on_kernels,
-    unreadable,
-    write,
-)
+from bitlens.engine.traced_native import by_itself, on_kernels, unreadable, write
+from bitlens.engine.views import Codes, Constant, Denoising, Layer, Op, View
 from bitlens.quant.layers import Quantized, quantized_layers
 
 __all__ = ["Engine", "missing"]
@@ -103,9 +93,8 @@ class Engine(Packed):
     @property
     def integer_layers(self) -> tuple[int, int]:
         """How many of the quantized convolutions and linear layers run on the kernels, and how many there are."""
-        return len(self.exact) + self.handed, sum(
-            isinstance(one, Quantized) for one in quantized_layers(self.network).values()
-        )
+        layers = quantized_layers(self.network).values()
+        return len(self.exact) + self.handed, sum(isinstance(one, Quantized) for one in layers)
 
     def pixels(self, name: str, square: int) -> list[str]:
         """The names of the layers that a layer is for each pixel of the squares that its outputs are."""

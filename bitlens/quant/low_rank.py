@@ -60,6 +60,12 @@ class LowRankBranch(nn.Module):
         return main + up @ down
 
     @torch.no_grad()
+    def give_back(self) -> None:
+        """Put the branch's weights into the layer's again."""
+        weight = self.main.layer.get_parameter("weight")
+        weight.copy_(self.weight.view_as(weight))
+
+    @torch.no_grad()
     def split(self, second_moments: Float[Tensor, "k k"]) -> None:
         """Divide the weights anew between the layer and the branch, for inputs x with this E x x^T."""
         weight = self.weight.double()

@@ -86,11 +86,7 @@ def unprepare(network: nn.Module) -> None:
             back = weight if wrapped.balance is None else times_inputs(wrapped.layer, weight, wrapped.balance)
             wrapped.layer.get_parameter("weight").copy_(back)
     for name, module in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(module, LowRankBranch):
-            weight = module.main.layer.get_parameter("weight")
-            weight.copy_(module.weight.view_as(weight))
-            put(network, name, module.main)
-        elif isinstance(module, ChannelShortcut):
+        if isinstance(module, LowRankBranch | ChannelShortcut):
             module.give_back()
             put(network, name, module.main)
     for name, module in list(network.named_modules(remove_duplicate=False)):

@@ -15,7 +15,8 @@ from bitlens.engine.checks import snr
 from bitlens.engine.lower import IntegerLayer
 from bitlens.engine.reference import accumulate, values
 from bitlens.engine.traced import Engine, Program, missing
-from bitlens.engine.traced_native import Codes, Layer, View, known
+from bitlens.engine.traced_native import known
+from bitlens.engine.views import Codes, Layer, View
 from bitlens.methods import quantize
 from bitlens.metrics import psnr_sci
 from bitlens.networks.dun import DUN

@@ -112,6 +112,15 @@ def test_the_method_keeps_the_ends_at_8_bits_and_refuses_what_has_no_middle(tmp_
 
 
 @torch.no_grad()
+def test_beside_balanced_channels_it_has_none(tmp_path: Path) -> None:
+    images = torch.rand(1, 3, 24, 20)
+    bits = Bits(4, 4, activation_granularity="balanced", shortcut=True)
+    low, _ = quantize(ABPN(2, 8, 3).eval(), Recipe("s", (Rule("*", bits),)), [(images,)])
+    assert all(one.main.balance is not None and one.own.balance is None for one in shortcuts_of(low))
+    runs_everywhere(low, images, tmp_path)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind", ["ABPN", "FFDNet"])
 def test_engines_and_checkpoints(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -133,27 +142,43 @@ def test_engines_and_checkpoints(kind: str, tmp_path: Path) -> None:
     assert "handed" not in plan.kinds and plan.kinds.count("layer") == count - len(shortcuts_of(low))
 
 
+class Sums(nn.Module):
+    """A convolution, and one of each channel by itself, of values that may be negative, added in several ways."""
+
+    scale = 1
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.entry, self.first = (nn.Conv2d(channels, 5, 3, padding=1) for channels in (3, 5))
+        size = 3 if way == "3x3" else 1
+        self.own = nn.Conv2d(5, 5, size, padding=size // 2, groups=5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.entry(image)
+        if self.way in ("before the slope", "3x3"):
+            return (self.first(x) + self.own(x)).relu()
+        if self.way == "behind the slope":
+            return self.first(x).relu() + self.own(x)
+        handed = self.own(x)
+        return (self.first(x) + handed).relu() * handed
+
+
 @torch.no_grad()
-def test_a_shortcut_that_no_layer_does_on_its_way(tmp_path: Path) -> None:
-    """Both paths of a sum are read by another: what is handed on is a call of its own, and stays the same."""
-
-    class Twice(nn.Module):
-        scale = 1
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.own = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1, groups=3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            handed = self.own(x)
-            return (self.first(x) + handed).relu() * handed
-
+@pytest.mark.parametrize(
+    ("way", "alone"),
+    [("before the slope", False), ("behind the slope", True), ("read by another", True), ("3x3", False)],
+)
+def test_what_no_layer_does_on_its_way_is_a_call_of_its_own(way: str, alone: bool) -> None:
+    """A zero-point that is not 0 is part of the bias; what LeakyReLU comes before is not added before it."""
+    torch.manual_seed(2)
     images = torch.rand(1, 3, 9, 8)
-    low, _ = quantize(Twice().eval(), "direct", [(images,)], bits=8)
+    low, _ = quantize(Sums(way).eval(), "direct", [(images,)], bits=8)
+    assert lower(low).layers["own"].input.zero_point > 0  # type: ignore[union-attr]
     pytest.importorskip("bitlens_kernels")
     engine = traced.Engine(low, threads=1)
     torch.testing.assert_close(engine(images), low(images), rtol=1e-4, atol=1e-4)
-    assert "handed" in engine.program(tuple(images.shape[1:])).plan.kinds
+    assert ("handed" in engine.program(tuple(images.shape[1:])).plan.kinds) == alone
 
 
 def test_a_graph_written_by_hand_refuses_it() -> None:
