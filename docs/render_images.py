@@ -15,7 +15,7 @@ from bitlens import checkpoint
 
 FINGERPRINT = "bitlens-images"
 ENLARGING = ("abpn-x2", "abpn-x2-w8a8", "abpn-x2-w4a4")
-RESTORING = ("ffdnet", "ffdnet-w8a8")
+RESTORING = ("ffdnet", "ffdnet-w8a8", "ffdnet-w4a4")
 CUT = np.s_[70:190, 150:300]
 """Rows and columns that are shown, `ZOOM` times as large."""
 ZOOM, ROOM = 2, 18

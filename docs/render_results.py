@@ -96,6 +96,8 @@ class TrainingRun:
     """(step, PSNR in dB on validation clips)."""
     kinds: dict[str, float]
     """The last PSNR of each kind of camera, where several were validated; the curve has their mean."""
+    crops: int = 0
+    """That it was validated on; 0: it was not counted then."""
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
@@ -171,7 +173,7 @@ def read_training(folder: Path) -> list[TrainingRun]:
             curve = [(int(step), float(psnr)) for step, psnr in content["curve"]]
             numbers = int(content["steps"]), int(content["samples"]), float(content["minutes"])
             kinds = {str(kind): float(psnr) for kind, psnr in content.get("kinds", {}).items()}
-            runs.append(TrainingRun(str(content["name"]), *numbers, curve, kinds))
+            runs.append(TrainingRun(str(content["name"]), *numbers, curve, kinds, int(content.get("crops", 0))))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not the record of a training run ({type(error).__name__}: {error}); wanted name, steps, "
@@ -265,10 +267,12 @@ def training_table(runs: Sequence[TrainingRun]) -> str:
     rows = []
     for run in runs:
         ends = [f"{run.curve[0][1]:.2f}", f"{run.curve[-1][1]:.2f}"] if run.curve else ["–", "–"]
-        rows.append([f"`{run.name}`", f"{run.steps:,}", f"{run.samples:,}", f"{run.minutes:.0f}", *ends])
-    table = markdown(["run", "steps", "samples", "minutes", "first dB", "last dB"], rows, texts=1)
+        numbers = [f"{run.steps:,}", f"{run.samples:,}", f"{run.minutes:.0f}"]
+        rows.append([f"`{run.name}`", *numbers, *ends, f"{run.crops}" if run.crops else "–"])
+    table = markdown(["run", "steps", "samples", "minutes", "first dB", "last dB", "of crops"], rows, texts=1)
     drawn = "\n\n![learning curves](learning-curve.png)" if any(run.curve for run in runs) else ""
-    about = "dB: PSNR on validation clips (of ABPN: photographs), which is not the PSNR on test sets."
+    about = "dB: PSNR on validation clips (of ABPN and FFDNet: photographs), which is not the PSNR on test sets. "
+    about += "Runs of one family compare where they have as many crops (–: not counted; of ABPN and FFDNet a quarter)."
     validated = [
         run for run in runs if run.kinds and not any(kind.startswith(("noise-", "jpeg-")) for kind in run.kinds)
     ]
@@ -288,7 +292,8 @@ def draw_curves(runs: Sequence[TrainingRun], path: Path) -> None:
     families: dict[str, list[TrainingRun]] = {}
     for run in runs:
         if run.curve:
-            families.setdefault(" ".join(re.findall(r"^[a-z]+|x\d", run.name)), []).append(run)
+            family = " ".join(re.findall(r"^[a-z]+|x\d", run.name))
+            families.setdefault(family + (f", {run.crops} crops" if run.crops else ""), []).append(run)
     figure = Figure(figsize=(11, 3.2 * math.ceil(len(families) / 2)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     for number, (family, alike) in enumerate(families.items()):

@@ -134,7 +134,7 @@ class Train:
             save(network, self.out, provenance=self.provenance(data, settings, result))
             with output_file(self.run_folder / "record.json") as path:
                 assert path is not None
-                path.write_text(json.dumps(self.record(settings, result), indent=1) + "\n")
+                path.write_text(json.dumps(self.record(settings, result, validation), indent=1) + "\n")
             print(f"wrote {self.out} and {self.run_folder / 'record.json'}")
         return 0
 
@@ -311,8 +311,9 @@ class Train:
             "run": describe_run(),
         }
 
-    def record(self, settings: Training, result: "Result") -> dict[str, Any]:
+    def record(self, settings: Training, result: "Result", validation: "Validation | None") -> dict[str, Any]:
         """The run in short: what it cost, its settings, and PSNR on validation clips over its steps."""
+        crops = [len(batch.truth) for batches in (validation or {}).values() for batch in batches]
         lines = [json.loads(line) for line in (self.run_folder / "log.jsonl").read_text().splitlines()]
         times = [line["seconds"] for line in lines]  # of one call; a resumed run counts from 0 again
         ends = [time for time, following in pairwise([*times, 0.0]) if following < time]
@@ -320,6 +321,7 @@ class Train:
             "name": self.out.stem,
             "steps": result.step,
             "samples": result.step * self.samples,
+            "crops": sum(crops),
             "minutes": round(sum(ends) / 60, 1),
             "kinds": next((line["psnrs"] for line in reversed(lines) if "psnrs" in line), {}),
             "curve": [[line["step"], round(line["psnr"], 3)] for line in lines if "psnr" in line],
